@@ -1,0 +1,231 @@
+"""The report in a real browser: headless Chromium, phone to desktop, light and dark.
+
+A page around the report measures it from inside the browser: nothing may reach beyond the right edge (except inside a
+region that scrolls by itself), and every text must stand out from its ground by at least 4.5 to 1.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vae_anomaly.report import (
+    COMBINATION,
+    ColumnQuality,
+    Contribution,
+    FlaggedRecord,
+    Neighbour,
+    Report,
+    ScoreHistogram,
+    to_html,
+)
+from vae_anomaly.report.formatting import number
+
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+if CHROMIUM is None and os.environ.get("CI") != "true":
+    pytest.skip("no Chromium on this machine: the report was not looked at in a browser", allow_module_level=True)
+
+PAGE = """<!DOCTYPE html><meta charset="utf-8"><style>body{{margin:0}}iframe{{border:0;display:block}}</style>
+<iframe id="f" width="{width}" height="{height}" srcdoc="{report}"></iframe><pre id="out"></pre><script>
+const rgb = c => (c.match(/[\\d.]+/g) || []).map(Number);
+const light = c => {{ const [r, g, b] = c.slice(0, 3).map(v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+  return .2126 * r + .7152 * g + .0722 * b; }};
+function ground(e) {{ for (; e; e = e.parentElement) {{ const c = rgb(getComputedStyle(e).backgroundColor);
+  if (c.length === 3 || c[3] === 1) return c; }} return [255, 255, 255]; }}
+f.onload = () => {{ const doc = f.contentDocument, wide = [], faint = [];
+  doc.querySelectorAll("details").forEach(d => d.open = true);
+  for (const e of doc.body.querySelectorAll("*")) {{
+    const box = e.getBoundingClientRect(), name = e.tagName + "." + (e.getAttribute("class") || "");
+    if (box.width && (box.right > {width} + .5 || box.left < -.5) && !e.closest(".scroll, .unseen")) wide.push(name);
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) || !box.width) continue;
+    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
+    if ((a + .05) / (b + .05) < 4.5) faint.push(name + " " + ((a + .05) / (b + .05)).toFixed(2)); }}
+  out.textContent = JSON.stringify({{width: doc.documentElement.scrollWidth, height: doc.documentElement.scrollHeight,
+    ground: getComputedStyle(doc.body).backgroundColor, wide, faint}}); }};
+</script>"""
+
+
+def chromium(folder: Path, page: Path, *flags: str) -> str:
+    assert CHROMIUM, "CI has no Chromium: install it, the report must be looked at in a browser"
+    quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars --disable-sync"
+    quiet += " --disable-background-networking --disable-component-update"
+    command = [CHROMIUM, *quiet.split(), f"--user-data-dir={folder}", *flags, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def wrap(report: str, width: int, height: int = 1000) -> str:
+    return PAGE.format(report=html.escape(report), width=width, height=height)
+
+
+def measure(tmp_path: Path, report: str, width: int, *, dark: bool) -> dict:
+    page = tmp_path / "page.html"
+    page.write_text(wrap(report, width), encoding="utf-8")
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    dom = chromium(tmp_path / "profile", page, scheme, f"--window-size={max(width, 600)},1000", "--dump-dom")
+    return json.loads(html.unescape(re.search(r'<pre id="out">(.*?)</pre>', dom, re.S).group(1)))
+
+
+def sample_report() -> Report:
+    """Breast-cancer measurements scored by independent normal distributions fitted to benign records."""
+    from sklearn.datasets import load_breast_cancer
+
+    data = load_breast_cancer(as_frame=True)
+    x, benign = data.data, data.target.to_numpy() == 1
+    order = np.random.default_rng(0).permutation(np.flatnonzero(benign))
+    train, calibration = order[:170], order[170:290]
+    batch = np.concatenate([order[290:350], np.flatnonzero(~benign)[:14]])
+    mean, sd = x.iloc[train].mean(), x.iloc[train].std()
+    z = ((x - mean) / sd).to_numpy()
+    nats, latent = 0.5 * z**2 * 0.6, 0.2 * np.abs(z).max(axis=1)
+    score = nats.sum(axis=1) + latent
+    known = np.sort(score[calibration])[::-1]
+    threshold = float(known[int(0.02 * 121) - 1])
+    p = (1 + (known[None, :] >= score[batch][:, None]).sum(axis=1)) / 121
+    strange = [i for i in np.argsort(-score[batch]) if score[batch][i] > threshold]
+
+    def record(i: int) -> FlaggedRecord:
+        row = batch[i]
+        parts = [
+            Contribution(
+                column=name,
+                nats=float(nats[row, j]),
+                found=number(float(x.iat[row, j]), 4),
+                expected=f"{number(float(mean.iloc[j]), 4)} ± {number(float(sd.iloc[j]), 2)}",
+                deviation=float(z[row, j]),
+                note="beyond the training range" if x.iat[row, j] > x.iloc[train, j].max() else "",
+            )
+            for j, name in enumerate(x.columns)
+        ]
+        parts.append(Contribution(COMBINATION, float(latent[row]), "", ""))
+        shown = sorted(parts, key=lambda part: -part.nats)[:8]
+        distance = np.sqrt(((z[train] - z[row]) ** 2).mean(axis=1))
+        names = [part.column for part in shown]
+        neighbours = tuple(
+            Neighbour(
+                f"patient-{train[k]:04d}",
+                float(distance[k]),
+                tuple("" if n == COMBINATION else number(float(x[n].iat[train[k]]), 4) for n in names),
+            )
+            for k in np.argsort(distance)[:3]
+        )
+        return FlaggedRecord(
+            row_index=int(i),
+            record_id=f"patient-{row:04d}",
+            score=float(score[row]),
+            p_value=float(p[i]),
+            label=None if benign[row] else "malignant",
+            contributions=tuple(shown),
+            rest_nats=float(score[row] - sum(part.nats for part in shown)),
+            neighbours=neighbours,
+        )
+
+    warnings = {
+        "worst area": "13.5 % of the cells lie beyond the training range (training: 0 %).",
+        "area error": "12.2 % of the cells lie beyond the training range (training: 0 %).",
+    }
+    quality = [
+        ColumnQuality(
+            column=name,
+            kind="number",
+            missing=0.027 if name == "mean smoothness" else 0.0,
+            beyond_range=float((x[name].iloc[batch] > x[name].iloc[train].max()).mean()),
+            warning=warnings.get(name, ""),
+        )
+        for name in x.columns
+    ]
+    return Report(
+        monitor="breast-cancer",
+        batch_id="2026-11-22-clinic-b-5f0c2d9a11be",
+        batch_name="2026-11-22-clinic-b.parquet",
+        batch_sha256="5f0c2d9a11be" + "3c7e90ab" * 6 + "71d0",
+        rows=77,
+        scored=74,
+        unscorable={"missing_record_id": 1, "wrong_dtype:mean area": 2},
+        flagged=len(strange),
+        expected_flagged=1.5,
+        flagged_range=(0, 5),
+        batch_p_value=2.1e-9,
+        alpha=0.02,
+        alpha_range=(0.002, 0.045),
+        threshold_value=threshold,
+        calibration_records=120,
+        score_name="latent_neighbours",
+        columns=tuple(quality),
+        histogram=ScoreHistogram.of(known, score[batch]),
+        records=tuple(record(int(i)) for i in strange),
+        notes=("2 columns differ from training in more cells than chance gives: worst area, area error.",),
+        extra_columns=("operator", "device_serial"),
+        provenance={
+            "model": "vae-anomaly.breast-cancer",
+            "model version": "7",
+            "model digest": "9b1f" * 16,
+            "threshold version": "3",
+            "schema digest": "0c44" * 16,
+            "config digest": "e7a2" * 16,
+            "code version": "0.1.0",
+        },
+        labelled={"anomalies": 14, "found": sum(not benign[batch[i]] for i in strange)},
+    )
+
+
+def long_report() -> Report:
+    """Every text as long as it comes, with nowhere to break it."""
+    long = "W" * 400
+    parts = tuple(Contribution(long, -2.0 if k == 7 else 9.0 - k, long, long, -1234567.0, long) for k in range(8))
+    near = tuple(Neighbour(long, 1.0, (long,) * 8) for _ in range(5))
+    return Report(
+        monitor=long,
+        batch_id=long,
+        batch_name=long,
+        batch_sha256=long,
+        rows=12_345_678,
+        scored=12_345_000,
+        unscorable={long: 678},
+        flagged=12_345_000,
+        expected_flagged=123_450.0,
+        flagged_range=(122_000, 125_000),
+        batch_p_value=0.0,
+        alpha=0.01,
+        alpha_range=(0.0099, 0.0101),
+        threshold_value=123_456.0,
+        calibration_records=1_000_000,
+        score_name=long,
+        columns=(ColumnQuality(long, "timestamp", 1.0, 1.0, 1.0, 1.0, long), ColumnQuality(long, "category")),
+        histogram=ScoreHistogram((0.0, 1e5, 2e6), (0.9, 0.1), (0.1, 0.9)),
+        records=(FlaggedRecord(1, long, 1e6, 1e-6, long, parts, 0.0, near),),
+        notes=(long,),
+        extra_columns=(long,),
+        provenance={long: long},
+        labelled={"anomalies": 1_234_567, "found": 1_234_567},
+    )
+
+
+@pytest.mark.parametrize("make", [sample_report, long_report])
+@pytest.mark.parametrize(("width", "dark"), [(320, False), (375, True), (768, False), (1280, True), (1280, False)])
+def test_fits_its_width_and_every_text_can_be_read(tmp_path, make, width, dark):
+    seen = measure(tmp_path, to_html(make()), width, dark=dark)
+    assert seen["wide"] == [] and seen["width"] <= width
+    assert seen["faint"] == []
+    assert (seen["ground"] == "rgb(14, 19, 25)") == dark
+
+
+def test_the_measure_sees_what_is_too_wide_and_too_faint(tmp_path):
+    page = to_html(sample_report())
+    broken = page.replace("</main>", "<p style='width:2000px'>x</p><p style='color:#999'>faint</p></main>")
+    seen = measure(tmp_path, broken, 768, dark=False)
+    assert seen["wide"] and seen["width"] > 768 and seen["faint"]
+
+
+def test_the_page_is_painted(tmp_path):
+    page, picture = tmp_path / "report.html", tmp_path / "report.png"
+    page.write_text(to_html(sample_report()), encoding="utf-8")
+    chromium(tmp_path / "profile", page, "--window-size=1280,900", f"--screenshot={picture}")
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 30_000

@@ -1,0 +1,72 @@
+"""Values that pass between modules: records that went through the contract, model inputs, and what was detected.
+
+Legend: B records, F model features, K latent dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+OK = "ok"
+
+
+@dataclass(frozen=True)
+class Records:
+    """B rows of a file after the data contract, in the file's order.
+
+    ``values`` holds one entry for each column of the schema, by its kind:
+    number and boolean (B,) float64 with NaN where missing; category a ``pa.StringArray`` with nulls where missing;
+    timestamp (B,) ``datetime64[us]`` in UTC with NaT where missing.
+    ``status`` (B,) is ``"ok"`` or ``"unscorable:<reason>"``; the values of an unscorable row are not to be used.
+    """
+
+    first_row: int
+    record_ids: np.ndarray
+    values: Mapping[str, np.ndarray | pa.Array]
+    status: np.ndarray
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.status)
+
+    @property
+    def scorable(self) -> np.ndarray:
+        """(B,) bool: rows that can be scored."""
+        return self.status == OK
+
+    def take(self, index: np.ndarray) -> Records:
+        """The rows at the positions ``index`` (integers); ``first_row`` is kept as it is."""
+        index = np.asarray(index, dtype=np.int64)
+        values = {
+            name: v.take(pa.array(index)) if isinstance(v, pa.Array) else v[index] for name, v in self.values.items()
+        }
+        labels = None if self.labels is None else self.labels[index]
+        return Records(self.first_row, self.record_ids[index], values, self.status[index], labels)
+
+
+def concatenate(parts: Sequence[Records]) -> Records:
+    """All rows of ``parts`` in order, as one :class:`Records` that starts at the first part's row."""
+    first = parts[0]
+    values = {
+        name: pa.concat_arrays([p.values[name] for p in parts])
+        if isinstance(v, pa.Array)
+        else np.concatenate([p.values[name] for p in parts])
+        for name, v in first.values.items()
+    }
+    labels = None if first.labels is None else np.concatenate([p.labels for p in parts])  # type: ignore[misc]
+    ids, status = (np.concatenate([getattr(p, field) for p in parts]) for field in ("record_ids", "status"))
+    return Records(first.first_row, ids, values, status, labels)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector says of B records: unscorable rows have NaN for score and p-value and are not anomalies."""
+
+    status: np.ndarray
+    score: np.ndarray
+    p_value: np.ndarray
+    is_anomaly: np.ndarray

@@ -1,0 +1,282 @@
+"""The shipped bundle: schema, preprocessing, VAE, score and threshold, with provenance.
+
+A detector is immutable and deterministic: records in, :class:`~vae_anomaly.batch.Detections` out. It computes in
+fixed chunks of ``CHUNK`` rows with a padded tail, so that a record's score is the same bits whatever batch it arrives
+in. On disk it is data only: JSON and safetensors with a sha256 of each file; loading it executes nothing from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from vae_anomaly.batch import Detections, Records
+from vae_anomaly.errors import ArtifactError, DataError
+from vae_anomaly.models import MODELS
+from vae_anomaly.preprocessing.tabular import TabularPreprocessor
+from vae_anomaly.registry import build
+from vae_anomaly.schema import Schema
+from vae_anomaly.scores import SCORES, Score
+from vae_anomaly.thresholds import Threshold
+from vae_anomaly.training import build_seeded
+from vae_anomaly.vae import VAE, Evaluation, Inputs, evaluate
+
+CHUNK = 1024
+FORMAT = 1
+FILES = ("detector.json", "weights.safetensors")
+MANIFEST = "manifest.json"
+MAX_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Part:
+    """A builder's name and options."""
+
+    kind: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Training records kept for explanations: inputs ``x`` (M, F) and their ids, in the order of the score's own."""
+
+    inputs: Inputs
+    record_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """Everything that turns records into decisions."""
+
+    schema: Schema
+    preprocessor: TabularPreprocessor
+    model: Part
+    vae: VAE
+    score_part: Part
+    score: Score
+    threshold: Threshold
+    reference: Reference
+    provenance: Mapping[str, str]
+
+    def encode(self, records: Records) -> Inputs:
+        """Model inputs of scorable records."""
+        return self.preprocessor.encode(records)
+
+    def scores(self, inputs: Inputs) -> np.ndarray:
+        """(B,) float64 nats, high = anomalous."""
+        return over_chunks(self.vae, inputs, self.score).numpy()
+
+    def terms(self, inputs: Inputs) -> np.ndarray:
+        """(B, Q + 1) float64 nats: one entry for each column, then the latent position; they sum to the score."""
+        return over_chunks(self.vae, inputs, self.score.terms).numpy()
+
+    def detect(self, records: Records) -> Detections:
+        """Scores, p-values and decisions; unscorable rows get NaN and are kept with their reason."""
+        status, good = records.status.copy(), np.flatnonzero(records.scorable)
+        score = np.full(len(records), np.nan)
+        if good.size:
+            scored = records if good.size == len(records) else records.take(good)
+            score[good] = self.scores(self.encode(scored))
+        broken = records.scorable & ~np.isfinite(score)
+        status[broken] = "unscorable:non_finite_score"
+        score[broken] = np.nan
+        p_value = self.threshold.p_value(score)
+        flagged = self.threshold.flag(score) & ~np.isnan(score)
+        return Detections(status, score, p_value, flagged)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the manifest: names this detector, its threshold included."""
+        return _sha256(self._manifest(self._files()))
+
+    def _files(self) -> dict[str, bytes]:
+        head = {
+            "format": FORMAT,
+            "schema": self.schema.to_dict(),
+            "preprocessor": self.preprocessor.to_dict(),
+            "model": {"kind": self.model.kind, "options": dict(self.model.options)},
+            "score": {"kind": self.score_part.kind, "options": dict(self.score_part.options)},
+            "threshold": self.threshold.to_dict(),
+            "reference_ids": list(self.reference.record_ids),
+            "provenance": dict(self.provenance),
+        }
+        tensors = {f"vae.{k}": v for k, v in self.vae.state_dict().items()}
+        tensors |= {f"score.{k}": v for k, v in self.score.tensors.items()}
+        tensors["threshold.calibration"] = torch.from_numpy(self.threshold.calibration)
+        tensors["reference.x"] = self.reference.inputs.x
+        if self.reference.inputs.observed is not None:
+            tensors["reference.observed"] = self.reference.inputs.observed
+        weights = safetensors.torch.save({k: v.contiguous() for k, v in sorted(tensors.items())})
+        return {"detector.json": _json(head), "weights.safetensors": weights}
+
+    @staticmethod
+    def _manifest(files: Mapping[str, bytes]) -> bytes:
+        return _json({"format": FORMAT, "files": {name: _sha256(data) for name, data in sorted(files.items())}})
+
+    def save(self, folder: Path) -> str:
+        """Write ``folder`` (which must be new or empty) and return the digest."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise ArtifactError(f"the model folder must be empty. Got {str(folder)!r} with files in it.")
+        files = self._files()
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        manifest = self._manifest(files)
+        (folder / MANIFEST).write_bytes(manifest)
+        return _sha256(manifest)
+
+    @staticmethod
+    def load(folder: Path, *, digest: str | None = None) -> Detector:
+        """Read a detector that :meth:`save` wrote, verifying every byte.
+
+        Parameters
+        ----------
+        folder : the model folder: exactly ``manifest.json``, ``detector.json``, ``weights.safetensors``.
+        digest : the sha256 of the manifest as the registry recorded it; checked when given.
+
+        Raises
+        ------
+        ArtifactError
+            A file is missing, foreign, altered or truncated, or was made by another format; the message names it.
+        """
+        files = _verified_files(folder, digest)
+        try:
+            return _rebuild(folder, json.loads(files["detector.json"]), files["weights.safetensors"])
+        except ArtifactError:
+            raise
+        except Exception as error:
+            raise ArtifactError(
+                f"model folder {str(folder)!r} must hold a detector of format {FORMAT}. Got contents that do not fit:"
+                f" {type(error).__name__}. Register the model again."
+            ) from error
+
+
+def _verified_files(folder: Path, digest: str | None) -> dict[str, bytes]:
+    if not folder.is_dir():
+        raise ArtifactError(f"model folder {str(folder)!r} must exist. Got no such folder.")
+    found = {p.name for p in folder.iterdir()}
+    expected = {MANIFEST, *FILES}
+    if found != expected:
+        missing, foreign = sorted(expected - found), sorted(found - expected)
+        raise ArtifactError(
+            f"model folder {str(folder)!r} must hold exactly {sorted(expected)}."
+            f" Got missing {missing} and foreign {foreign}. Download or register the model again."
+        )
+    data = {name: _read(folder / name) for name in expected}
+    if digest is not None and _sha256(data[MANIFEST]) != digest:
+        raise ArtifactError(
+            f"{folder / MANIFEST} must have the registered sha256 {digest[:12]}. Got {_sha256(data[MANIFEST])[:12]}:"
+            " the model was altered or is another one. Do not use it; register it again."
+        )
+    try:
+        manifest = json.loads(data[MANIFEST])
+        if manifest["format"] != FORMAT:
+            raise ArtifactError(
+                f"{folder / MANIFEST} must have format {FORMAT}. Got {manifest['format']!r}: made by another version."
+            )
+        listed = {str(k): str(v) for k, v in manifest["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(f"{folder / MANIFEST} must be a manifest. Got something that does not parse.") from error
+    for name in FILES:
+        if listed.get(name) != _sha256(data[name]):
+            raise ArtifactError(
+                f"{folder / name} must have the sha256 that the manifest lists. Got other content: altered or"
+                " truncated. Do not use it; register the model again."
+            )
+    return data
+
+
+def _read(path: Path) -> bytes:
+    if path.is_symlink() or not path.is_file():
+        raise ArtifactError(f"{path} must be a regular file. Got a link or something else.")
+    if path.stat().st_size > MAX_BYTES:
+        raise ArtifactError(f"{path} must be smaller than {MAX_BYTES} bytes. Got {path.stat().st_size}.")
+    return path.read_bytes()
+
+
+def _rebuild(folder: Path, head: Mapping[str, Any], weights: bytes) -> Detector:
+    tensors = safetensors.torch.load(weights)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ArtifactError(f"{folder / 'weights.safetensors'}: tensor {name!r} must be finite. Got NaN or infinity.")
+    preprocessor = TabularPreprocessor.from_dict(head["preprocessor"])
+    model, score = Part(**head["model"]), Part(**head["score"])
+    vae: VAE = build_seeded(lambda: build("model", MODELS, model.kind, preprocessor.layout, **model.options), 0)
+    vae.load_state_dict(_group(tensors, "vae."), strict=True)
+    vae.eval()
+    fitted = build("score", SCORES, score.kind, None, _group(tensors, "score."), **score.options)
+    calibration = tensors["threshold.calibration"].numpy()
+    threshold = Threshold(head["threshold"]["method"], head["threshold"]["alpha"], calibration)
+    if threshold.to_dict() != head["threshold"]:
+        raise ArtifactError(
+            f"{folder / 'detector.json'}: the threshold must follow from the calibration scores. Got another value."
+        )
+    reference = Reference(
+        Inputs(tensors["reference.x"], tensors.get("reference.observed")), tuple(head["reference_ids"])
+    )
+    schema = Schema.from_dict(head["schema"])
+    return Detector(schema, preprocessor, model, vae, score, fitted, threshold, reference, head["provenance"])
+
+
+def _group(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False).encode()
+
+
+def padded_chunks(inputs: Inputs) -> Iterator[tuple[Inputs, int]]:
+    """Slices of exactly ``CHUNK`` rows and the number of real rows in each; the last is padded with zeros.
+
+    The optional parts are always given, so that one record's missing cell does not change how another is computed.
+    """
+    for start in range(0, len(inputs), CHUNK):
+        rows = inputs[slice(start, start + CHUNK)]
+        size = len(rows)
+        if size < CHUNK:
+            rows = Inputs(
+                *(None if p is None else torch.cat([p, p.new_zeros(CHUNK - size, *p.shape[1:])]) for p in
+                  (rows.x, rows.observed, rows.evidence, rows.context))  # fmt: skip
+            )
+        yield rows, size
+
+
+def over_chunks(vae: VAE, inputs: Inputs, function: Callable[[Evaluation], Tensor]) -> Tensor:
+    """``function`` of the deterministic evaluation of every record, computed in fixed chunks; (B, ...)."""
+    with torch.inference_mode():
+        parts = [function(evaluate(vae, rows))[:size] for rows, size in padded_chunks(inputs)]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+
+def require_schema(detector: Detector, schema: Schema) -> None:
+    """Refuse a detector that was fitted to other columns than ``schema``; the message lists the differences."""
+    if detector.schema.digest == schema.digest:
+        return
+    ours, theirs = {c.name: c for c in detector.schema.columns}, {c.name: c for c in schema.columns}
+    gone, new = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
+    changed = sorted(n for n in ours.keys() & theirs.keys() if ours[n] != theirs[n])
+    raise ArtifactError(
+        f"the model's schema must be that of monitor.yml. Got columns gone {gone}, new {new}, changed {changed}, or"
+        " another record_id or label. Fit again, or restore the columns in monitor.yml."
+    )
+
+
+def no_rows(file: str) -> DataError:
+    """The error for a source without a single scorable record."""
+    return DataError("no_records", "at least one scorable record is needed. Got none.", file=file, remedy="Add records.")

@@ -1,0 +1,165 @@
+r"""p(x given z, c) for tables: a joint of per-column likelihoods.
+
+The decoder emits one unconstrained number for each feature; the likelihood owns the map to each column's domain:
+
+* number and time parts: Gaussian with the network's mean and one learned, bounded scale for each feature,
+  :math:`-\tfrac12((x - m)/\sigma)^2 - \log\sigma - \tfrac12\log 2\pi`;
+* boolean: Bernoulli with the network's logit;
+* category: categorical over the values seen in training, the network's logits for them; an unseen value has an
+  all-zero one-hot row and so no term here (its evidence is counted by the preprocessing).
+
+Missing cells have no term: the likelihood is that of the observed cells.
+
+Legend: S samples, B records, F features, Q columns. Feature order: Gaussian, Bernoulli, then the one-hot blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vae_anomaly.distributions import HALF_LOG_2PI
+from vae_anomaly.nn import bounded, with_context
+
+# sigma in [0.02, 7.4] robust deviations: the floor keeps a column that the decoder copies perfectly from claiming
+# unbounded evidence, the ceiling leaves room for columns that it cannot explain at all.
+LOG_SIGMA_RANGE = (-3.9, 2.0)
+Family = Literal["gaussian", "bernoulli", "categorical"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One column's consecutive features: ``size`` of them, read by one family."""
+
+    column: int
+    family: Family
+    size: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the features of a table are laid out; blocks are ordered Gaussian, Bernoulli, categorical."""
+
+    blocks: tuple[Block, ...]
+    columns: int
+
+    def __post_init__(self) -> None:
+        order = ["gaussian", "bernoulli", "categorical"]
+        ranks = [order.index(b.family) for b in self.blocks]
+        assert ranks == sorted(ranks), "blocks must be ordered by family"
+
+    def size(self, family: Family) -> int:
+        """Number of features of ``family``."""
+        return sum(b.size for b in self.blocks if b.family == family)
+
+    @property
+    def features(self) -> int:
+        """F, the number of features."""
+        return sum(b.size for b in self.blocks)
+
+    @property
+    def column_of_feature(self) -> Tensor:
+        """(F,) int64: the column that each feature belongs to."""
+        return torch.tensor([b.column for b in self.blocks for _ in range(b.size)], dtype=torch.int64)
+
+    @property
+    def categorical_sizes(self) -> tuple[int, ...]:
+        """Sizes of the one-hot blocks."""
+        return tuple(b.size for b in self.blocks if b.family == "categorical")
+
+    @property
+    def column_of_residual(self) -> Tensor:
+        """(R,) int64: the column of each residual, one for a Gaussian or Bernoulli feature and one for a category."""
+        flat = [b.column for b in self.blocks for _ in range(b.size if b.family != "categorical" else 1)]
+        return torch.tensor(flat, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class TabularDistribution:
+    """p(x given z) for B records, or S x B of them: parameters (..., F) and the Gaussian scales (G,)."""
+
+    layout: Layout
+    parameters: Tensor
+    sigma: Tensor
+
+    def entry_log_prob(self, x: Tensor, observed: Tensor | None) -> Tensor:
+        """log p of each entry in nats, (..., F); a category's whole term stands at its one-hot entry."""
+        gaussian, bernoulli = self.layout.size("gaussian"), self.layout.size("bernoulli")
+        out = []
+        if gaussian:
+            residual = (x[..., :gaussian] - self.parameters[..., :gaussian]) / self.sigma
+            out.append(residual.square().mul(-0.5).sub(self.sigma.log() + HALF_LOG_2PI))
+        if bernoulli:
+            part = slice(gaussian, gaussian + bernoulli)
+            logits = self.parameters[..., part]
+            target = x[..., part].expand_as(logits)
+            out.append(-functional.binary_cross_entropy_with_logits(logits, target, reduction="none"))
+        start = gaussian + bernoulli
+        for size in self.layout.categorical_sizes:
+            part = slice(start, start + size)
+            out.append(functional.log_softmax(self.parameters[..., part], -1) * x[..., part])
+            start += size
+        entries = out[0] if len(out) == 1 else torch.cat(out, -1)
+        return entries if observed is None else entries * observed
+
+    def log_prob(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        """log p(observed cells of x given z) in nats, (..., B); ``observed`` (B, F) is 1 where a cell is observed."""
+        return self.entry_log_prob(x, observed).sum(-1)
+
+    def mean(self) -> Tensor:
+        """E[x given z]: Gaussian means and probabilities of booleans and category values; (..., F)."""
+        gaussian, bernoulli = self.layout.size("gaussian"), self.layout.size("bernoulli")
+        parts = [self.parameters[..., :gaussian], self.parameters[..., gaussian : gaussian + bernoulli].sigmoid()]
+        start = gaussian + bernoulli
+        for size in self.layout.categorical_sizes:
+            parts.append(self.parameters[..., start : start + size].softmax(-1))
+            start += size
+        return torch.cat(parts, -1)
+
+    def residuals(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        r"""Deviance residuals in natural units, (..., R): one for each Gaussian, Bernoulli and categorical variable.
+
+        Gaussian :math:`(x - m)/\sigma`; discrete :math:`\pm\sqrt{-2\log p(x)}`, signed by the value for a boolean.
+        Half their squared sum is the negative log-likelihood up to the Gaussian normalising constants.
+        """
+        gaussian, bernoulli = self.layout.size("gaussian"), self.layout.size("bernoulli")
+        parts = [(x[..., :gaussian] - self.parameters[..., :gaussian]) / self.sigma]
+        if gaussian < self.layout.features:
+            entries = self.entry_log_prob(x, None)[..., gaussian:]
+            sign = 2.0 * x[..., gaussian : gaussian + bernoulli] - 1.0
+            parts.append(sign * entries[..., :bernoulli].mul(-2.0).clamp_min(0.0).sqrt())
+            start = bernoulli
+            for size in self.layout.categorical_sizes:
+                parts.append(entries[..., start : start + size].sum(-1, keepdim=True).mul(-2.0).clamp_min(0.0).sqrt())
+                start += size
+        residuals = torch.cat(parts, -1)
+        if observed is None:
+            return residuals
+        starts, at = [], 0
+        for block in self.layout.blocks:
+            starts += [at] if block.family == "categorical" else list(range(at, at + block.size))
+            at += block.size
+        return residuals * observed[..., starts]
+
+
+class TabularLikelihood(nn.Module):
+    """p(x given z, c): a decoder network with F outputs and a learned log-scale for each Gaussian feature."""
+
+    def __init__(self, net: nn.Module, layout: Layout) -> None:
+        super().__init__()
+        self.net, self.layout = net, layout
+        # sigma starts near 1: bounded(1.1) of the range is -0.05
+        self.raw_log_sigma = nn.Parameter(torch.full((layout.size("gaussian"),), 0.64))
+
+    @property
+    def sigma(self) -> Tensor:
+        """(G,) scales of the Gaussian features, in the unit of the preprocessed features."""
+        return bounded(self.raw_log_sigma, *LOG_SIGMA_RANGE).exp()
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> TabularDistribution:
+        """(..., K) to the distribution of x with parameters (..., F)."""
+        return TabularDistribution(self.layout, self.net(with_context(z, context)), self.sigma)

@@ -1,0 +1,61 @@
+"""Networks: a multilayer perceptron and the heads that turn its output into a latent distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vae_anomaly.distributions import DiagonalGaussian, standard_normal
+
+# The posterior's scale lies in [e^-6, e^2]: below, a record would claim more precision than float32 arithmetic
+# carries through the network; above, the prior N(0, 1) is already wider than the data can ask for.
+LOG_SCALE_RANGE = (-6.0, 2.0)
+
+
+def bounded(raw: Tensor, low: float, high: float) -> Tensor:
+    """Maps any real number smoothly and monotonically into (low, high)."""
+    return low + (high - low) * torch.sigmoid(raw)
+
+
+def mlp(sizes: Sequence[int]) -> nn.Sequential:
+    """Linear layers of the given ``sizes`` (input first) with SiLU between them and none after the last."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Linear(fan_in, fan_out), nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def with_context(x: Tensor, context: Tensor | None) -> Tensor:
+    """[x, c] along the last axis; ``x`` itself where there is no context."""
+    return x if context is None else torch.cat([x, context.expand(*x.shape[:-1], -1)], -1)
+
+
+class GaussianHead(nn.Module):
+    """q(z given x, c): a network with 2K outputs, read as mean and bounded log-scale."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> DiagonalGaussian:
+        """(B, F) and (B, C) to a :class:`DiagonalGaussian` with parameters (B, K)."""
+        mean, raw = self.net(with_context(x, context)).chunk(2, -1)
+        # raw = 1.1 gives a scale of 1: shifting by it starts the posterior at the prior's scale.
+        return DiagonalGaussian(mean, bounded(raw + 1.0986, *LOG_SCALE_RANGE).exp())
+
+
+class StandardPrior(nn.Module):
+    """p(z) = N(0, I), whatever the context."""
+
+    zero: Tensor
+
+    def __init__(self, latent: int) -> None:
+        super().__init__()
+        self.latent = latent
+        self.register_buffer("zero", torch.zeros(()), persistent=False)
+
+    def forward(self, context: Tensor | None = None) -> DiagonalGaussian:
+        """The standard normal, with parameters (K,)."""
+        return standard_normal(self.latent, self.zero)

@@ -1,0 +1,322 @@
+r"""Tables: records to model inputs and back, learned from training rows only.
+
+* **number**: :math:`t = (x - \mathrm{median}) / s`, with s the interquartile range / 1.349, or the standard deviation
+  where more than half of the values are equal, never below a floor; beyond ``TAIL`` robust deviations the value is
+  compressed to :math:`\pm\mathrm{TAIL}\,(1 + \log(|t| / \mathrm{TAIL}))`: monotone, finite for every finite x, so an
+  absurd value scores as an absurd value and not as NaN.
+* **boolean**: 0 or 1. **category**: one-hot over the values seen in training, mapped by value.
+* **timestamp**: sine and cosine of the time of day and of the day of the week, in UTC or the column's time zone.
+
+A missing cell is masked: it has no likelihood term and is 0 for the encoder. What no network gives is counted as
+*evidence*, in nats, by columns: a missing cell where cells are rarely missing (or the reverse) costs
+:math:`\log(p_\mathrm{common}/p_\mathrm{rare})` with Laplace's rule, a value never seen in training costs
+:math:`-\log((n_1 + 1)/(n + 2))` with n_1 the number of values seen once (Good and Turing's estimate of unseen mass).
+
+Legend: B records, F features, Q columns.
+Reference: I. J. Good, The population frequencies of species, Biometrika 40 (1953), doi 10.1093/biomet/40.3-4.237.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from vae_anomaly.batch import Records
+from vae_anomaly.errors import DataError
+from vae_anomaly.likelihoods import Block, Layout
+from vae_anomaly.schema import Column, Schema
+from vae_anomaly.vae import Inputs
+
+TAIL = 10.0
+DAY, WEEK = 86_400, 7 * 86_400
+MAX_CATEGORIES = 256
+TIME_PARTS = ("sine of the hour", "cosine of the hour", "sine of the weekday", "cosine of the weekday")
+
+
+@dataclass(frozen=True)
+class ColumnState:
+    """What was learned of one column; the fields that its kind does not use are empty."""
+
+    column: str
+    kind: Literal["number", "boolean", "category", "timestamp"]
+    missing: float
+    center: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    categories: tuple[str, ...] = ()
+    unseen_nats: float = 0.0
+    missing_nats: float = 0.0
+    present_nats: float = 0.0
+    timezone: str | None = None
+    integral: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of features of this column."""
+        return {"number": 1, "boolean": 1, "category": len(self.categories), "timestamp": 4}[self.kind]
+
+
+@dataclass(frozen=True)
+class TabularPreprocessor:
+    """Fitted column states in the order of the features: numbers and times, booleans, categories."""
+
+    states: tuple[ColumnState, ...]
+
+    @property
+    def layout(self) -> Layout:
+        """The features as the likelihood reads them; a block's ``column`` is a position in :attr:`columns`."""
+        family = {"number": "gaussian", "timestamp": "gaussian", "boolean": "bernoulli", "category": "categorical"}
+        blocks = tuple(
+            Block(i, family[s.kind], s.size)  # type: ignore[arg-type]
+            for i, s in enumerate(self.states)
+            if s.size
+        )
+        return Layout(blocks, len(self.states))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Column names in feature order."""
+        return tuple(s.column for s in self.states)
+
+    @property
+    def all_numbers(self) -> bool:
+        """True where every column is a number, so that a matrix can be encoded without splitting it."""
+        return all(s.kind == "number" for s in self.states)
+
+    def encode(self, records: Records) -> Inputs:
+        """Model inputs of scorable ``records``: x (B, F) float32, mask and evidence only where there is any."""
+        rows, layout = len(records), self.layout
+        x = np.zeros((rows, layout.features), dtype=np.float32)
+        missing = np.zeros((rows, len(self.states)), dtype=bool)
+        evidence = np.zeros((rows, len(self.states)), dtype=np.float32)
+        at = 0
+        for i, state in enumerate(self.states):
+            part = slice(at, at + state.size)
+            missing[:, i], unseen = _ENCODERS[state.kind](state, records.values[state.column], x[:, part])
+            evidence[:, i] = np.where(missing[:, i], state.missing_nats, state.present_nats)
+            if unseen is not None:
+                evidence[unseen, i] += state.unseen_nats
+            at += state.size
+        return self._inputs(x, missing, evidence)
+
+    def encode_matrix(self, values: np.ndarray) -> Inputs:
+        """As :meth:`encode` for a float64 matrix (B, Q) in the order of :attr:`columns`, numbers only."""
+        center = np.array([s.center[0] for s in self.states])
+        scale = np.array([s.scale[0] for s in self.states])
+        missing = np.isnan(values)
+        x = standardise(values, center, scale)
+        if not missing.any():
+            return self._inputs(x, missing, np.broadcast_to(self._present(), missing.shape))
+        x[missing] = 0.0
+        return self._inputs(x, missing, np.where(missing, [s.missing_nats for s in self.states], self._present()))
+
+    def _present(self) -> np.ndarray:
+        return np.array([s.present_nats for s in self.states])
+
+    def _inputs(self, x: np.ndarray, missing: np.ndarray, evidence: np.ndarray) -> Inputs:
+        observed = None
+        if missing.any():
+            observed = torch.from_numpy(np.repeat(~missing, [s.size for s in self.states], axis=1).astype(np.float32))
+        nats = torch.from_numpy(np.ascontiguousarray(evidence, dtype=np.float32)) if evidence.any() else None
+        return Inputs(torch.from_numpy(x), observed, nats)
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """JSON-ready states."""
+        return [asdict(s) for s in self.states]
+
+    @staticmethod
+    def from_dict(states: list[Mapping[str, Any]]) -> TabularPreprocessor:
+        """The inverse of :meth:`to_dict`; numbers survive exactly."""
+        fields = ("center", "scale", "categories")
+        return TabularPreprocessor(
+            tuple(ColumnState(**{k: tuple(v) if k in fields else v for k, v in s.items()}) for s in states)
+        )
+
+
+def standardise(values: np.ndarray, center: np.ndarray | float, scale: np.ndarray | float) -> np.ndarray:
+    """float32 (values - center) / scale, logarithmic beyond ``TAIL``; NaN stays NaN, every finite value finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        t = (values - center) / scale
+        size = np.abs(t)
+        # NaN compares false, so that clean chunks skip the logarithm.
+        far = size > TAIL
+        if far.any():
+            beyond = np.minimum(size[far], np.finfo(np.float64).max)
+            t[far] = np.copysign(TAIL * (1.0 + np.log(beyond / TAIL)), t[far])
+        return t.astype(np.float32)
+
+
+def _encode_number(state: ColumnState, values: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, None]:
+    missing = np.isnan(values)
+    out[:, 0] = np.where(missing, 0.0, standardise(values, state.center[0], state.scale[0]))
+    return missing, None
+
+
+def _encode_boolean(state: ColumnState, values: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, None]:
+    missing = np.isnan(values)
+    out[:, 0] = np.where(missing, 0.0, values)
+    return missing, None
+
+
+def _encode_category(state: ColumnState, values: pa.Array, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    code = pc.fill_null(pc.index_in(values, value_set=pa.array(state.categories, pa.string())), -1)
+    codes = code.to_numpy(zero_copy_only=False).astype(np.int64)
+    missing = pc.is_null(values).to_numpy(zero_copy_only=False)
+    rows = np.flatnonzero((codes >= 0) & ~missing)
+    out[rows, codes[rows]] = 1.0
+    return missing, (codes < 0) & ~missing
+
+
+def _time_parts(values: np.ndarray, timezone: str | None) -> np.ndarray:
+    """(B, 4) sine and cosine of the time of day and of the week; NaT gives NaN."""
+    missing = np.isnat(values)
+    seconds = values.astype("datetime64[s]").astype(np.int64)
+    if timezone not in (None, "UTC"):
+        instants = pa.array(seconds, pa.timestamp("s", tz="UTC"), mask=missing)
+        local = pc.local_timestamp(instants.cast(pa.timestamp("s", tz=str(ZoneInfo(str(timezone))))))
+        seconds = pc.fill_null(local.cast(pa.int64()), 0).to_numpy()
+    # the Unix epoch was a Thursday: three days later the week begins
+    angles = 2 * np.pi * np.column_stack([seconds % DAY / DAY, (seconds - 4 * DAY) % WEEK / WEEK])
+    parts = np.column_stack([np.sin(angles[:, 0]), np.cos(angles[:, 0]), np.sin(angles[:, 1]), np.cos(angles[:, 1])])
+    parts[missing] = np.nan
+    return parts
+
+
+def _encode_timestamp(state: ColumnState, values: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, None]:
+    missing = np.isnat(values)
+    parts = _time_parts(values, state.timezone)
+    out[:] = np.where(missing[:, None], 0.0, (parts - np.array(state.center)) / np.array(state.scale))
+    return missing, None
+
+
+_ENCODERS: Mapping[str, Any] = {
+    "number": _encode_number,
+    "boolean": _encode_boolean,
+    "category": _encode_category,
+    "timestamp": _encode_timestamp,
+}
+
+
+def robust_scale(values: np.ndarray) -> tuple[float, float]:
+    """Median and a scale with a floor of finite ``values``; the scale of a constant column is 1.
+
+    The scale is IQR / 1.349; where the middle half of the values is one value, it is the standard deviation of the
+    values clipped to their 1st and 99th percentile. The floor is 1e-9 of the median's size, so that a column which is
+    constant but for rounding does not explode.
+    """
+    center = float(np.median(values))
+    q25, q75 = np.quantile(values, [0.25, 0.75])
+    scale = float(q75 - q25) / 1.349
+    floor = 1e-9 * max(abs(center), float(np.abs(values).max()), 1e-30)
+    if scale <= floor:
+        scale = float(np.clip(values, *np.quantile(values, [0.01, 0.99])).std())
+    if scale <= floor:
+        scale = float(values.std())
+    return center, scale if scale > floor else max(1.0, abs(center) * 1e-3)
+
+
+def fit_tabular(records: Records, schema: Schema) -> TabularPreprocessor:
+    """Learn every column's state from scorable training ``records``.
+
+    Raises
+    ------
+    DataError
+        A column has no observed cell, or holds a number that no robust scale can take (rule ``unusable_column``).
+    """
+    order = {"number": 0, "timestamp": 1, "boolean": 2, "category": 3}
+    columns = sorted(schema.columns, key=lambda c: order[c.kind])
+    return TabularPreprocessor(tuple(_fit_column(c, records.values[c.name]) for c in columns))
+
+
+def _fit_column(column: Column, values: Any) -> ColumnState:
+    count = len(values)
+    if column.kind == "category":
+        missing = pc.is_null(values).to_numpy(zero_copy_only=False)
+    else:
+        missing = np.isnat(values) if column.kind == "timestamp" else np.isnan(values)
+    if missing.all():
+        raise DataError(
+            "unusable_column",
+            f"every cell must not be missing in the training records. Got {count} missing cells.",
+            column=column.name,
+            remedy="Fill the column or move it to `ignore:`.",
+        )
+    share = (missing.sum() + 1) / (count + 2)
+    odds = math.log(share / (1 - share))
+    common: dict[str, Any] = {
+        "column": column.name,
+        "kind": column.kind,
+        "missing": float(missing.mean()),
+        "missing_nats": max(0.0, -odds),
+        "present_nats": max(0.0, odds),
+    }
+    return _FITTERS[column.kind](column, values, missing, common)
+
+
+def _fit_number(column: Column, values: np.ndarray, missing: np.ndarray, common: dict[str, Any]) -> ColumnState:
+    seen = values[~missing]
+    center, scale = robust_scale(seen)
+    far = np.flatnonzero(np.abs(values) > 1e30)
+    if far.size:
+        raise DataError(
+            "absurd_value",
+            f"training values must lie within 1e30. Got {far.size} beyond it.",
+            column=column.name,
+            rows=far.tolist(),
+            count=int(far.size),
+            remedy="Remove these rows from the training records, or mend the column.",
+        )
+    low, high, integral = float(seen.min()), float(seen.max()), bool((seen == np.rint(seen)).all())
+    return ColumnState(**common, center=(center,), scale=(scale,), low=low, high=high, integral=integral)
+
+
+def _fit_boolean(column: Column, values: np.ndarray, missing: np.ndarray, common: dict[str, Any]) -> ColumnState:
+    return ColumnState(**common)
+
+
+def _fit_category(column: Column, values: pa.Array, missing: np.ndarray, common: dict[str, Any]) -> ColumnState:
+    counts = pc.value_counts(values.drop_null())
+    names, sizes = counts.field("values").to_pylist(), counts.field("counts").to_pylist()
+    ranked = sorted(zip(names, sizes, strict=True), key=lambda pair: (-pair[1], pair[0]))
+    if len(ranked) > MAX_CATEGORIES:
+        raise DataError(
+            "too_many_categories",
+            f"a category column must have at most {MAX_CATEGORIES} values. Got {len(ranked)}.",
+            column=column.name,
+            remedy="If it is an id or free text, move it to `ignore:`; else group its rare values before it arrives.",
+        )
+    singletons = sum(size == 1 for _, size in ranked)
+    unseen_nats = -math.log((singletons + 1) / (sum(sizes) + 2))
+    return ColumnState(**common, categories=tuple(name for name, _ in ranked), unseen_nats=unseen_nats)
+
+
+def _fit_timestamp(column: Column, values: np.ndarray, missing: np.ndarray, common: dict[str, Any]) -> ColumnState:
+    parts = _time_parts(values[~missing], column.timezone)
+    scale = np.maximum(parts.std(axis=0), 0.1)
+    return ColumnState(
+        **common, center=tuple(parts.mean(axis=0).tolist()), scale=tuple(scale.tolist()), timezone=column.timezone
+    )
+
+
+_FITTERS: Mapping[str, Any] = {
+    "number": _fit_number,
+    "boolean": _fit_boolean,
+    "category": _fit_category,
+    "timestamp": _fit_timestamp,
+}
+
+
+def decode_number(state: ColumnState, t: float) -> float:
+    """The inverse of the standardisation of one number."""
+    size = abs(t)
+    far = TAIL * math.exp(min(size / TAIL - 1.0, 600.0)) if size > TAIL else size
+    return state.center[0] + state.scale[0] * math.copysign(far, t)

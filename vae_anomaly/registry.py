@@ -1,0 +1,29 @@
+"""Name to builder tables: a variant is one function and one line of a table.
+
+A builder's signature is its schema: unknown options are refused with the known ones listed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vae_anomaly.errors import ConfigError, suggestion
+
+
+def lookup(what: str, table: Mapping[str, Any], kind: str) -> Any:
+    """The entry ``kind`` of ``table``; raises :class:`ConfigError` that lists the known names."""
+    if kind not in table:
+        raise ConfigError(f"{what} must be one of {sorted(table)}. Got {kind!r}.{suggestion(kind, table)}")
+    return table[kind]
+
+
+def build(what: str, table: Mapping[str, Callable[..., Any]], kind: str, *args: Any, **options: Any) -> Any:
+    """Call the builder ``kind`` with ``args`` and ``options``; refuses options that its signature does not have."""
+    builder = lookup(what, table, kind)
+    known = [p.name for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"{what} {kind!r} has no option {name!r}; its options are {known}.{suggestion(name, known)}")
+    return builder(*args, **options)

@@ -1,0 +1,96 @@
+"""Numbers and foreign text as a reader sees them; the JSON keeps the full values.
+
+Text from a data file is hostile until shown otherwise: it is cut to a length, and what cannot be seen (controls,
+bidirectional overrides, zero-width characters, lone surrogates) is spelt out as ``\\u202e``.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+
+UNKNOWN = "n/a"
+_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
+    """``value`` with ``digits`` significant digits and thousands separators.
+
+    >>> number(31.7234), number(912512.4), number(-0.00123), number(2.5e9), number(3.0, signed=True)
+    ('31.7', '912,512', '−0.00123', '2.50e9', '+3.00')
+    """
+    if value is None or math.isnan(value):
+        return UNKNOWN
+    sign = "−" if value < 0 else "+" if signed and value > 0 else ""
+    return sign + _magnitude(abs(value), digits)
+
+
+def _magnitude(value: float, digits: int) -> str:
+    if value == 0 or math.isinf(value):
+        return "0" if value == 0 else "∞"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")  # the exponent after rounding: 9.996 is 10.0
+    power = int(exponent)
+    if not -5 < power < 7:
+        return f"{mantissa}e{power}"
+    return f"{value:,.{max(0, digits - 1 - power)}f}"
+
+
+def count(value: float) -> str:
+    """An expected number of records: one decimal, or two significant digits below one.
+
+    >>> count(6), count(1234.56), count(0.0123), count(0)
+    ('6.0', '1,234.6', '0.012', '0')
+    """
+    if not math.isfinite(value):
+        return UNKNOWN
+    return f"{value:,.1f}" if value >= 0.95 else f"{value:.2g}"
+
+
+def p_value(p: float, *, relation: bool = False) -> str:
+    """Two significant digits, never ``0.0000``; with ``relation`` as the right-hand side of ``p``.
+
+    >>> p_value(0.15), p_value(0.00213), p_value(1.0), p_value(3e-7), p_value(0.15, relation=True)
+    ('0.15', '0.0021', '1', '< 0.0001', '= 0.15')
+    """
+    if math.isnan(p):
+        return f"= {UNKNOWN}" if relation else UNKNOWN
+    if p < 0.0001:
+        return "< 0.0001"
+    digits = f"{p:.2g}" if p < 0.1 else "1" if p == 1 else f"{min(p, 0.99):.2f}"
+    return f"= {digits}" if relation else digits
+
+
+def percent(rate: float) -> str:
+    """A rate from 0 to 1; what is not nought is never shown as nought, nor what is not all as all.
+
+    >>> percent(0), percent(0.00123), percent(0.125), percent(1), percent(1e-7), percent(0.99999)
+    ('0 %', '0.12 %', '12.5 %', '100 %', '< 0.01 %', '> 99.9 %')
+    """
+    if math.isnan(rate):
+        return UNKNOWN
+    share = 100 * rate
+    if share in (0, 100):
+        return f"{share:.0f} %"
+    if share < 0.01:
+        return "< 0.01 %"
+    return "> 99.9 %" if share > 99.95 else f"{share:.2f} %" if share < 1 else f"{share:.1f} %"
+
+
+def text(value: object, limit: int = 120) -> str:
+    """At most ``limit`` characters of ``value``, every one of them visible.
+
+    >>> text("pay\\u202ement\\n"), text("x" * 200, 5)
+    ('pay\\\\u202ement\\\\n', 'xxxx…')
+    """
+    shown, marks = [], 0
+    for character in str(value)[: limit + 1]:
+        category = unicodedata.category(character)
+        marks = marks + 1 if category[0] == "M" else 0
+        hidden = category in _INVISIBLE or marks > 3  # a tower of accents would cover the lines above it
+        shown.append(_escaped(character) if hidden else character)
+    result = "".join(shown)
+    return result if len(result) <= limit else result[: limit - 1] + "…"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("ascii", "backslashreplace").decode() if character > "\x7f" else repr(character)[1:-1]

@@ -1,0 +1,222 @@
+"""A report as one HTML page: nothing loaded from elsewhere, no script, every value escaped, under 2 MB by its caps.
+
+This module works out what the template shows (bars, axes, words); the template only places it. Data never enters an
+attribute, a style or a script, so whatever a record holds, the page has the same elements.
+
+The bound: 50 records x 8 contributions x (80 + 60 + 60 + 60 characters), 5 neighbours x 8 x 32 characters, 200 columns
+x 3 texts; a character is at most 6 bytes once escaped. The worst case is a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from vae_anomaly.report import formatting
+from vae_anomaly.report.model import COMBINATION, FlaggedRecord, Report, ScoreHistogram
+
+_MAX_RECORDS, _MAX_PARTS, _MAX_NEIGHBOURS, _MAX_COLUMNS, _MAX_LINES, _OPEN_CARDS = 50, 8, 5, 200, 30, 3
+_SHARES = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+HEADLINES = {
+    "usual": "As many flags as chance gives",
+    "more": "More flags than expected",
+    "far_more": "Far more flags than chance gives",
+    "fewer": "Fewer flags than expected",
+    "empty": "Nothing could be scored",
+}
+ADVICE = {
+    "usual": "The number alone is no cause for concern; each flagged record can still be a real anomaly.",
+    "more": "Some of these records are probably real anomalies. Start with the strangest.",
+    "far_more": "Most of these records cannot be false alarms. Start with the strangest.",
+    "shifted": "When most of a batch is flagged, first suspect a change at its source: units, defaults, a new population.",
+    "fewer": "The records are more alike than the training records were. Check that the source is not repeating itself.",
+    "empty": "See below why. An empty batch can mean that its source has stopped.",
+}
+
+
+def to_html(report: Report) -> str:
+    """``report`` as one self-contained page, the same text for the same report."""
+    return render(report, environment())
+
+
+@lru_cache(maxsize=1)
+def environment() -> Environment:
+    """The templates of this package, escaping everything and refusing unknown names."""
+    return _with_filters(Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True))
+
+
+def render(report: Report, templates: Environment) -> str:
+    """``report`` through ``templates``."""
+    return templates.get_template("report.html").render(_view(report))
+
+
+def _with_filters(templates: Environment) -> Environment:
+    templates.loader = PackageLoader("vae_anomaly.report", "templates")
+    names = ("number", "count", "p_value", "percent", "text")
+    templates.filters.update({name: getattr(formatting, name) for name in names})
+    return templates
+
+
+def _view(report: Report) -> dict[str, Any]:
+    said = [c for c in report.columns if c.warning]
+    quiet = [c for c in report.columns if not c.warning]
+    return {
+        "r": report,
+        "combination": COMBINATION,
+        "headline": "Nothing flagged" if report.level == "usual" and not report.flagged else HEADLINES[report.level],
+        "advice": "" if report.level == "usual" and not report.flagged else ADVICE[_situation(report)],
+        "strip": _strip(report),
+        "chart": _chart(report),
+        "cards": [_card(report, rank, record) for rank, record in enumerate(report.records[:_MAX_RECORDS], start=1)],
+        "unscorable": sorted(report.unscorable.items(), key=lambda reason: (-reason[1], reason[0]))[:_MAX_LINES],
+        "said": said[:_MAX_COLUMNS],
+        "quiet": quiet[: _MAX_COLUMNS - len(said[:_MAX_COLUMNS])],
+        "more_columns": max(len(report.columns) - _MAX_COLUMNS, 0),
+        "provenance": [(k.replace("_", " "), v) for k, v in sorted(report.provenance.items())][:_MAX_LINES],
+        "limit": _MAX_LINES,
+    }
+
+
+def _situation(report: Report) -> str:
+    mostly = report.scored >= 20 and 2 * report.flagged > report.scored
+    return "shifted" if mostly and report.level in ("more", "far_more") else report.level
+
+
+def _strip(report: Report) -> dict[str, str] | None:
+    """The flagged number against its 95 % range, in percent of the strip's width."""
+    low, high = report.flagged_range
+    end = 1.12 * max(report.flagged, high, 1)
+    if not report.scored:
+        return None
+    return {
+        "low": _css(low / end),
+        "width": _css((high - low) / end),
+        "expected": _css(report.expected_flagged / end),
+        "flagged": _css(report.flagged / end),
+    }
+
+
+def _css(share: float) -> str:
+    return f"{100 * min(max(share, 0.0), 1.0):.2f}%" if share == share else "0%"
+
+
+# ---- the score histogram -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Chart:
+    """Step outlines in a box of 1000 x 100, and where the labels go."""
+
+    calibration: str
+    batch: str
+    threshold: str | None
+    right_half: bool
+    flagged: list[str]
+    x_ticks: list[tuple[str, str]]
+    y_ticks: list[tuple[str, str]]
+
+
+def _chart(report: Report) -> _Chart | None:
+    """Heights are square roots of shares: one record in a thousand still shows."""
+    axis = report.histogram
+    known, new = _shares(axis.calibration), _shares(axis.batch)
+    top = max([*known, *new], default=0.0)
+    if not top:
+        return None
+    at = axis.position(report.threshold_value)
+    places = [p for p in (axis.position(r.score) for r in report.records[:_MAX_RECORDS]) if p is not None]
+    return _Chart(
+        calibration=_outline(known, top),
+        batch=_outline(new, top),
+        threshold=None if at is None else _css(at),
+        right_half=at is not None and at > 0.5,
+        flagged=[f"{1000 * p:.1f}" for p in places],
+        x_ticks=_x_ticks(axis),
+        y_ticks=_y_ticks(top),
+    )
+
+
+def _shares(values: Sequence[float]) -> list[float]:
+    clean = [v if v > 0 and v != float("inf") else 0.0 for v in values]
+    return [v / (sum(clean) or 1.0) for v in clean]
+
+
+def _outline(shares: list[float], top: float) -> str:
+    step = 1000 / len(shares)
+    heights = (100 - 96 * (share / top) ** 0.5 for share in shares)
+    return "M0,100" + "".join(f"V{y:.2f}H{(i + 1) * step:.1f}" for i, y in enumerate(heights)) + "V100Z"
+
+
+def _x_ticks(axis: ScoreHistogram) -> list[tuple[str, str]]:
+    bins = len(axis.edges) - 1
+    marks = sorted({round(bins * k / 4) for k in range(5)})
+    return [(_css(i / bins), formatting.number(axis.edges[i])) for i in marks]
+
+
+def _y_ticks(top: float) -> list[tuple[str, str]]:
+    """From the top down, no two nearer than a fifth of the height."""
+    ticks: list[tuple[str, str]] = []
+    last = 1.3
+    for share in reversed(_SHARES):
+        height = (share / top) ** 0.5
+        if height <= 1 and last - height >= 0.22 and height > 0.12:
+            ticks.append((_css(0.96 * height), formatting.percent(share).replace(".0 ", " ")))
+            last = height
+    return ticks
+
+
+# ---- one flagged record --------------------------------------------------------------------------------------------
+
+
+def _card(report: Report, rank: int, record: FlaggedRecord) -> dict[str, Any]:
+    parts = record.contributions[:_MAX_PARTS]
+    rest = record.total_nats - sum(p.nats for p in parts)
+    *bars, rest_bar = _bars([*(p.nats for p in parts), rest])
+    named = sum(p.column != COMBINATION for p in parts)
+    return {
+        "rank": rank,
+        "open": rank <= _OPEN_CARDS,
+        "record": record,
+        "far": _far(report, record),
+        "rarity": _rarity(report, record),
+        "parts": list(zip(parts, bars, strict=True)),
+        "rest": rest,
+        "rest_bar": rest_bar,
+        "other_columns": max(len(report.columns) - named, 0),
+        "neighbours": record.neighbours[:_MAX_NEIGHBOURS],
+        "total": record.total_nats,
+    }
+
+
+def _far(report: Report, record: FlaggedRecord) -> str:
+    """How far beyond the threshold, measured by the distance from the usual score to the threshold."""
+    middle = report.histogram.calibration_median()
+    spread = report.threshold_value - middle if middle is not None else 0.0
+    if not spread > 0:
+        return "beyond the threshold"
+    excess = (record.score - report.threshold_value) / spread
+    return f"{'far' if excess >= 1 else 'clearly' if excess >= 0.25 else 'just'} beyond the threshold"
+
+
+def _rarity(report: Report, record: FlaggedRecord) -> str:
+    n = report.calibration_records
+    beaten = round(n + 1 - record.p_value * (n + 1)) if record.p_value == record.p_value else 0
+    if not 0 < beaten <= n:
+        return ""
+    return f"stranger than {'all' if beaten == n else f'{beaten:,} of'} {n:,} normal records"
+
+
+def _bars(values: Sequence[float]) -> list[dict[str, Any]]:
+    """Bars from a common zero, in percent of their column, in the order of ``values``."""
+    finite = [v if v == v and abs(v) != float("inf") else 0.0 for v in values]
+    low, high = min([0.0, *finite]), max([0.0, *finite])
+    width = (high - low) or 1.0
+    return [
+        {"x": f"{100 * (min(v, 0.0) - low) / width:.2f}", "w": f"{100 * abs(v) / width:.2f}", "negative": v < 0}
+        for v in finite
+    ]

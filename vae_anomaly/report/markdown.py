@@ -1,0 +1,95 @@
+"""The short form of a report or a quarantine notice, for logs, chats and mail: Markdown in which data stays data.
+
+Values from files stand in code spans, sentences are escaped: neither can make a link, a mention, a heading or HTML.
+"""
+
+from __future__ import annotations
+
+import re
+
+from vae_anomaly.report.formatting import count, number, p_value, percent, text
+from vae_anomaly.report.model import COMBINATION, Contribution, FlaggedRecord, QuarantineNotice, Report
+
+_MAX_RECORDS, _MAX_LINES = 10, 20
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~&:!(){}#]|(?<=\S)\.(?=\S))")
+
+
+def to_markdown(report: Report | QuarantineNotice) -> str:
+    """``report`` in at most about a hundred lines: the verdict, the ten strangest records, what is wrong with the data."""
+    lines = _notice(report) if isinstance(report, QuarantineNotice) else _report(report)
+    return "\n".join(lines) + "\n"
+
+
+def _report(report: Report) -> list[str]:
+    return [
+        f"# {_code(report.monitor)}: {_code(report.batch_name)}",
+        "",
+        f"**{_sentence(report.verdict)}**",
+        *_section("Strangest records", [_record(r, report.score_unit) for r in report.records], _MAX_RECORDS, "1."),
+        *_section("Data quality", [f"{_code(c.column)}: {_sentence(c.warning)}" for c in report.columns if c.warning]),
+        *_section("Not scored", [f"{_code(r)}: {n:,} records" for r, n in sorted(report.unscorable.items())]),
+        *_section("Notes", [_sentence(n) for n in report.notes]),
+        *_section("Provenance", [*_promise(report), *(f"{_sentence(k)}: {_code(v)}" for k, v in _made_by(report))]),
+    ]
+
+
+def _notice(notice: QuarantineNotice) -> list[str]:
+    rows = ", ".join(f"{r:,}" for r in notice.first_rows[:5])
+    total = "" if notice.count is None else f" ({notice.count:,} in all)"
+    facts = {
+        "Rule": _code(notice.rule),
+        "Column": _code(notice.column) if notice.column else "",
+        "First rows": rows and rows + total,
+        "What to do": _sentence(notice.remedy),
+        "Batch": _code(notice.batch_id),
+    }
+    return [
+        f"# {_code(notice.monitor)}: {_code(notice.batch_name)} quarantined",
+        "",
+        f"**{_sentence(notice.problem)}**",
+        "",
+        *(f"- {name}: {fact}" for name, fact in facts.items() if fact),
+    ]
+
+
+def _record(record: FlaggedRecord, unit: str) -> str:
+    label = f", labelled {_code(record.label)}" if record.label else ""
+    why = "; ".join(_contribution(c) for c in record.contributions[:3])
+    head = f"{_code(record.record_id)}{label}: score {number(record.score)} {_sentence(unit)}".rstrip()
+    return f"{head}, p {p_value(record.p_value, relation=True)}{f'. {why}' if why else ''}"
+
+
+def _contribution(part: Contribution) -> str:
+    if part.column == COMBINATION:
+        return f"an unusual combination of values ({number(part.nats)} nats)"
+    far = "" if part.deviation is None else f"{number(part.deviation, signed=True)} sd, "
+    note = f", {_sentence(part.note)}" if part.note else ""
+    expected = f", expected {_code(part.expected)}" if part.expected else ""
+    return f"{_code(part.column)} is {_code(part.found)}{expected}{note} ({far}{number(part.nats)} nats)"
+
+
+def _promise(report: Report) -> list[str]:
+    low, high = (percent(a) for a in report.alpha_range)
+    return [
+        f"Threshold {number(report.threshold_value)} {_sentence(report.score_unit)} ({_sentence(report.score_name)}), "
+        f"set on {report.calibration_records:,} calibration records for {percent(report.alpha)} false alarms "
+        f"(95 % range {low} to {high}); {count(report.expected_flagged)} expected in this batch"
+    ]
+
+
+def _made_by(report: Report) -> list[tuple[str, str]]:
+    return [("batch", report.batch_id), ("batch sha256", report.batch_sha256), *((k.replace("_", " "), v) for k, v in sorted(report.provenance.items()))]
+
+
+def _section(title: str, lines: list[str], most: int = _MAX_LINES, mark: str = "-") -> list[str]:
+    more = [f"- and {len(lines) - most:,} more"] if len(lines) > most else []
+    return ["", f"## {title}", "", *(f"{mark} {line}" for line in lines[:most]), *more] if lines else []
+
+
+def _code(value: str) -> str:
+    """``value`` as a code span, which no renderer looks into; a backtick cannot end it."""
+    return f"`{text(value).replace('`', 'ˋ').strip() or ' '}`"
+
+
+def _sentence(value: str) -> str:
+    return _SPECIAL.sub(r"\\\1", text(value, 400)).replace("@", "(at)")

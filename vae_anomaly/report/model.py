@@ -1,0 +1,279 @@
+"""What a batch's alert report says, as values: no files, no markup, nothing computed from records here.
+
+The JSON form has sorted keys and no NaN or infinity (they become ``null``): equal reports are equal bytes.
+Parts of a score are in nats; for every flagged record the parts shown and ``rest_nats`` add up to the score.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vae_anomaly.report import codec
+from vae_anomaly.report.formatting import count, p_value
+
+COMBINATION = "(combination)"
+"""Column name of the part of a score that no single column explains: the latent position."""
+
+FAR_MORE = 0.001  # a batch p-value below this is "far more than chance"
+_MAX_BINS = 500
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One column's part of a record's score; ``deviation`` is signed, in standard deviations of the expectation."""
+
+    column: str
+    nats: float
+    found: str
+    expected: str
+    deviation: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A normal record near a flagged one; ``values`` stand beside the flagged record's contributions, in order."""
+
+    record_id: str
+    distance: float
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FlaggedRecord:
+    """One flagged record: its largest contributions first, and ``rest_nats`` for all the others together."""
+
+    row_index: int
+    record_id: str
+    score: float
+    p_value: float
+    label: str | None = None
+    contributions: tuple[Contribution, ...] = ()
+    rest_nats: float = 0.0
+    neighbours: tuple[Neighbour, ...] = ()
+
+    @property
+    def total_nats(self) -> float:
+        """What all parts add up to."""
+        return math.fsum([*(c.nats for c in self.contributions), self.rest_nats])
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether the parts add up to the score (within 1e-6 of it)."""
+        return abs(self.total_nats - self.score) <= 1e-6 * max(1.0, abs(self.score))
+
+
+@dataclass(frozen=True)
+class ColumnQuality:
+    """Rates from 0 to 1 of a column's cells in this batch; ``warning`` is a sentence, empty when all is well."""
+
+    column: str
+    kind: str
+    missing: float = 0.0
+    missing_in_training: float = 0.0
+    unseen: float = 0.0
+    beyond_range: float = 0.0
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class ScoreHistogram:
+    """Shares of the calibration set and of the batch in each bin; a bin is drawn as wide as any other."""
+
+    edges: tuple[float, ...] = ()
+    calibration: tuple[float, ...] = ()
+    batch: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        bins = max(len(self.edges) - 1, 0)
+        if not len(self.calibration) == len(self.batch) == bins <= _MAX_BINS:
+            raise ValueError(
+                f"calibration and batch must have one share for each of at most {_MAX_BINS} bins. "
+                f"Got {len(self.calibration)} and {len(self.batch)} for {bins} bins."
+            )
+
+    @classmethod
+    def of(cls, calibration: Sequence[float], batch: Sequence[float], *, bins: int = 48) -> ScoreHistogram:
+        """Bins that are even over the bulk of the calibration scores and logarithmic beyond, so no outlier hides it."""
+        import numpy as np
+
+        known, new = (np.asarray(s, dtype=np.float64) for s in (calibration, batch))
+        known, new = known[np.isfinite(known)], new[np.isfinite(new)]
+        if not len(known):
+            return cls()
+        middle, spread = float(np.median(known)), float(np.quantile(known, 0.95) - np.median(known))
+        spread = 2 * spread or max(abs(middle), 1.0)
+        ends = [f(np.concatenate([known, new])) for f in (np.min, np.max)]
+        low, high = (np.arcsinh((end - middle) / spread) for end in ends)
+        edges = middle + spread * np.sinh(np.linspace(low, high if high > low else low + 1.0, bins + 1))
+        edges[0], edges[-1] = min(edges[0], ends[0]), max(edges[-1], ends[1])  # rounding must lose no record
+        shares = (np.histogram(s, edges)[0] / max(len(s), 1) for s in (known, new))
+        return cls(tuple(edges.tolist()), *(tuple(s.tolist()) for s in shares))
+
+    def position(self, score: float) -> float | None:
+        """Where ``score`` lies on the axis, from 0 to 1; None when there is no axis or no finite score."""
+        if len(self.edges) < 2 or not math.isfinite(score):
+            return None
+        bins = len(self.edges) - 1
+        left = min(max(bisect_right(self.edges, score) - 1, 0), bins - 1)
+        width = self.edges[left + 1] - self.edges[left]
+        within = (score - self.edges[left]) / width if width > 0 else 0.5
+        return (left + min(max(within, 0.0), 1.0)) / bins
+
+    def calibration_median(self) -> float | None:
+        """The middle of the calibration scores, read off the bins."""
+        half, seen = sum(self.calibration) / 2, 0.0
+        for left, right, share in zip(self.edges, self.edges[1:], self.calibration, strict=False):
+            if share > 0 and seen + share >= half:
+                return left + (right - left) * (half - seen) / share
+            seen += share
+        return None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything one alert report says of one scored batch.
+
+    Parameters
+    ----------
+    unscorable : reason code -> number of rows.
+    expected_flagged, flagged_range : false alarms to expect of ``scored`` normal records, and their 95 % range.
+    batch_p_value : chance of at least ``flagged`` flags among ``scored`` normal records.
+    alpha, alpha_range : target false-alarm rate, and the 95 % range that ``calibration_records`` support.
+    columns : the quality of every column that the model sees.
+    records : the flagged records, strangest first; at most 50 are shown.
+    notes : sentences on the batch as a whole.
+    extra_columns : columns of the file that the model does not use.
+    provenance : names and digests of everything that made the scores.
+    labelled : ``{"anomalies": labelled anomalies among the scored, "found": those flagged}``, when there are labels.
+    """
+
+    monitor: str
+    batch_id: str
+    batch_name: str
+    batch_sha256: str
+    rows: int
+    scored: int
+    unscorable: Mapping[str, int]
+    flagged: int
+    expected_flagged: float
+    flagged_range: tuple[int, int]
+    batch_p_value: float
+    alpha: float
+    alpha_range: tuple[float, float]
+    threshold_value: float
+    calibration_records: int
+    score_name: str
+    score_unit: str = "nats"
+    columns: tuple[ColumnQuality, ...] = ()
+    histogram: ScoreHistogram = ScoreHistogram()
+    records: tuple[FlaggedRecord, ...] = ()
+    notes: tuple[str, ...] = ()
+    extra_columns: tuple[str, ...] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    labelled: Mapping[str, int] | None = None
+
+    @property
+    def level(self) -> str:
+        """The number of flags in a word: ``empty``, ``usual``, ``fewer``, ``more`` or ``far_more``."""
+        low, high = self.flagged_range
+        if not self.scored:
+            return "empty"
+        if self.flagged > high:
+            return "far_more" if self.batch_p_value < FAR_MORE else "more"
+        return "fewer" if self.flagged < low else "usual"
+
+    @property
+    def unscorable_count(self) -> int:
+        """Number of rows that could not be scored."""
+        return sum(self.unscorable.values())
+
+    @property
+    def verdict(self) -> str:
+        """One plain sentence: how many records are flagged, how many were to be expected, and what to make of it."""
+        if not self.rows:
+            return "The batch holds no records: there was nothing to score."
+        if not self.scored:
+            return f"None of {_records(self.rows)} could be scored."
+        more = f"; {self.unscorable_count:,} more could not be scored" if self.unscorable_count else ""
+        low, high = self.flagged_range
+        p = "" if math.isnan(self.batch_p_value) else f" (batch p {p_value(self.batch_p_value, relation=True)})"
+        return (
+            f"{self._who()} flagged where {count(self.expected_flagged)} are expected "
+            f"(95 % range {low:,}-{high:,}): {_WORDS[self.level]}{p}{more}."
+        )
+
+    def _who(self) -> str:
+        of = _records(self.scored, "scored record" if self.unscorable_count else "record")
+        if self.flagged == self.scored > 1:
+            return f"All {of}"
+        return f"{f'{self.flagged:,}' if self.flagged else 'None'} of {of}"
+
+    @property
+    def has_something_to_say(self) -> bool:
+        """Whether anybody should read this: flags, an unusual number of them, unscorable rows, warnings or notes."""
+        said = (self.flagged, self.unscorable_count, self.notes, any(c.warning for c in self.columns))
+        return any(said) or self.level != "usual"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, with the verdict for readers that only pass it on."""
+        return {"format": _REPORT, "verdict": self.verdict, **codec.plain(self)}
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as text, the same bytes for the same report."""
+        return codec.to_json(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Report:
+        """The report that :meth:`to_dict` wrote; raises :class:`DataError` that names what does not fit."""
+        return codec.from_dict(cls, value, _REPORT)
+
+
+@dataclass(frozen=True)
+class QuarantineNotice:
+    """The short alert for a file that broke the data contract: nothing of it was scored."""
+
+    monitor: str
+    batch_id: str
+    batch_name: str
+    rule: str
+    problem: str
+    remedy: str
+    column: str | None = None
+    first_rows: tuple[int, ...] = ()
+    count: int | None = None
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: what happened to the file and by which rule."""
+        return f"The file was quarantined and not scored: {self.rule}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, with the verdict."""
+        return {"format": _NOTICE, "verdict": self.verdict, **codec.plain(self)}
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as text, the same bytes for the same notice."""
+        return codec.to_json(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> QuarantineNotice:
+        """The notice that :meth:`to_dict` wrote; raises :class:`DataError` that names what does not fit."""
+        return codec.from_dict(cls, value, _NOTICE)
+
+
+_REPORT, _NOTICE = "vae-anomaly report 1", "vae-anomaly quarantine notice 1"
+_WORDS = {
+    "usual": "nothing unusual about the number",
+    "more": "more than chance",
+    "far_more": "far more than chance",
+    "fewer": "fewer than chance",
+}
+
+
+def _records(number: int, noun: str = "record") -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

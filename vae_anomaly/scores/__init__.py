@@ -1,0 +1,42 @@
+r"""Scores: how strange a record is, in nats, high = anomalous.
+
+A score is fitted once on training evaluations and is then a function of one record's evaluation only. ``terms``
+returns (B, Q + 1): one entry for each column and a last one for the latent position (an unusual combination of
+values); their sum is the score, exactly as it is reported.
+
+Legend: B records, Q columns, K latent dimensions, R residuals, M reference records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from vae_anomaly.scores.elbo import kl_score, negative_elbo, reconstruction
+from vae_anomaly.scores.latent_neighbours import latent_neighbours
+from vae_anomaly.vae import Evaluation
+
+
+class Score(Protocol):
+    """A fitted score."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What was fitted, to be saved beside the weights."""
+
+    def __call__(self, evaluation: Evaluation) -> Tensor:
+        """(B,) score of each record."""
+
+    def terms(self, evaluation: Evaluation) -> Tensor:
+        """(B, Q + 1) entries that sum to the score."""
+
+
+# name -> builder(reference evaluation or None, saved tensors or None, **options)
+SCORES: dict[str, Callable[..., Any]] = {
+    "latent_neighbours": latent_neighbours,
+    "negative_elbo": negative_elbo,
+    "reconstruction": reconstruction,
+    "kl": kl_score,
+}

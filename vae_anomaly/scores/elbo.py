@@ -1,0 +1,75 @@
+r"""Scores from the terms of the evidence lower bound at the posterior mean.
+
+* ``negative_elbo``: :math:`-\log p(x|\mu) + KL(q(z|x) \| p(z))` + evidence of missing and unseen values;
+* ``reconstruction``: :math:`-\log p(x|\mu)` + that evidence; * ``kl``: the KL alone.
+
+Reference: An and Cho, Variational autoencoder based anomaly detection using reconstruction probability, SNU 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vae_anomaly.vae import Evaluation
+
+
+def by_column(entries: Tensor, column: Tensor, columns: int) -> Tensor:
+    """Sum (B, F) entries over the features of each column: (B, Q)."""
+    return torch.zeros(len(entries), columns, dtype=entries.dtype).index_add_(1, column, entries)
+
+
+@dataclass(frozen=True)
+class ElboScore:
+    """Weighted sum of the negative log-likelihood and the KL; stateless."""
+
+    likelihood: bool
+    kl: bool
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Nothing is fitted."""
+        return {}
+
+    def __call__(self, evaluation: Evaluation) -> Tensor:
+        """(B,) nats, float64."""
+        inputs = evaluation.inputs
+        score = torch.zeros(len(inputs), dtype=torch.float64)
+        if self.likelihood:
+            score -= evaluation.likelihood.log_prob(inputs.x, inputs.observed)
+            if inputs.evidence is not None:
+                score += inputs.evidence.sum(-1)
+        if self.kl:
+            score += evaluation.kl.sum(-1)
+        return score
+
+    def terms(self, evaluation: Evaluation) -> Tensor:
+        """(B, Q + 1) nats: each column's negative log-likelihood, then the KL."""
+        inputs, layout = evaluation.inputs, evaluation.likelihood.layout
+        terms = torch.zeros(len(inputs), layout.columns + 1, dtype=torch.float64)
+        if self.likelihood:
+            entries = evaluation.likelihood.entry_log_prob(inputs.x, inputs.observed).double()
+            terms[:, :-1] = -by_column(entries, layout.column_of_feature, layout.columns)
+            if inputs.evidence is not None:
+                terms[:, :-1] += inputs.evidence
+        if self.kl:
+            terms[:, -1] = evaluation.kl.double().sum(-1)
+        return terms
+
+
+def negative_elbo(reference: Evaluation | None, saved: Mapping[str, Tensor] | None) -> ElboScore:
+    """-log p(x given z) + KL."""
+    return ElboScore(likelihood=True, kl=True)
+
+
+def reconstruction(reference: Evaluation | None, saved: Mapping[str, Tensor] | None) -> ElboScore:
+    """-log p(x given z) alone."""
+    return ElboScore(likelihood=True, kl=False)
+
+
+def kl_score(reference: Evaluation | None, saved: Mapping[str, Tensor] | None) -> ElboScore:
+    """The KL alone."""
+    return ElboScore(likelihood=False, kl=True)

@@ -1,0 +1,103 @@
+r"""Latent-neighbour score: is there a normal record like this one, reconstructed as well as this one is?
+
+Each record becomes a vector in natural units,
+
+.. math:: v(x) = [\mu(x) / \bar\sigma,\; \operatorname{sign}(r)\log(1 + |r|)],
+
+the posterior mean over the posterior scale averaged over the training records, and the deviance residuals of the
+reconstruction. The score is half the mean squared distance to the k nearest training records plus the evidence of
+missing and unseen values,
+
+.. math:: s(x) = \frac{1}{2k} \sum_{j \in N_k(x)} \lVert v(x) - v_j \rVert^2 + \mathrm{evidence}(x),
+
+the negative log of a unit Gaussian around the neighbours, in nats. It is a sum over the entries of v: a residual's
+part belongs to its column, and the latent part is the unusual combination of values.
+
+Legend: B records, K latent dimensions, R residuals, V = K + R, M reference records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vae_anomaly.errors import ConfigError
+from vae_anomaly.scores.elbo import by_column
+from vae_anomaly.vae import Evaluation
+
+SLAB = 1024
+
+
+@dataclass(frozen=True)
+class LatentNeighbours:
+    """Fitted reference: ``vectors`` (M, V) float32, ``latent_scale`` (K,), and k."""
+
+    vectors: Tensor
+    latent_scale: Tensor
+    k: int
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The reference vectors and the scale of the latent part."""
+        return {"vectors": self.vectors, "latent_scale": self.latent_scale}
+
+    def embed(self, evaluation: Evaluation) -> Tensor:
+        """v of each record, (B, V)."""
+        return _embed(evaluation, self.latent_scale)
+
+    def nearest(self, evaluation: Evaluation) -> Tensor:
+        """(B, k) indices of the nearest reference records, nearest first."""
+        return self._nearest(self.embed(evaluation))
+
+    def _nearest(self, v: Tensor) -> Tensor:
+        # |v|^2 is the same for every reference record and is left out
+        half_norm = 0.5 * self.vectors.square().sum(-1)
+        return torch.topk(torch.addmm(half_norm, v, self.vectors.T, alpha=-1.0), self.k, largest=False).indices
+
+    def _squares(self, v: Tensor) -> Tensor:
+        """(B, V) float64: half the mean squared difference to the k nearest, entry by entry."""
+        neighbours = self.vectors[self._nearest(v)]
+        return 0.5 * (v[:, None, :] - neighbours).double().square().mean(1)
+
+    def __call__(self, evaluation: Evaluation) -> Tensor:
+        """(B,) nats, float64."""
+        score = self._squares(self.embed(evaluation)).sum(-1)
+        evidence = evaluation.inputs.evidence
+        return score if evidence is None else score + evidence.double().sum(-1)
+
+    def terms(self, evaluation: Evaluation) -> Tensor:
+        """(B, Q + 1) nats."""
+        squares, latent = self._squares(self.embed(evaluation)), len(self.latent_scale)
+        layout = evaluation.likelihood.layout
+        columns = by_column(squares[:, latent:], layout.column_of_residual, layout.columns)
+        if evaluation.inputs.evidence is not None:
+            columns += evaluation.inputs.evidence
+        return torch.cat([columns, squares[:, :latent].sum(-1, keepdim=True)], -1)
+
+
+def _embed(evaluation: Evaluation, latent_scale: Tensor) -> Tensor:
+    inputs = evaluation.inputs
+    residuals = evaluation.likelihood.residuals(inputs.x, inputs.observed)
+    return torch.cat([evaluation.posterior.mean / latent_scale, residuals.sign() * residuals.abs().log1p()], -1)
+
+
+def latent_neighbours(
+    reference: Evaluation | None, saved: Mapping[str, Tensor] | None, *, k: int = 5
+) -> LatentNeighbours:
+    """Fit on the evaluation of the reference records, or rebuild from ``saved`` tensors.
+
+    Raises
+    ------
+    ConfigError
+        There are fewer than ``k`` reference records, or k < 1.
+    """
+    if saved is not None:
+        return LatentNeighbours(saved["vectors"], saved["latent_scale"], k)
+    assert reference is not None
+    if not 1 <= k <= len(reference.inputs):
+        raise ConfigError(f"score.k must lie between 1 and the number of training records. Got {k!r}.")
+    scale = reference.posterior.scale.mean(0)
+    return LatentNeighbours(_embed(reference, scale).contiguous(), scale, k)
