@@ -36,7 +36,8 @@ if CHROMIUM is None and os.environ.get("CI") != "true":
 PAGE = """<!DOCTYPE html><meta charset="utf-8"><style>body{{margin:0}}iframe{{border:0;display:block}}</style>
 <iframe id="f" width="{width}" height="{height}" srcdoc="{report}"></iframe><pre id="out"></pre><script>
 const rgb = c => (c.match(/[\\d.]+/g) || []).map(Number);
-const light = c => {{ const [r, g, b] = c.slice(0, 3).map(v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+const light = c => {{
+  const [r, g, b] = c.slice(0, 3).map(v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
   return .2126 * r + .7152 * g + .0722 * b; }};
 function ground(e) {{ for (; e; e = e.parentElement) {{ const c = rgb(getComputedStyle(e).backgroundColor);
   if (c.length === 3 || c[3] === 1) return c; }} return [255, 255, 255]; }}

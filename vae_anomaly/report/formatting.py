@@ -9,19 +9,19 @@ from __future__ import annotations
 import math
 import unicodedata
 
-UNKNOWN = "n/a"
+UNKNOWN, MINUS = "n/a", "\N{MINUS SIGN}"
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
     """``value`` with ``digits`` significant digits and thousands separators.
 
-    >>> number(31.7234), number(912512.4), number(-0.00123), number(2.5e9), number(3.0, signed=True)
-    ('31.7', '912,512', '−0.00123', '2.50e9', '+3.00')
+    >>> number(31.7234), number(912512.4), number(0.00123), number(2.5e9), number(3.0, signed=True)
+    ('31.7', '912,512', '0.00123', '2.50e9', '+3.00')
     """
     if value is None or math.isnan(value):
         return UNKNOWN
-    sign = "−" if value < 0 else "+" if signed and value > 0 else ""
+    sign = MINUS if value < 0 else "+" if signed and value > 0 else ""
     return sign + _magnitude(abs(value), digits)
 
 
@@ -41,8 +41,8 @@ def count(value: float) -> str:
     >>> count(6), count(1234.56), count(0.0123), count(0)
     ('6.0', '1,234.6', '0.012', '0')
     """
-    if not math.isfinite(value):
-        return UNKNOWN
+    if not value < 1e9:
+        return number(value)
     return f"{value:,.1f}" if value >= 0.95 else f"{value:.2g}"
 
 
@@ -60,20 +60,29 @@ def p_value(p: float, *, relation: bool = False) -> str:
     return f"= {digits}" if relation else digits
 
 
-def percent(rate: float) -> str:
-    """A rate from 0 to 1; what is not nought is never shown as nought, nor what is not all as all.
+def fixed(value: float, decimals: int) -> str:
+    """``value`` with so many decimals, for columns of numbers that a reader may want to add up.
 
-    >>> percent(0), percent(0.00123), percent(0.125), percent(1), percent(1e-7), percent(0.99999)
-    ('0 %', '0.12 %', '12.5 %', '100 %', '< 0.01 %', '> 99.9 %')
+    >>> fixed(1234.56, 1), fixed(-0.004, 1)
+    ('1,234.6', '0.0')
     """
-    if math.isnan(rate):
+    if not abs(value) < 1e9:
+        return number(value)
+    return f"{value:z,.{decimals}f}".replace("-", MINUS)
+
+
+def percent(rate: float) -> str:
+    """A rate from 0 to 1, unbreakable; what is not nought is never shown as nought, nor what is not all as all.
+
+    >>> [percent(r).replace("\u00a0", " ") for r in (0, 0.00123, 0.125, 0.02, 1e-7, 0.99999)]
+    ['0 %', '0.12 %', '12.5 %', '2 %', '< 0.01 %', '> 99.9 %']
+    """
+    if not math.isfinite(rate):
         return UNKNOWN
     share = 100 * rate
-    if share in (0, 100):
-        return f"{share:.0f} %"
-    if share < 0.01:
-        return "< 0.01 %"
-    return "> 99.9 %" if share > 99.95 else f"{share:.2f} %" if share < 1 else f"{share:.1f} %"
+    digits = (f"{share:.2f}" if share < 10 else f"{share:.1f}").rstrip("0").rstrip(".")
+    shown = "< 0.01" if 0 < share < 0.01 else "> 99.9" if 99.95 <= share < 100 else digits
+    return shown + "\u00a0%"
 
 
 def text(value: object, limit: int = 120) -> str:

@@ -3,12 +3,13 @@
 This module works out what the template shows (bars, axes, words); the template only places it. Data never enters an
 attribute, a style or a script, so whatever a record holds, the page has the same elements.
 
-The bound: 50 records x 8 contributions x (80 + 60 + 60 + 60 characters), 5 neighbours x 8 x 32 characters, 200 columns
-x 3 texts; a character is at most 6 bytes once escaped. The worst case is a test.
+The bound: 50 records x (8 contributions x (60 + 3 x 48) characters, 5 neighbours x 8 x 28), 200 columns x (60 + 120); a
+character is at most 5 bytes once escaped. The worst case, 1.7 MB, is a test.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,8 +34,8 @@ ADVICE = {
     "usual": "The number alone is no cause for concern; each flagged record can still be a real anomaly.",
     "more": "Some of these records are probably real anomalies. Start with the strangest.",
     "far_more": "Most of these records cannot be false alarms. Start with the strangest.",
-    "shifted": "When most of a batch is flagged, first suspect a change at its source: units, defaults, a new population.",
-    "fewer": "The records are more alike than the training records were. Check that the source is not repeating itself.",
+    "shifted": "When most of a batch is flagged, first suspect a change at its source (units, defaults, population).",
+    "fewer": "The records are more ordinary than chance gives. Check that their source is not repeating itself.",
     "empty": "See below why. An empty batch can mean that its source has stopped.",
 }
 
@@ -47,7 +48,7 @@ def to_html(report: Report) -> str:
 @lru_cache(maxsize=1)
 def environment() -> Environment:
     """The templates of this package, escaping everything and refusing unknown names."""
-    return _with_filters(Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True))
+    return with_filters(Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True))
 
 
 def render(report: Report, templates: Environment) -> str:
@@ -55,9 +56,10 @@ def render(report: Report, templates: Environment) -> str:
     return templates.get_template("report.html").render(_view(report))
 
 
-def _with_filters(templates: Environment) -> Environment:
+def with_filters(templates: Environment) -> Environment:
+    """``templates`` with this package's pages and ways to show numbers."""
     templates.loader = PackageLoader("vae_anomaly.report", "templates")
-    names = ("number", "count", "p_value", "percent", "text")
+    names = ("number", "count", "fixed", "p_value", "percent", "text")
     templates.filters.update({name: getattr(formatting, name) for name in names})
     return templates
 
@@ -102,7 +104,7 @@ def _strip(report: Report) -> dict[str, str] | None:
 
 
 def _css(share: float) -> str:
-    return f"{100 * min(max(share, 0.0), 1.0):.2f}%" if share == share else "0%"
+    return f"{100 * min(max(share, 0.0), 1.0):.2f}%" if math.isfinite(share) else "0%"
 
 
 # ---- the score histogram -------------------------------------------------------------------------------------------
@@ -117,6 +119,7 @@ class _Chart:
     threshold: str | None
     right_half: bool
     flagged: list[str]
+    compressed: bool
     x_ticks: list[tuple[str, str]]
     y_ticks: list[tuple[str, str]]
 
@@ -136,13 +139,14 @@ def _chart(report: Report) -> _Chart | None:
         threshold=None if at is None else _css(at),
         right_half=at is not None and at > 0.5,
         flagged=[f"{1000 * p:.1f}" for p in places],
+        compressed=axis.edges[-1] - axis.edges[-2] > 1.5 * (axis.edges[1] - axis.edges[0]),
         x_ticks=_x_ticks(axis),
         y_ticks=_y_ticks(top),
     )
 
 
 def _shares(values: Sequence[float]) -> list[float]:
-    clean = [v if v > 0 and v != float("inf") else 0.0 for v in values]
+    clean = [v if v > 0 and math.isfinite(v) else 0.0 for v in values]
     return [v / (sum(clean) or 1.0) for v in clean]
 
 
@@ -165,7 +169,7 @@ def _y_ticks(top: float) -> list[tuple[str, str]]:
     for share in reversed(_SHARES):
         height = (share / top) ** 0.5
         if height <= 1 and last - height >= 0.22 and height > 0.12:
-            ticks.append((_css(0.96 * height), formatting.percent(share).replace(".0 ", " ")))
+            ticks.append((_css(0.96 * height), formatting.percent(share)))
             last = height
     return ticks
 
@@ -190,7 +194,14 @@ def _card(report: Report, rank: int, record: FlaggedRecord) -> dict[str, Any]:
         "other_columns": max(len(report.columns) - named, 0),
         "neighbours": record.neighbours[:_MAX_NEIGHBOURS],
         "total": record.total_nats,
+        "decimals": _decimals([record.score, record.total_nats, *(p.nats for p in parts)]),
     }
+
+
+def _decimals(values: Sequence[float]) -> int:
+    """So many for all of ``values`` that the largest has three significant digits, and at least one."""
+    largest = max((abs(v) for v in values if math.isfinite(v)), default=0.0)
+    return min(max(1, 2 - math.floor(math.log10(largest))), 8) if largest > 0 else 1
 
 
 def _far(report: Report, record: FlaggedRecord) -> str:
@@ -205,7 +216,7 @@ def _far(report: Report, record: FlaggedRecord) -> str:
 
 def _rarity(report: Report, record: FlaggedRecord) -> str:
     n = report.calibration_records
-    beaten = round(n + 1 - record.p_value * (n + 1)) if record.p_value == record.p_value else 0
+    beaten = round(n + 1 - record.p_value * (n + 1)) if math.isfinite(record.p_value) else 0
     if not 0 < beaten <= n:
         return ""
     return f"stranger than {'all' if beaten == n else f'{beaten:,} of'} {n:,} normal records"
@@ -213,7 +224,7 @@ def _rarity(report: Report, record: FlaggedRecord) -> str:
 
 def _bars(values: Sequence[float]) -> list[dict[str, Any]]:
     """Bars from a common zero, in percent of their column, in the order of ``values``."""
-    finite = [v if v == v and abs(v) != float("inf") else 0.0 for v in values]
+    finite = [v if math.isfinite(v) else 0.0 for v in values]
     low, high = min([0.0, *finite]), max([0.0, *finite])
     width = (high - low) or 1.0
     return [

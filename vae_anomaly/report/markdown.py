@@ -15,7 +15,7 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&:!(){}#]|(?<=\S)\.(?=\S))")
 
 
 def to_markdown(report: Report | QuarantineNotice) -> str:
-    """``report`` in at most about a hundred lines: the verdict, the ten strangest records, what is wrong with the data."""
+    """``report`` in at most a hundred lines: the verdict, the ten strangest records, what is wrong with the data."""
     lines = _notice(report) if isinstance(report, QuarantineNotice) else _report(report)
     return "\n".join(lines) + "\n"
 
@@ -64,8 +64,8 @@ def _contribution(part: Contribution) -> str:
         return f"an unusual combination of values ({number(part.nats)} nats)"
     far = "" if part.deviation is None else f"{number(part.deviation, signed=True)} sd, "
     note = f", {_sentence(part.note)}" if part.note else ""
-    expected = f", expected {_code(part.expected)}" if part.expected else ""
-    return f"{_code(part.column)} is {_code(part.found)}{expected}{note} ({far}{number(part.nats)} nats)"
+    expected = f", expected {_code(part.expected, 60)}" if part.expected else ""
+    return f"{_code(part.column, 60)} is {_code(part.found, 60)}{expected}{note} ({far}{number(part.nats)} nats)"
 
 
 def _promise(report: Report) -> list[str]:
@@ -78,7 +78,11 @@ def _promise(report: Report) -> list[str]:
 
 
 def _made_by(report: Report) -> list[tuple[str, str]]:
-    return [("batch", report.batch_id), ("batch sha256", report.batch_sha256), *((k.replace("_", " "), v) for k, v in sorted(report.provenance.items()))]
+    return [
+        ("batch", report.batch_id),
+        ("batch sha256", report.batch_sha256),
+        *((k.replace("_", " "), v) for k, v in sorted(report.provenance.items())),
+    ]
 
 
 def _section(title: str, lines: list[str], most: int = _MAX_LINES, mark: str = "-") -> list[str]:
@@ -86,10 +90,11 @@ def _section(title: str, lines: list[str], most: int = _MAX_LINES, mark: str = "
     return ["", f"## {title}", "", *(f"{mark} {line}" for line in lines[:most]), *more] if lines else []
 
 
-def _code(value: str) -> str:
+def _code(value: str, limit: int = 120) -> str:
     """``value`` as a code span, which no renderer looks into; a backtick cannot end it."""
-    return f"`{text(value).replace('`', 'ˋ').strip() or ' '}`"
+    inside = text(value, limit).replace("`", "\N{MODIFIER LETTER GRAVE ACCENT}").strip()
+    return f"`{inside or ' '}`"
 
 
 def _sentence(value: str) -> str:
-    return _SPECIAL.sub(r"\\\1", text(value, 400)).replace("@", "(at)")
+    return _SPECIAL.sub(r"\\\1", text(value, 300)).replace("@", "(at)")

@@ -98,7 +98,10 @@ class ScoreHistogram:
 
     @classmethod
     def of(cls, calibration: Sequence[float], batch: Sequence[float], *, bins: int = 48) -> ScoreHistogram:
-        """Bins that are even over the bulk of the calibration scores and logarithmic beyond, so no outlier hides it."""
+        """Bins even over the bulk of the calibration scores and logarithmic beyond; the outermost hold the rest.
+
+        The bulk keeps at least a quarter of the width, however far out a score lies.
+        """
         import numpy as np
 
         known, new = (np.asarray(s, dtype=np.float64) for s in (calibration, batch))
@@ -108,7 +111,7 @@ class ScoreHistogram:
         middle, spread = float(np.median(known)), float(np.quantile(known, 0.95) - np.median(known))
         spread = 2 * spread or max(abs(middle), 1.0)
         ends = [f(np.concatenate([known, new])) for f in (np.min, np.max)]
-        low, high = (np.arcsinh((end - middle) / spread) for end in ends)
+        low, high = np.clip(np.arcsinh((np.array(ends) - middle) / spread), -3.5, 3.5)
         edges = middle + spread * np.sinh(np.linspace(low, high if high > low else low + 1.0, bins + 1))
         edges[0], edges[-1] = min(edges[0], ends[0]), max(edges[-1], ends[1])  # rounding must lose no record
         shares = (np.histogram(s, edges)[0] / max(len(s), 1) for s in (known, new))

@@ -2,7 +2,7 @@ r"""Latent-neighbour score: is there a normal record like this one, reconstructe
 
 Each record becomes a vector in natural units,
 
-.. math:: v(x) = [\mu(x) / \bar\sigma,\; \operatorname{sign}(r)\log(1 + |r|)],
+.. math:: v(x) = [\mu(x) / \bar\sigma,\; r(x)],
 
 the posterior mean over the posterior scale averaged over the training records, and the deviance residuals of the
 reconstruction. The score is half the mean squared distance to the k nearest training records plus the evidence of
@@ -27,8 +27,6 @@ from torch import Tensor
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.scores.elbo import by_column
 from vae_anomaly.vae import Evaluation
-
-SLAB = 1024
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class LatentNeighbours:
 def _embed(evaluation: Evaluation, latent_scale: Tensor) -> Tensor:
     inputs = evaluation.inputs
     residuals = evaluation.likelihood.residuals(inputs.x, inputs.observed)
-    return torch.cat([evaluation.posterior.mean / latent_scale, residuals.sign() * residuals.abs().log1p()], -1)
+    return torch.cat([evaluation.posterior.mean / latent_scale, residuals], -1)
 
 
 def latent_neighbours(

@@ -1,0 +1,930 @@
+"""Typed configuration: ``monitor.yml`` (one monitored source) and ``mlflow.yml`` (where and how runs are recorded).
+
+Both are YAML mappings. Unknown and repeated keys are refused, and so are anchors, aliases and tags; ``yes``, ``no``,
+``on``, ``off`` and dates are text, so that a column may have such a name. Paths are relative to the file's folder and
+absolute once loaded. Environment variables win over the file: ``VAE_ANOMALY_MONITOR__THRESHOLD__ALPHA=0.02`` sets
+``threshold.alpha``, ``VAE_ANOMALY_MLFLOW__UI__PORT=5001`` sets ``ui.port``; the values are YAML as well.
+``MLFLOW_TRACKING_URI`` and ``MLFLOW_REGISTRY_URI`` win over all for ``mlflow.yml``. Secrets never stand in a file, only
+the names of the environment variables that hold them. All faults of a file are reported together.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PrivateAttr,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from vae_anomaly.errors import ConfigError, suggestion
+
+MONITOR_FILE, MLFLOW_FILE = "monitor.yml", "mlflow.yml"
+MONITOR_PREFIX, MLFLOW_PREFIX = "VAE_ANOMALY_MONITOR__", "VAE_ANOMALY_MLFLOW__"
+MAX_BYTES, MAX_DEPTH = 1_000_000, 20
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+OPTION = r"^[a-z][a-z0-9_]{0,63}$"
+ENGINE = r"^(inline|processes:[1-9][0-9]*|dask:([1-9][0-9]*|tcp://\S+))$"
+
+
+# ---- values ----
+
+
+def _absolute(value: object, info: ValidationInfo) -> object:
+    """A path as written, made absolute against the folder of the file; nothing in it is expanded but a leading ~."""
+    if not isinstance(value, str | Path):
+        return value
+    if not str(value).strip() or "\0" in str(value):
+        raise ValueError("must be a path")
+    return Path(os.path.abspath(_folder(info) / os.path.expanduser(value)))
+
+
+def _folder(info: ValidationInfo) -> Path:
+    return (info.context or {}).get("folder") or Path.cwd()
+
+
+def _label_text(value: object) -> object:
+    """Labels are compared as text: 1 is "1" and true is "true"."""
+    if isinstance(value, bool | int):
+        return str(value).lower()
+    return value
+
+
+def _delimiter(value: str) -> str:
+    if value in '"\r\n':
+        raise ValueError("must not be a quote or a line end")
+    return value
+
+
+def _encoding(value: str) -> str:
+    try:
+        "".encode(value)
+    except (LookupError, ValueError):
+        raise ValueError("must be the name of a text encoding such as utf-8 or latin-1") from None
+    return value
+
+
+def _timezone(value: str) -> str:
+    from zoneinfo import ZoneInfo, available_timezones
+
+    try:
+        ZoneInfo(value)
+    except (KeyError, ValueError, OSError):
+        known = {zone.lower(): zone for zone in available_timezones()}
+        near = difflib.get_close_matches(value.lower(), known, n=1)
+        hint = f" Did you mean {known[near[0]]!r}?" if near else ""
+        raise ValueError(f"must be an IANA time zone such as Europe/Berlin.{hint}") from None
+    return value
+
+
+def _cron(value: str) -> str:
+    from datetime import datetime
+
+    from cronsim import CronSim, CronSimError
+
+    if len(value.split()) != 5:
+        raise ValueError("must have five fields: minute, hour, day of month, month, day of week")
+    try:
+        CronSim(value, datetime(2026, 1, 1))
+    except CronSimError as error:
+        raise ValueError(f"must be a cron expression ({str(error).lower()})") from None
+    return value
+
+
+def _store_uri(value: str, info: ValidationInfo) -> str:
+    """A store address with its SQLite path made absolute; refuses file stores and, in a file, secrets."""
+    if not re.match(r"databricks$|[a-z][a-z0-9+.-]*:/", value) or value.startswith("file:"):
+        raise ValueError(
+            "must be an address such as sqlite:///state/mlflow.db or https://host:5000; MLflow no longer writes to a"
+            " plain folder"
+        )
+    try:
+        parts = urlsplit(value)
+        secret = parts.password or (parts.scheme.startswith("http") and parts.username)
+    except ValueError:
+        raise ValueError("must be an address such as sqlite:///state/mlflow.db or https://host:5000") from None
+    if secret and ("server", info.field_name) not in (info.context or {}).get("variables", {}):
+        raise ValueError(
+            "must hold no user or password; give the whole address in the environment variable MLFLOW_"
+            f"{str(info.field_name).upper()}, or name the variables that MLflow reads in server.credentials_env"
+        )
+    return _absolute_sqlite(value, _folder(info))
+
+
+def _absolute_sqlite(uri: str, folder: Path) -> str:
+    """``sqlite:///relative.db`` with the path made absolute; any other address unchanged."""
+    match = re.fullmatch(r"(sqlite(?:\+\w+)?:///)([^/:?][^?]*)(\?.*)?", uri)
+    return f"{match[1]}{os.path.abspath(folder / match[2])}{match[3] or ''}" if match else uri
+
+
+def redacted(uri: str) -> str:
+    """``uri`` without its user and password, for logs and reports.
+
+    >>> redacted("https://me:secret@host:5000/x")
+    'https://***@host:5000/x'
+    """
+    return re.sub(r"//[^/]*@", "//***@", uri)
+
+
+LocalPath = Annotated[Path, BeforeValidator(_absolute)]
+StoreUri = Annotated[str, AfterValidator(_store_uri)]
+TimeZone = Annotated[str, AfterValidator(_timezone)]
+Text = Annotated[str, Field(min_length=1)]
+Whole = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]  # strict: neither `true` nor text is a number
+Flag = Annotated[bool, Strict()]
+Alias = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+
+class _Open(_Section):
+    """A section whose further keys are the options of a builder, which refuses those that it does not have."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys other than ``kind``."""
+        return dict(self.__pydantic_extra__)
+
+
+# ---- monitor.yml ----
+
+
+class CsvConfig(_Section):
+    """How CSV files are written; nothing of this is guessed when a batch is read."""
+
+    delimiter: Annotated[str, Field(min_length=1, max_length=1), AfterValidator(_delimiter)] = Field(
+        default=",", description="The one character between two cells."
+    )
+    encoding: Annotated[str, AfterValidator(_encoding)] = Field(
+        default="utf-8", description="Text encoding of CSV files, such as utf-8 or latin-1."
+    )
+    require_final_newline: Flag = Field(
+        default=True,
+        description="Whether a CSV file without a line end at its end is taken for truncated and quarantined.",
+    )
+
+
+class SourceConfig(_Section):
+    """Where the records come from."""
+
+    training: LocalPath = Field(description="File or folder of normal records to learn from.")
+    inbox: LocalPath = Field(description="Folder where batches arrive; it is only read, never changed.")
+    settle_seconds: Number = Field(
+        default=2.0,
+        ge=0,
+        le=86_400,
+        description="Seconds, 0 to 86400, that a file must be unchanged before it is read.",
+    )
+    csv: CsvConfig = Field(default_factory=CsvConfig, description="How CSV files are written.")
+
+
+class LabelConfig(_Section):
+    """Known labels, for evaluation only: labelled anomalies never train a detector."""
+
+    column: Text = Field(description="Name of the column that holds the labels.")
+    anomalous: Annotated[tuple[Annotated[Text, BeforeValidator(_label_text)], ...], Field(min_length=1)] = Field(
+        description="The values that mean anomaly, compared as text."
+    )
+
+
+class ColumnConfig(_Section):
+    """What one column holds."""
+
+    kind: Literal["number", "boolean", "category", "timestamp"] = Field(description="What the column's cells are.")
+    timezone: TimeZone | None = Field(
+        default=None, description="IANA time zone of times that are written without an offset; only for timestamps."
+    )
+
+    @field_validator("timezone")
+    @classmethod
+    def _only_for_timestamps(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("kind", "timestamp") != "timestamp":
+            raise ValueError("must be given for columns of kind timestamp only")
+        return value
+
+
+class SplitConfig(_Section):
+    """How the training records are divided; what the two shares leave trains the weights."""
+
+    validation: Number = Field(
+        default=0.15, gt=0, lt=1, description="Share of records, between 0 and 1, that stops the training early."
+    )
+    calibration: Number = Field(
+        default=0.35, gt=0, lt=1, description="Share of records, between 0 and 1, that calibrates the threshold."
+    )
+    group: Text | None = Field(
+        default=None, description="Column whose equal values stay together in one part, such as a customer id."
+    )
+
+    @field_validator("calibration")
+    @classmethod
+    def _leaves_training_records(cls, value: float, info: ValidationInfo) -> float:
+        total = value + info.data.get("validation", 0.0)
+        if total >= 1:
+            raise ValueError(
+                f"and split.validation must sum to less than 1, for the rest trains; they sum to {total:g}"
+            )
+        return value
+
+
+class ModelConfig(_Open):
+    """The variational autoencoder; further keys are the builder's options."""
+
+    kind: str = Field(default="mlp", pattern=OPTION, description="Name of the model's builder.")
+
+
+class ObjectiveConfig(_Section):
+    """What training minimises: -log p(x given z) + beta KL."""
+
+    beta: Number = Field(default=1.0, gt=0, le=1000, description="Weight of the KL term, above 0; 1 is the ELBO.")
+    warmup_epochs: Whole = Field(default=10, ge=0, description="Epochs over which beta rises to its value, 0 for none.")
+
+
+class TrainingConfig(_Section):
+    """The optimiser's run."""
+
+    epochs: Whole | None = Field(
+        default=200,
+        ge=1,
+        le=1_000_000,
+        description="Most passes over the training records; null follows from the data.",
+    )
+    minibatch: Whole | None = Field(
+        default=None, ge=1, description="Records in one optimiser step, at least 1; null follows from the data."
+    )
+    learning_rate: Number = Field(default=0.003, gt=0, lt=1, description="Adam's learning rate, between 0 and 1.")
+    patience: Whole | None = Field(
+        default=20,
+        ge=1,
+        description="Epochs without a better validation ELBO before training stops; null follows from the data.",
+    )
+    input_noise: Number = Field(
+        default=0.1,
+        ge=0,
+        le=10,
+        description="Standard deviation of the noise that the encoder's input gets, in scaled units, 0 for none.",
+    )
+
+
+class ScoreConfig(_Open):
+    """The anomaly score of a record; further keys are the score's options."""
+
+    kind: str = Field(default="latent_neighbours", pattern=OPTION, description="Name of the score.")
+
+
+class ThresholdConfig(_Section):
+    """When a score is an anomaly."""
+
+    method: str = Field(default="conformal", pattern=OPTION, description="Name of the threshold method.")
+    alpha: Number = Field(
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="Target false-alarm rate: the share of normal records, between 0 and 1, that may be flagged.",
+    )
+
+
+class ScheduleConfig(_Section):
+    """When a machine that is left running looks for batches."""
+
+    cron: Annotated[str, Field(max_length=100), AfterValidator(_cron)] = Field(
+        default="0 * * * *", description="Five cron fields: minute, hour, day of month, month, day of week."
+    )
+    timezone: TimeZone = Field(default="UTC", description="IANA time zone that the cron fields are in.")
+
+
+class LogSinkConfig(_Section):
+    """Alerts go to the log."""
+
+    kind: Literal["log"] = Field(default="log", description="Name of the sink.")
+
+
+class FileSinkConfig(_Section):
+    """Alerts go to files, one for each batch."""
+
+    kind: Literal["file"] = Field(default="file", description="Name of the sink.")
+    directory: LocalPath | None = Field(
+        default=None, description="Folder of the alert files; without it, alerts/ in the output folder."
+    )
+
+
+SinkConfig = Annotated[LogSinkConfig | FileSinkConfig, Field(discriminator="kind")]
+
+
+class ExecutionConfig(_Section):
+    """How the work is carried out; the scores do not depend on it."""
+
+    threads: Whole = Field(default=1, ge=1, le=1024, description="Threads for the computation, at least 1.")
+    engine: str = Field(
+        default="inline",
+        pattern=ENGINE,
+        description="Where work runs: inline, processes:N, dask:N or dask:tcp://HOST:PORT.",
+    )
+
+
+class MonitorConfig(_Section):
+    """One monitored source, all paths absolute."""
+
+    name: str = Field(
+        pattern=NAME, description="Name of the monitor: up to 64 letters, digits, '.', '_' and '-', not first a sign."
+    )
+    source: SourceConfig = Field(description="Where the records come from.")
+    record_id: Text | None = Field(default=None, description="Column that identifies a record; ids are text.")
+    label: LabelConfig | None = Field(default=None, description="Known labels, for evaluation only.")
+    columns: Annotated[dict[str, ColumnConfig], Field(min_length=1)] = Field(
+        description="The columns that the model sees, by name, in the model's order."
+    )
+    ignore: tuple[str, ...] = Field(default=(), description="Columns that are known and not used.")
+    split: SplitConfig = Field(default_factory=SplitConfig, description="How the training records are divided.")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="The variational autoencoder.")
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="What training minimises.")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="The optimiser's run.")
+    score: ScoreConfig = Field(default_factory=ScoreConfig, description="The anomaly score of a record.")
+    threshold: ThresholdConfig = Field(default_factory=ThresholdConfig, description="When a score is an anomaly.")
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="When to look for batches.")
+    output: LocalPath = Field(default=Path("output"), description="Folder of all results.")
+    sinks: tuple[SinkConfig, ...] = Field(
+        default_factory=lambda: (LogSinkConfig(), FileSinkConfig()), description="Where alerts are delivered."
+    )
+    execution: ExecutionConfig = Field(default_factory=ExecutionConfig, description="How the work is carried out.")
+    seed: Whole = Field(default=0, ge=0, lt=2**32, description="Seed of all randomness, 0 to 4294967295.")
+    _path: Path = PrivateAttr(default_factory=lambda: Path.cwd() / MONITOR_FILE)
+
+    @property
+    def path(self) -> Path:
+        """The file that this was read from."""
+        return self._path
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the file's path, which the loader passes as context."""
+        if context:
+            self._path = context["path"]
+
+    @field_validator("sinks")
+    @classmethod
+    def _alerts_in_output(cls, sinks: tuple[SinkConfig, ...], info: ValidationInfo) -> tuple[SinkConfig, ...]:
+        place = {"directory": info.data.get("output", Path("output")) / "alerts"}
+        return tuple(
+            s.model_copy(update=place) if isinstance(s, FileSinkConfig) and not s.directory else s for s in sinks
+        )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MonitorConfig:
+        faults = [*self._role_faults(), *self._folder_faults()]
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    def _role_faults(self) -> Iterable[str]:
+        """A column has one role."""
+        label = self.label.column if self.label else None
+        roles = [("record_id", [self.record_id]), ("label.column", [label]), ("ignore", self.ignore)]
+        taken = dict.fromkeys(self.columns, "columns")
+        for role, names in roles:
+            for name in names:
+                if name in taken:
+                    yield f"{role} must not name a column that {taken[name]} has already. Got {name!r}."
+                elif name is not None:
+                    taken[name] = role
+
+    def _folder_faults(self) -> Iterable[str]:
+        """What we write must not land in the inbox, and the inbox must not be what was learned from."""
+        if self.source.inbox == self.source.training:
+            yield "source.inbox must be another place than source.training, whose records are held to be normal."
+        if self.output.is_relative_to(self.source.inbox):
+            yield "output must not lie in source.inbox, which is only read."
+
+
+# ---- mlflow.yml ----
+
+
+class ServerConfig(_Section):
+    """Where runs, models and their files are kept."""
+
+    tracking_uri: StoreUri = Field(
+        default="sqlite:///state/mlflow.db",
+        repr=False,
+        description="Address of the tracking store: a SQLite file, another database or a server.",
+    )
+    registry_uri: StoreUri | None = Field(
+        default=None, repr=False, description="Address of the model registry; null is that of the tracking store."
+    )
+    artifact_root: Text | None = Field(
+        default=None,
+        description="Folder or address of the runs' files; null is artifacts/ beside a SQLite file, else the server's.",
+    )
+    credentials_env: tuple[VariableName, ...] = Field(
+        default=(), description="Names of the environment variables that hold credentials, never their values."
+    )
+
+    @field_validator("artifact_root")
+    @classmethod
+    def _beside_the_database(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            return value if re.match(r"[a-z][a-z0-9+.-]*:/", value) else str(_absolute(value, info))
+        database = re.match(r"sqlite(?:\+\w+)?:///(/[^?]*)", info.data.get("tracking_uri", ""))
+        return str(Path(database[1]).parent / "artifacts") if database else None
+
+
+class ExperimentsConfig(_Section):
+    """Names of the MLflow experiments."""
+
+    train: Text = Field(default="vae-anomaly/train", description="Experiment of the runs that fit a detector.")
+    score: Text = Field(default="vae-anomaly/score", description="Experiment of the runs that score batches.")
+    review: Text = Field(default="vae-anomaly/review", description="Experiment of the runs that review a detector.")
+
+
+class TrackingConfig(_Section):
+    """What is recorded."""
+
+    experiments: ExperimentsConfig = Field(default_factory=ExperimentsConfig, description="Names of the experiments.")
+    tags: dict[str, str] = Field(default_factory=dict, description="Tags that every run gets.")
+    metrics_every_n_epochs: Whole = Field(
+        default=1, ge=1, description="Epochs between two recorded points of the training curves, at least 1."
+    )
+    log_latent_plots: Flag = Field(default=True, description="Whether the maps of the latent space are drawn.")
+
+
+class AliasesConfig(_Section):
+    """Names of the registry aliases."""
+
+    champion: Alias = Field(default="champion", description="Alias of the version that scores.")
+    candidate: Alias = Field(default="candidate", description="Alias of the version that awaits its review.")
+
+    @field_validator("champion", "candidate")
+    @classmethod
+    def _free(cls, value: str, info: ValidationInfo) -> str:
+        if re.fullmatch(r"latest|v[0-9]+", value, re.IGNORECASE):
+            raise ValueError("must not be 'latest' or 'v' and a number, which MLflow keeps for itself")
+        if value == info.data.get("champion"):
+            raise ValueError("must differ from registry.aliases.champion")
+        return value
+
+
+class GatesConfig(_Section):
+    """What a version must hold before it is promoted."""
+
+    min_active_units: Whole = Field(
+        default=1, ge=0, description="Fewest latent units that must carry information, a whole number from 0."
+    )
+    max_false_alarm_ratio: Number = Field(
+        default=2.0,
+        gt=0,
+        description="Most, above 0, that the validation records' false-alarm rate may be as a multiple of the target.",
+    )
+    min_corruption_recall: Number = Field(
+        default=0.2, ge=0, le=1, description="Smallest share of corrupted records, 0 to 1, that must be flagged."
+    )
+    max_recall_drop_vs_champion: Number = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Most, 0 to 1, by which the share of corrupted records flagged may fall below the champion's.",
+    )
+    min_calibration_records: Whole = Field(
+        default=50, ge=1, description="Fewest records that must have calibrated the threshold, at least 1."
+    )
+
+
+class ReviewConfig(_Section):
+    """How a version comes to score."""
+
+    required: Flag = Field(default=True, description="Whether a version must pass its review before it is promoted.")
+    gates: GatesConfig = Field(default_factory=GatesConfig, description="What a version must hold.")
+
+
+class RegistryConfig(_Section):
+    """The model registry."""
+
+    model_name: str = Field(
+        default="vae-anomaly",
+        pattern=NAME,
+        description="First part of every registered model's name; the monitor's name is the second.",
+    )
+    aliases: AliasesConfig = Field(default_factory=AliasesConfig, description="Names of the registry aliases.")
+    review: ReviewConfig = Field(default_factory=ReviewConfig, description="How a version comes to score.")
+
+
+class UiConfig(_Section):
+    """Where the MLflow pages are served."""
+
+    host: Text = Field(default="127.0.0.1", description="Address that the MLflow pages listen on.")
+    port: Whole = Field(default=5000, ge=1, le=65_535, description="Port of the MLflow pages, 1 to 65535.")
+
+
+class MlflowConfig(_Section):
+    """Where and how runs are recorded, all paths absolute."""
+
+    server: ServerConfig = Field(default_factory=ServerConfig, description="Where runs and models are kept.")
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="What is recorded.")
+    registry: RegistryConfig = Field(default_factory=RegistryConfig, description="The model registry.")
+    ui: UiConfig = Field(default_factory=UiConfig, description="Where the MLflow pages are served.")
+    _path: Path | None = PrivateAttr(default=None)
+
+    @property
+    def path(self) -> Path | None:
+        """The file that this was read from; None where there was none."""
+        return self._path
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the file's path, which the loader passes as context."""
+        if context:
+            self._path = context["path"]
+
+    def registered_name(self, monitor_name: str) -> str:
+        """Name of a monitor's registered model."""
+        return f"{self.registry.model_name}.{monitor_name}"
+
+
+# ---- loading ----
+
+
+def load_monitor(path: str | Path, env: Mapping[str, str] = os.environ) -> MonitorConfig:
+    """The monitor that the file ``path``, or ``monitor.yml`` in the folder ``path``, describes.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing, too large, no YAML mapping, or has faults; the message lists all of them.
+    """
+    path = _existing(Path(path), MONITOR_FILE)
+    return parse_monitor(_read(path), path, env=env)
+
+
+def parse_monitor(text: str, path: Path, *, env: Mapping[str, str] = types.MappingProxyType({})) -> MonitorConfig:
+    """As :func:`load_monitor`, from the ``text`` that the file ``path`` has or is to have."""
+    data = _mapping(text, path)
+    variables = _override(data, MONITOR_PREFIX, env)
+    return _validate(MonitorConfig, data, str(path), path=Path(os.path.abspath(path)), variables=variables)
+
+
+def load_mlflow(path: str | Path | None, near: Path, env: Mapping[str, str] = os.environ) -> MlflowConfig:
+    """The configuration in the file ``path``; without one, in the nearest ``mlflow.yml``, else the defaults.
+
+    Parameters
+    ----------
+    path : the file, or a folder that holds ``mlflow.yml``.
+    near : the monitor's folder (or a file in it). Without ``path`` it and its parents are searched; where none has an
+        ``mlflow.yml``, the defaults are relative to it: SQLite in ``near/state/mlflow.db``.
+    env : the environment.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`load_monitor`.
+    """
+    near = Path(os.path.abspath(near))
+    folder = near.parent if near.is_file() else near
+    found = _existing(Path(path), MLFLOW_FILE) if path else _nearest(folder)
+    data = _mapping(_read(found), found, empty=True) if found else {}
+    data.setdefault("server", {})  # validated with the file's folder, as a default would not be
+    variables = _override(data, MLFLOW_PREFIX, env)
+    for key in ("tracking_uri", "registry_uri"):
+        if uri := env.get(f"MLFLOW_{key.upper()}"):
+            # MLflow reads its own variables from the working folder
+            _set(data, f"MLFLOW_{key.upper()}", ("server", key), _absolute_sqlite(uri, Path.cwd()))
+            variables["server", key] = f"MLFLOW_{key.upper()}"
+    where = str(found) if found else MLFLOW_FILE
+    absolute = Path(os.path.abspath(found)) if found else None
+    return _validate(MlflowConfig, data, where, path=absolute, folder=folder, variables=variables)
+
+
+def config_digest(config: MonitorConfig) -> str:
+    """SHA-256 (64 hexadecimal digits) of what determines the scores.
+
+    Paths, schedule, sinks and execution are left out; the order of the columns, which is the model's, counts.
+    """
+    keys = {"name", "record_id", "label", "ignore", "split", "model", "objective", "training", "score", "threshold"}
+    content = config.model_dump(mode="json", include=keys | {"seed", "columns"})
+    content["columns"] = list(content["columns"].items())
+    content["csv"] = config.source.csv.model_dump(mode="json")
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _existing(path: Path, name: str) -> Path:
+    """``path``, or the file ``name`` in the folder ``path``."""
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if (path / name).is_file():
+            return path / name
+        path = path / name
+    raise ConfigError(f"{path} must be a YAML file. There is none.{_near_files(path, name)}")
+
+
+def _near_files(path: Path, name: str) -> str:
+    """What may have been meant instead of the missing ``path``."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f" The folder {folder} does not exist either."
+    files = sorted(f.name for f in folder.iterdir() if f.suffix in {".yml", ".yaml"} and f.is_file())
+    near = suggestion(path.name, files)
+    if near or files:
+        return near or f" That folder has {', '.join(files[:5])}."
+    start = " Make one with `vae-anomaly init --from FILE_OR_FOLDER`."
+    return start if name == MONITOR_FILE else ""
+
+
+def _nearest(folder: Path) -> Path | None:
+    return next((f for d in (folder, *folder.parents) if (f := d / MLFLOW_FILE).is_file()), None)
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ConfigError(f"{path} must be at most {MAX_BYTES // 1_000_000} MB long. Is it a configuration file?")
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path} must be readable. Got {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} must be UTF-8 text. Byte {error.start} is not. Save it as UTF-8.") from None
+
+
+# ---- YAML ----
+
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten times as fast
+_STR = "tag:yaml.org,2002:str"
+_TEXT = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:bool")
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]
+    """Safe loader that refuses repeated keys and keys that are not text, and keeps ``no``, ``on`` and dates as text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _TEXT]
+        for first, resolvers in _SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != _STR:
+                shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "of a mapping"
+                raise yaml.MarkedYAMLError(None, None, f"the key {shown} is not text; put it in quotes", key.start_mark)
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(_TEXT[1], re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(  # YAML 1.1 takes 1e-3 for text
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """``text`` as plain data; ``where`` names it in the :class:`ConfigError`."""
+    try:
+        _refuse_tricks(text)
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{where} must be valid YAML. Got a fault{place}: {error.problem}.") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ConfigError(f"{where} must be valid YAML. It has a character or a number that is not.") from None
+
+
+def _refuse_tricks(text: str) -> None:
+    """Refuse, before anything is built, what makes a small file large or deep, or gives it a type of its own."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        for what, found in (
+            ("anchors (&) and aliases (*)", getattr(event, "anchor", None)),
+            ("tags (!)", getattr(event, "tag", None)),
+            (f"more than {MAX_DEPTH} levels", depth > MAX_DEPTH),
+        ):
+            if found:
+                problem = f"{what} are not allowed; put the value in quotes if it is meant to be text"
+                raise yaml.MarkedYAMLError(None, None, problem, event.start_mark)  # type: ignore[arg-type]
+
+
+def _mapping(text: str, path: Path, *, empty: bool = False) -> dict[str, Any]:
+    data = parse_yaml(text, str(path))
+    if data is None and empty:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold keys and values, such as `name: payments`. Got {_kind_of(data)}.")
+    return data
+
+
+# ---- environment variables ----
+
+
+def _override(data: dict[str, Any], prefix: str, env: Mapping[str, str]) -> dict[tuple[str, ...], str]:
+    """Set what the variables with ``prefix`` say in ``data``; returns key path -> name of the variable."""
+    variables = {}
+    for variable in sorted(v for v in env if v.startswith(prefix)):
+        path = tuple(variable.removeprefix(prefix).split("__"))
+        variables[_set(data, variable, path, parse_yaml(env[variable], variable))] = variable
+    return variables
+
+
+def _set(data: dict[str, Any], variable: str, path: tuple[str, ...], value: object) -> tuple[str, ...]:
+    """Set one value; the parts of ``path`` find existing keys whatever their case. Returns the path as it was set."""
+    node, used = data, []
+    for depth, part in enumerate(path):
+        if not part:
+            raise ConfigError(f"{variable} must name a key, its parts joined by '__'. Got an empty part.")
+        key = next((k for k in node if k.lower() == part.lower()), part.lower())
+        used.append(key)
+        if depth == len(path) - 1:
+            node[key] = value
+        elif not isinstance(node.setdefault(key, {}) or {}, dict):
+            raise ConfigError(f"{variable} must name a key. {_shown(used)} is a value, which has no keys.")
+        else:
+            node[key] = node = node[key] or {}
+    return tuple(used)
+
+
+# ---- faults ----
+
+_Config = TypeVar("_Config", bound=BaseModel)
+_SECRET = {"tracking_uri", "registry_uri", "artifact_root", "credentials_env"}
+_PHRASES = {
+    "missing": "must be given",
+    "model_type": "must be a mapping of keys and values",
+    "model_attributes_type": "must be a mapping of keys and values",
+    "dict_type": "must be a mapping of keys and values",
+    "tuple_type": "must be a list",
+    "string_type": "must be text",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "path_type": "must be a path",
+    "finite_number": "must be a finite number",
+    "union_tag_not_found": "must have the key 'kind'",
+}
+
+
+def _validate(model: type[_Config], data: dict[str, Any], where: str, *, path: Path | None, **context: Any) -> _Config:
+    """``data`` as a ``model``, or one :class:`ConfigError` with all faults, one a line."""
+    variables = context["variables"]
+    context["folder"] = path.parent if path else context.get("folder")
+    try:
+        return model.model_validate(data, context={"path": path, **context})
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    faults = [line for detail in details for line in _fault(model, detail, variables)]
+    if len(faults) == 1:
+        raise ConfigError(f"{where}: {faults[0]}")
+    raise ConfigError("\n  ".join([f"{where} has {len(faults)} faults:", *faults]))
+
+
+def _fault(model: type[BaseModel], detail: ErrorDetails, variables: Mapping[tuple[str, ...], str]) -> list[str]:
+    """The lines that tell of one of pydantic's errors."""
+    loc, kind = detail["loc"], detail["type"]
+    shown, parent = _locate(model, loc)
+    source = _source(loc, variables, whole=kind == "extra_forbidden")
+    if not loc:  # a rule between keys says all by itself
+        return detail["msg"].removeprefix("Value error, ").split("\n")
+    if kind == "extra_forbidden":
+        place = f"in {_locate(model, loc[:-1])[0]}" if len(loc) > 1 else "at the top level"
+        return [f"unknown key {str(loc[-1])!r} ({place}).{_known(model, parent, str(loc[-1]))}{source}"]
+    hidden = bool(_SECRET & {str(part) for part in loc})
+    got = "" if kind == "missing" else " Its value is not shown." if hidden else f" Got {_kind_of(detail['input'])}."
+    return [f"{shown} {_phrase(detail)}.{got}{_remedy(detail)}{_description(parent, loc)}{source}"]
+
+
+def _phrase(detail: ErrorDetails) -> str:
+    context = detail.get("ctx", {})
+    if detail["type"] == "union_tag_invalid":
+        return f"must be of kind {context['expected_tags']}"
+    text = _PHRASES.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
+    text = re.sub(r"^(Input|String|Tuple|Dictionary|List) should ", "must ", text)
+    return re.sub(r" after validation, not \d+$", "", text).rstrip(".")
+
+
+def _remedy(detail: ErrorDetails) -> str:
+    context, value = detail.get("ctx", {}), detail["input"]
+    known = re.findall(r"'([^']+)'", str(context.get("expected") or context.get("expected_tags") or ""))
+    if known:
+        value = context.get("tag", value)
+        return suggestion(value, known) if isinstance(value, str) else ""
+    return " Put it in quotes." if detail["type"] == "string_type" and isinstance(value, int | float) else ""
+
+
+def _description(parent: type[BaseModel] | None, loc: tuple[int | str, ...]) -> str:
+    field = parent.model_fields.get(str(loc[-1])) if parent else None
+    return f" {field.description}" if field and field.description else ""
+
+
+def _known(model: type[BaseModel], parent: type[BaseModel] | None, key: str) -> str:
+    """The nearest known key, perhaps one that belongs in another section, else all keys of the section."""
+    own = list(parent.model_fields) if parent else []
+    if near := suggestion(key, own):
+        return near
+    for name, field in model.model_fields.items():
+        for section in _models(field.annotation):
+            if key in section.model_fields and get_origin(field.annotation) not in (dict, tuple):
+                return f" Did you mean '{name}.{key}'?"
+    return f" The keys here are {', '.join(own)}."
+
+
+def _source(loc: tuple[int | str, ...], variables: Mapping[tuple[str, ...], str], *, whole: bool) -> str:
+    """Which environment variable set the value at ``loc``; ``whole`` counts those that set a part of it."""
+    for path, variable in variables.items():
+        if loc[: len(path)] == path or (whole and path[: len(loc)] == loc):
+            return f" It is set by the environment variable {variable}."
+    return ""
+
+
+def _locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel] | None]:
+    """The key path ``loc`` as shown, and the section that its last part is a key of."""
+    annotation: Any = model
+    parent: type[BaseModel] | None = None
+    shown: list[int | str] = []
+    for part in loc:
+        options = _models(annotation)
+        if isinstance(part, str) and part in (tags := {_tag(o): o for o in options if _tag(o)}):
+            annotation = tags[part]  # pydantic names the variant of a union, which is no key
+            continue
+        shown.append(part)
+        annotation, parent = _step(annotation, part)
+    return _shown(shown), parent
+
+
+def _step(annotation: Any, part: int | str) -> tuple[Any, type[BaseModel] | None]:
+    """The type below ``annotation`` at ``part``, and the section that has ``part`` as a key."""
+    container = next((a for a in _variants(annotation) if get_origin(a) in (dict, tuple)), None)
+    if container is not None:
+        return get_args(container)[1 if get_origin(container) is dict else 0], None
+    section = next(iter(_models(annotation)), None)
+    field = section.model_fields.get(str(part)) if section else None
+    return (field.annotation if field else None), section
+
+
+def _variants(annotation: Any) -> list[Any]:
+    """The members of a union, ``Annotated`` taken off."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _variants(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [v for a in get_args(annotation) for v in _variants(a)]
+    return [annotation]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    return [v for v in _variants(annotation) if isinstance(v, type) and issubclass(v, BaseModel)]
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    """The one ``kind`` of a variant of a union."""
+    kinds = get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
+    return kinds[0] if len(kinds) == 1 else None
+
+
+def _shown(path: Iterable[int | str]) -> str:
+    """``columns['unit price'].kind`` for a key path."""
+    text = ""
+    for part in path:
+        plain = isinstance(part, str) and re.fullmatch(r"[\w-]+", part)
+        text += f"{'.' if text else ''}{part}" if plain else f"[{part!r}]"
+    return text
+
+
+def _kind_of(value: object) -> str:
+    """A short account of what came: scalars as they are, containers by name only."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list" if value else "an empty list"
+    text = repr(str(value) if isinstance(value, Path) else value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

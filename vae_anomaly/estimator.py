@@ -1,0 +1,162 @@
+"""The scikit-learn face of a detector: :class:`VAEDetector`.
+
+It follows scikit-learn's signs: ``score_samples`` and ``decision_function`` are high for normal records and
+``predict`` returns 1 for normal and -1 for anomalous; ``anomaly_score`` and ``p_value`` are this package's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from vae_anomaly.batch import OK, Records
+from vae_anomaly.detector import Detector, Part
+from vae_anomaly.errors import ConfigError
+from vae_anomaly.fitting import Recipe, fit_detector
+from vae_anomaly.schema import Column, Schema, check
+
+
+class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
+    """Variational autoencoder for normal records with a conformal threshold.
+
+    Parameters
+    ----------
+    model : name of the VAE builder. model_options : its options, such as ``{"latent": 8}``.
+    scoring : name of the score, such as ``latent_neighbours`` or ``negative_elbo``.
+    alpha : target false-alarm rate in (0, 1); None takes the smallest that the calibration records support.
+    calibration : share of the records that calibrates the threshold, in (0, 1).
+    training : options of the training plan, such as ``{"steps": 500}``.
+    random_state : seed; the global random state is neither read nor changed.
+
+    Attributes
+    ----------
+    detector_ : the fitted :class:`~vae_anomaly.detector.Detector`.
+    n_features_in_, feature_names_in_ : as everywhere in scikit-learn.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).normal(size=(200, 3))
+    >>> detector = VAEDetector(random_state=0, training={"steps": 200}).fit(X)
+    >>> int(detector.predict([[9.0, -9.0, 9.0]])[0])
+    -1
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str = "mlp",
+        model_options: Mapping[str, Any] | None = None,
+        scoring: str = "latent_neighbours",
+        alpha: float | None = None,
+        calibration: float = 0.35,
+        training: Mapping[str, Any] | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.model = model
+        self.model_options = model_options
+        self.scoring = scoring
+        self.alpha = alpha
+        self.calibration = calibration
+        self.training = training
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Fit to normal records ``X``: an array (B, F) of numbers, or a DataFrame whose column types say the kinds."""
+        records, schema = self._records(X, reset=True)
+        recipe = Recipe(
+            model=Part(self.model, dict(self.model_options or {})),
+            score=Part(self.scoring),
+            training=dict(self.training or {}),
+            alpha=self.alpha,
+            calibration=self.calibration,
+            seed=_seed(self.random_state),
+        )
+        self.detector_: Detector = fit_detector(records, schema, recipe).detector
+        return self
+
+    def anomaly_score(self, X: Any) -> np.ndarray:
+        """(B,) float64 nats, high = anomalous; a record's score does not depend on the other records."""
+        check_is_fitted(self)
+        records, _ = self._records(X, reset=False)
+        if self.detector_.preprocessor.all_numbers and isinstance(records.values, _Matrix):
+            return self.detector_.scores(self.detector_.preprocessor.encode_matrix(records.values.matrix))
+        return self.detector_.detect(records).score
+
+    def p_value(self, X: Any) -> np.ndarray:
+        """(B,) conformal p-values in (0, 1]: how often a normal record is at least as strange."""
+        return self.detector_.threshold.p_value(self.anomaly_score(X))
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """The opposite of :meth:`anomaly_score`: high = normal."""
+        return -self.anomaly_score(X)
+
+    @property
+    def offset_(self) -> float:
+        """``decision_function = score_samples - offset_``: the opposite of the threshold's value."""
+        return -self.detector_.threshold.value
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Negative exactly where a record is flagged."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> np.ndarray:
+        """(B,) int: -1 for anomalous, 1 for normal."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def _records(self, X: Any, *, reset: bool) -> tuple[Records, Schema]:
+        if isinstance(X, pd.DataFrame) and not all(pd.api.types.is_numeric_dtype(t) for t in X.dtypes):
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            schema = schema_of(X) if reset else self.detector_.schema
+            return check(pa.Table.from_pandas(X, preserve_index=False), schema, first_row=0, file="DataFrame"), schema
+        matrix = validate_data(
+            self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2 if reset else 1
+        )
+        names = [str(n) for n in getattr(self, "feature_names_in_", [f"x{i}" for i in range(matrix.shape[1])])]
+        ids = np.arange(len(matrix)).astype(str).astype(object)
+        status = np.full(len(matrix), OK, dtype=object)
+        return Records(0, ids, _Matrix(names, matrix), status), Schema(tuple(Column(n, "number") for n in names))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+
+class _Matrix(dict[str, np.ndarray]):
+    """A matrix seen as columns, without copying."""
+
+    def __init__(self, names: list[str], matrix: np.ndarray) -> None:
+        super().__init__((name, matrix[:, i]) for i, name in enumerate(names))
+        self.matrix = matrix
+
+
+def _seed(random_state: int | np.random.RandomState | None) -> int:
+    if random_state is None:
+        return 0
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31 - 1))
+    return int(random_state)
+
+
+def schema_of(frame: pd.DataFrame) -> Schema:
+    """Kinds from a DataFrame's types: numbers, booleans, times; everything else is a category."""
+    kinds = []
+    for name, dtype in frame.dtypes.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"DataFrame column names must be text. Got {name!r}.")
+        if pd.api.types.is_bool_dtype(dtype):
+            kinds.append(Column(name, "boolean"))
+        elif pd.api.types.is_numeric_dtype(dtype):
+            kinds.append(Column(name, "number"))
+        elif pd.api.types.is_datetime64_any_dtype(dtype):
+            kinds.append(Column(name, "timestamp", "UTC"))
+        else:
+            kinds.append(Column(name, "category"))
+    return Schema(tuple(kinds))

@@ -1,0 +1,226 @@
+"""Fit a detector: normal records in, three disjoint splits, a trained VAE, a fitted score and a calibrated threshold.
+
+Identical records always fall into the same split, so that no calibration record was trained on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+
+from vae_anomaly.batch import Records
+from vae_anomaly.detector import Detector, Part, Reference
+from vae_anomaly.errors import DataError, TrainingError
+from vae_anomaly.models import MODELS
+from vae_anomaly.objectives import BetaElbo
+from vae_anomaly.preprocessing.tabular import fit_tabular
+from vae_anomaly.registry import build, lookup
+from vae_anomaly.schema import Schema
+from vae_anomaly.scores import SCORES
+from vae_anomaly.thresholds import THRESHOLDS, Threshold
+from vae_anomaly.training import EpochLog, TrainingPlan, build_seeded, train
+from vae_anomaly.vae import Inputs, evaluate
+
+MIN_RECORDS = 8
+REFERENCE_RECORDS = 10_000
+DEFAULT_ALPHAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what is fitted, as plain values.
+
+    ``validation`` and ``calibration`` are shares in (0, 1) of the records, the rest trains; ``alpha`` None takes the
+    smallest false-alarm rate that the calibration set supports (:func:`supported_alpha`).
+    """
+
+    model: Part = field(default_factory=lambda: Part("mlp"))
+    score: Part = field(default_factory=lambda: Part("latent_neighbours"))
+    objective: BetaElbo = field(default_factory=BetaElbo)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    threshold: str = "conformal"
+    alpha: float | None = None
+    validation: float = 0.15
+    calibration: float = 0.35
+    seed: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted detector and what a reviewer wants to know of how it came about."""
+
+    detector: Detector
+    epochs: tuple[EpochLog, ...]
+    plan: TrainingPlan
+    splits: Mapping[str, np.ndarray]
+    validation_scores: np.ndarray
+
+
+def fit_detector(
+    records: Records, schema: Schema, recipe: Recipe, on_epoch: Callable[[EpochLog, int], None] | None = None
+) -> Fit:
+    """Fit a detector to normal ``records``; unscorable rows and labelled anomalies do not take part.
+
+    Raises
+    ------
+    DataError
+        Fewer than ``MIN_RECORDS`` normal records, or a column that cannot be used.
+    TrainingError
+        Training diverged, or every calibration score is the same.
+    ConfigError
+        An unknown model, score or option, or an alpha that the calibration set does not support.
+    """
+    normal = records.scorable if records.labels is None else records.scorable & ~records.labels
+    records = records.take(np.flatnonzero(normal))
+    if len(records) < MIN_RECORDS:
+        raise DataError(
+            "too_few_records",
+            f"at least {MIN_RECORDS} scorable normal records are needed to fit. Got {len(records)}.",
+            remedy="Collect more normal records.",
+        )
+    splits = split(records, recipe)
+    with limited_threads(recipe.threads):
+        return _fit(records, schema, recipe, splits, on_epoch)
+
+
+def _fit(
+    records: Records,
+    schema: Schema,
+    recipe: Recipe,
+    splits: Mapping[str, np.ndarray],
+    on_epoch: Callable[[EpochLog, int], None] | None,
+) -> Fit:
+    preprocessor = fit_tabular(records.take(splits["training"]), schema)
+    parts = {name: preprocessor.encode(records.take(index)) for name, index in splits.items()}
+    vae = build_seeded(
+        lambda: build("model", MODELS, recipe.model.kind, preprocessor.layout, **recipe.model.options), recipe.seed
+    )
+    plan = TrainingPlan.for_records(len(parts["training"]), **recipe.training)
+    epochs = []
+    for log in train(vae, parts["training"], parts["validation"], recipe.objective, plan, recipe.seed):
+        epochs.append(log)
+        if on_epoch is not None:
+            on_epoch(log, plan.epochs)
+    kept = splits["training"][:REFERENCE_RECORDS]
+    reference = Reference(_bare(preprocessor.encode(records.take(kept))), tuple(map(str, records.record_ids[kept])))
+    with torch.inference_mode():
+        evaluation = evaluate(vae, reference.inputs)
+        score = build("score", SCORES, recipe.score.kind, evaluation, None, **recipe.score.options)
+    unset = Threshold(recipe.threshold, 0.5, np.zeros(1))
+    detector = Detector(
+        schema, preprocessor, recipe.model, vae, recipe.score, score, unset, reference, _provenance(recipe, records)
+    )
+    calibration = detector.scores(parts["calibration"])
+    if not np.isfinite(calibration).all() or calibration.min() == calibration.max():
+        raise TrainingError(
+            f"calibration scores must be finite and differ. Got {len(np.unique(calibration))} distinct values among"
+            f" {len(calibration)}; nothing was registered. Look for columns that never vary."
+        )
+    alpha = supported_alpha(len(calibration)) if recipe.alpha is None else recipe.alpha
+    threshold = lookup("threshold.method", THRESHOLDS, recipe.threshold)(calibration, alpha=alpha)
+    detector = Detector(**{**vars(detector), "threshold": threshold})
+    return Fit(detector, tuple(epochs), plan, splits, detector.scores(parts["validation"]))
+
+
+def split(records: Records, recipe: Recipe) -> dict[str, np.ndarray]:
+    """Row positions of ``training``, ``validation`` and ``calibration``, disjoint in content, shuffled by the seed."""
+    _, group = np.unique(_content_hash(records), return_inverse=True)
+    order = np.random.default_rng(recipe.seed).permutation(group.max() + 1)[group]
+    rows = np.argsort(order, kind="stable")
+    ranked, count = order[rows], len(rows)
+
+    def cut(share: float) -> int:
+        # move past the last record of a group of identical ones
+        at = min(max(1, round(share * count)), count - 1)
+        return int(np.searchsorted(ranked, ranked[at - 1], side="right"))
+
+    first, second = cut(recipe.calibration), cut(recipe.calibration + recipe.validation)
+    parts = {"training": rows[second:], "validation": rows[first:second], "calibration": rows[:first]}
+    for name, part in parts.items():
+        if not len(part):
+            raise DataError(
+                "too_few_distinct_records",
+                f"training, validation and calibration must each hold a record. Got {group.max() + 1} distinct"
+                f" records among {count} and none left for {name}.",
+                remedy="Collect more distinct normal records.",
+            )
+    return parts
+
+
+def _content_hash(records: Records) -> np.ndarray:
+    columns = {
+        str(i): np.asarray(v.to_pandas() if isinstance(v, pa.Array) else v)
+        for i, v in enumerate(records.values.values())
+    }
+    return np.asarray(pd.util.hash_pandas_object(pd.DataFrame(columns), index=False))
+
+
+def supported_alpha(calibration_records: int) -> float:
+    """The smallest customary alpha with n >= 15 / alpha, where the false-alarm rate lies within about 50 % of alpha.
+
+    With fewer records the smallest that is possible at all, 1 / (n + 1), but not less than 0.1.
+    """
+    fitting = [alpha for alpha in DEFAULT_ALPHAS if calibration_records >= 15 / alpha]
+    return fitting[0] if fitting else max(0.1, math.ceil(1e4 / (calibration_records + 1)) / 1e4)
+
+
+def _bare(inputs: Inputs) -> Inputs:
+    return Inputs(inputs.x, inputs.observed)
+
+
+def _provenance(recipe: Recipe, records: Records) -> dict[str, str]:
+    return {
+        "code_version": importlib.metadata.version("vae-anomaly"),
+        "torch_version": torch.__version__.partition("+")[0],
+        "seed": str(recipe.seed),
+        "threads": str(recipe.threads),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "normal_records": str(len(records)),
+    }
+
+
+@contextlib.contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Run torch with ``count`` intra-op threads; more than one is slower for small networks on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def corruption_recall(detector: Detector, inputs: Inputs, *, size: float = 6.0, seed: int = 0) -> dict[str, float]:
+    """Share of records that are flagged after one column was corrupted, column by column.
+
+    A number or time part moves by ``size`` robust deviations (either way), a boolean or category becomes the value
+    that the record did not have. No label is needed. 0 means that the detector is blind to this column.
+    """
+    layout = detector.preprocessor.layout
+    sign = torch.from_numpy(np.random.default_rng(seed).choice([-1.0, 1.0], len(inputs)).astype(np.float32))
+    recall, start = {}, 0
+    for block in layout.blocks:
+        x, part = inputs.x.clone(), slice(start, start + block.size)
+        if block.family == "gaussian":
+            x[:, part] += size * sign[:, None]
+        else:
+            x[:, part] = 1.0 - x[:, part] if block.family == "bernoulli" else torch.roll(x[:, part], 1, 1)
+        scores = detector.scores(Inputs(x, inputs.observed, inputs.evidence))
+        recall[detector.preprocessor.columns[block.column]] = float(detector.threshold.flag(scores).mean())
+        start += block.size
+    return recall
+
+
+def columns_of(recall: Mapping[str, float], below: float) -> Sequence[str]:
+    """Columns whose corruption recall lies below ``below``."""
+    return [column for column, value in recall.items() if value < below]

@@ -1,0 +1,22 @@
+"""The log sink: one warning for each alert, on one line whatever the names in it hold."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vae_anomaly.sinks import Alert
+
+_log = logging.getLogger(__name__)
+
+
+def deliver_log(alert: Alert) -> None:
+    """Log ``alert`` as one line at WARNING; characters that do not print are escaped."""
+    words = [alert.kind, alert.monitor, f"batch {alert.batch_id}", alert.title, *map(str, alert.report_paths)]
+    _log.warning("%s", printable(" | ".join(words)))
+
+
+def printable(text: str) -> str:
+    """``text`` with line breaks, control and direction characters and lone surrogates written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,0 +1,274 @@
+"""``check``: whether a store keeps its invariants, file by file, and what to do where it does not.
+
+========= ============================================================================================
+I1        conservation: rows = scored + unscorable, in the record and in the score file, reason by reason
+I2        exactly once: one commit for each key, each row of a batch once and in order
+I3        whole files: everything named is there, complete, with its sha256; nothing else lies in the folders
+I4        no silent wrongness: scores and p-values are in range, a flag is what threshold and alpha say
+I5        provenance: columns and metadata of the scores, and the store's monitor, are those of the commit
+I6        loud: every delivery marker belongs to a record
+========= ============================================================================================
+
+A finding of severity ``note`` is what a killed run leaves: the next run finishes or replaces it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vae_anomaly.batch import OK
+from vae_anomaly.errors import ConfigError, StoreError
+from vae_anomaly.store.files import Store, is_alive, owner_of, safe_id, sha256_of
+from vae_anomaly.store.records import Commit, FileRef, Quarantine, read_record
+from vae_anomaly.store.score_files import SCORE_SCHEMA, read_scores, score_schema
+
+_SUFFIXES = {
+    "scores": (".parquet",),
+    "commits": (".json",),
+    "reports": (".json", ".html"),
+    "quarantine": (".json",),
+    "outbox": (".json",),
+}
+_NEXT_RUN = "Nothing to do: the next run finishes or replaces it."
+_MOVE = "Move it to another folder; the store holds its own files only."
+_DELETE = "If you delete it, the next run does its work again."
+
+
+Invariant = Literal["I1", "I2", "I3", "I4", "I5", "I6"]
+Problem = tuple[Invariant, str]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One broken invariant: where (relative to the store), what, and what to do."""
+
+    invariant: Invariant
+    path: str
+    problem: str
+    remedy: str
+    severity: Literal["error", "note"] = "error"
+
+    def __str__(self) -> str:
+        return f"{self.invariant} {self.path}: {self.problem} {self.remedy}"
+
+
+def check(store: Store) -> list[Finding]:
+    """All findings, by path; raises :class:`ConfigError` where there is no store."""
+    if not store.root.is_dir():
+        raise ConfigError(f"output must be an existing folder. Got {str(store.root)!r}. Score first, or mend the path.")
+    findings = [*_strangers(store), *_temporaries(store)]
+    commits, broken = _records(store.commits, Commit, f"Restore it from a backup. {_DELETE}")
+    refusals, unreadable = _records(store.quarantine, Quarantine, _DELETE)
+    findings += [*broken, *unreadable, *_keys(commits), *_monitor(store, [*commits, *refusals])]
+    for commit in commits:
+        findings += [*_scores(store, commit), *_report(store, commit)]
+    findings += [*_orphans(store), *_markers(store)]
+    return sorted(set(findings), key=lambda f: (f.path, f.invariant, f.problem))
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder)) if folder.is_dir() else []
+
+
+def _strangers(store: Store) -> Iterator[Finding]:
+    for folder in store.folders:
+        for name in _names(folder):
+            path = folder / name
+            suffix = next((s for s in _SUFFIXES[folder.name] if name.endswith(s)), None)
+            if not suffix or not _is_id(name.removesuffix(suffix)) or path.is_symlink() or not path.is_file():
+                yield Finding("I3", f"{folder.name}/{name}", "Not a file of the store.", _MOVE)
+
+
+def _temporaries(store: Store) -> Iterator[Finding]:
+    for name in _names(store.tmp):
+        owner = owner_of(name)
+        if owner is None:
+            yield Finding("I3", f"{store.tmp.name}/{name}", "Not a file of the store.", _MOVE)
+        elif not is_alive(owner):
+            yield Finding("I3", f"{store.tmp.name}/{name}", "Left by a process that is gone.", _NEXT_RUN, "note")
+
+
+def _records(folder: Path, kind: type[Any], remedy: str) -> tuple[list[Any], list[Finding]]:
+    records, findings = [], []
+    for name in _names(folder):
+        if name.endswith(".json"):
+            try:
+                records.append(read_record(folder / name, kind))
+            except StoreError as error:
+                problem = f"Not readable as a {kind.__name__.lower()} record: {error.__cause__}."
+                findings.append(Finding("I3", f"{folder.name}/{name}", problem, remedy))
+    return records, findings
+
+
+def _keys(commits: list[Commit]) -> Iterator[Finding]:
+    times = Counter(commit.key for commit in commits)
+    for commit in commits:
+        path = f"commits/{commit.batch_id}.json"
+        if times[commit.key] > 1:
+            remedy = "Keep one of the records that share it, and delete the others with their scores and reports."
+            problem = f"Its key must be unique. Got it in {times[commit.key]} records."
+            yield Finding("I2", path, problem, remedy)
+        if not commit.conserves:
+            unscorable = sum(commit.unscorable.values())
+            counts = f"{commit.rows} rows, {commit.scored} scored, {unscorable} unscorable, {commit.flagged} flagged"
+            problem = f"Rows must be scored + unscorable, and flagged at most scored. Got {counts}."
+            yield Finding("I1", path, problem, _redo(commit.batch_id))
+
+
+def _monitor(store: Store, records: list[Commit | Quarantine]) -> Iterator[Finding]:
+    path = store.root / "store.json"
+    try:
+        monitor = json.loads(path.read_bytes())["monitor"]
+    except FileNotFoundError:
+        yield Finding("I5", "store.json", "Missing: it says whose store this is.", _NEXT_RUN, "note")
+        return
+    except (OSError, ValueError, TypeError, KeyError):
+        yield Finding("I3", "store.json", "Not readable as JSON with a 'monitor'.", _DELETE)
+        return
+    for record in records:
+        if record.dataset != monitor:
+            folder = "commits" if isinstance(record, Commit) else "quarantine"
+            problem = f"The monitor must be {monitor!r}, as in store.json. Got {record.dataset!r}."
+            yield Finding("I5", f"{folder}/{record.batch_id}.json", problem, "Move its files to that monitor's output.")
+
+
+def _whole(store: Store, ref: FileRef, remedy: str) -> Iterator[Finding]:
+    path = store.root / ref.file
+    if not path.is_file():
+        yield Finding("I3", ref.file, "Missing, though a commit names it.", remedy)
+    elif (size := path.stat().st_size) != ref.bytes:
+        yield Finding("I3", ref.file, f"Must have {ref.bytes} bytes. Got {size}.", remedy)
+    elif sha256_of(path) != ref.sha256:
+        yield Finding("I3", ref.file, "Its sha256 is not the one in its commit.", remedy)
+
+
+def _report(store: Store, commit: Commit) -> Iterator[Finding]:
+    remedy = _redo(commit.batch_id)
+    problems = list(_whole(store, commit.report, remedy))
+    yield from problems
+    if not problems:
+        try:
+            json.loads((store.root / commit.report.file).read_bytes())
+        except ValueError:
+            yield Finding("I3", commit.report.file, "Not readable as JSON.", remedy)
+    html = f"reports/{commit.batch_id}.html"
+    if commit.alert and not (store.root / html).exists():
+        yield Finding("I3", html, "Not written yet.", _NEXT_RUN, "note")
+
+
+def _scores(store: Store, commit: Commit) -> Iterator[Finding]:
+    remedy, file = _redo(commit.batch_id), commit.scores.file
+    problems = list(_whole(store, commit.scores, remedy))
+    yield from problems
+    if not problems:
+        try:
+            for invariant, problem in _content(commit, store.root / file):
+                yield Finding(invariant, file, problem, remedy)
+        except StoreError:
+            yield Finding("I3", file, "Not readable as Parquet with page checksums.", remedy)
+
+
+def _content(commit: Commit, path: Path) -> Iterator[Problem]:
+    schema = score_schema(path)
+    if not schema.equals(SCORE_SCHEMA):
+        yield "I5", f"The columns must be {SCORE_SCHEMA.names} with their types. Got {schema.names}."
+        return
+    stated = {k.decode(errors="replace"): v.decode(errors="replace") for k, v in (schema.metadata or {}).items()}
+    wrong = [name for name, value in commit.provenance.items() if stated.get(name) != value]
+    if wrong:
+        yield "I5", f"The metadata must be those of the commit. Wrong or missing: {wrong}."
+    rows, flagged, status = 0, 0, Counter[str]()
+    for group in read_scores(path):
+        yield from _constants(commit, group)
+        yield from _decisions(commit, group, rows)
+        rows, flagged = rows + group.num_rows, flagged + (pc.sum(group["is_anomaly"]).as_py() or 0)
+        status.update({v["values"]: v["counts"] for v in group["status"].cast(pa.string()).value_counts().to_pylist()})
+    yield from _totals(commit, rows, flagged, status)
+
+
+def _constants(commit: Commit, group: pa.Table) -> Iterator[Problem]:
+    known = {
+        "batch_id": commit.batch_id,
+        "model_version": commit.model.version,
+        "threshold_version": commit.threshold.version,
+    }
+    for name, value in known.items():
+        if group[name].cast(pa.string()).unique().to_pylist() != [value]:
+            yield "I5", f"Column {name!r} must be {value!r}, as in the commit, in every row. It is not."
+
+
+def _decisions(commit: Commit, group: pa.Table, first: int) -> Iterator[Problem]:
+    """Row by row: its place, and whether score, p-value, threshold and alpha agree with the flag."""
+    index, flag = (group[name].to_numpy() for name in ("row_index", "is_anomaly"))
+    score, p = (group[name].to_numpy() for name in ("score", "p_value"))  # null is NaN
+    ok = pc.equal(group["status"].cast(pa.string()), OK).to_numpy()
+    nulls = [group[name].is_null().to_numpy() for name in ("score", "p_value")]
+    value, alpha = commit.threshold.value, commit.threshold.alpha
+    yield from _law("I2", "row_index must be the row's place in the batch", index == first + np.arange(len(ok)), first)
+    yield from _law("I4", "score and p_value must be null iff unscorable", (nulls[0] != ok) & (nulls[1] != ok), first)
+    yield from _law("I4", "score must be a number", ~ok | ~np.isnan(score), first)
+    yield from _law("I4", "p_value must be in (0, 1]", ~ok | ((p > 0) & (p <= 1)), first)
+    yield from _law("I4", f"is_anomaly must be score > {value!r}", flag == (ok & (score > value)), first)
+    yield from _law("I4", f"is_anomaly must be p_value <= {alpha!r}", flag == (ok & (p <= alpha)), first)
+
+
+def _law(invariant: Invariant, law: str, holds: np.ndarray, first: int) -> Iterator[Problem]:
+    wrong = np.flatnonzero(~holds)
+    if len(wrong):
+        rows = ", ".join(str(first + int(row)) for row in wrong[:5])
+        yield invariant, f"In every row {law}. It is not in {len(wrong)} rows, first {rows}."
+
+
+def _totals(commit: Commit, rows: int, flagged: int, status: Counter[str]) -> Iterator[Problem]:
+    stated = {OK: commit.scored, **{f"unscorable:{reason}": n for reason, n in commit.unscorable.items()}}
+    if rows != commit.rows:
+        yield "I1", f"Must have {commit.rows} rows, as in the commit. Got {rows}."
+    if +status != +Counter(stated):
+        yield "I1", f"Rows by status must be {stated}, as in the commit. Got {dict(status)}."
+    if flagged != commit.flagged:
+        yield "I1", f"Must have {commit.flagged} flagged rows, as in the commit. Got {flagged}."
+
+
+def _orphans(store: Store) -> Iterator[Finding]:
+    known = {name.removesuffix(".json") for name in _names(store.commits)}
+    for folder in (store.scores, store.reports):
+        for name in _names(folder):
+            if name.endswith(_SUFFIXES[folder.name]) and name.rpartition(".")[0] not in known:
+                yield Finding("I3", f"{folder.name}/{name}", "No commit names it.", _NEXT_RUN, "note")
+
+
+def _markers(store: Store) -> Iterator[Finding]:
+    known = {name.removesuffix(".json") for folder in (store.commits, store.quarantine) for name in _names(folder)}
+    for name in _names(store.outbox):
+        path = f"{store.outbox.name}/{name}"
+        try:
+            marker = json.loads((store.root / path).read_bytes())
+            batch, sink, _ = (str(marker[key]) for key in ("batch_id", "sink", "idempotency_key"))
+        except (OSError, ValueError, TypeError, KeyError):
+            yield Finding("I6", path, "Not readable as a delivery marker.", "Delete it: the alert is delivered again.")
+            continue
+        if batch not in known or name != f"{batch}.{sink}.json":
+            yield Finding("I6", path, "No record of its batch is there.", "Delete it, or restore the record.")
+
+
+def _is_id(name: str) -> bool:
+    try:
+        return bool(safe_id(name))
+    except StoreError:
+        return False
+
+
+def _redo(id: str) -> str:
+    return (
+        f"Restore it from a backup, or delete record, scores and report of {id}: the next run scores the batch again."
+    )

@@ -1,0 +1,238 @@
+"""The ledger: what was scored, what was refused, what is still to do and to say. The work list is state, not a date.
+
+A batch's commit record is the truth for readers and comes last: scores, report, record, each durable before the next.
+A batch is pending iff no commit exists for its content and no quarantine record for its content and this data
+contract. What comes after the commit (HTML, alerts, tracking) can be done again and is derived from the records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from vae_anomaly.errors import StoreError
+from vae_anomaly.store.files import Store, safe_id
+from vae_anomaly.store.records import Commit, Quarantine, Record, dump, parse, read_record, report_ref, scores_ref
+from vae_anomaly.store.score_files import ScoreFile
+from vae_anomaly.store.sources import batch_id
+
+State = Literal["pending", "committed", "quarantined", "superseded", "duplicate"]
+
+
+class BatchState(NamedTuple):
+    """Where one version of a file stands; ``record`` is what says so, of the same content for a duplicate."""
+
+    name: str
+    sha256: str
+    batch_id: str
+    state: State
+    record: Commit | Quarantine | None
+
+
+class PendingAlert(NamedTuple):
+    """An alert that a sink has not had."""
+
+    record: Commit | Quarantine
+    sink: str
+    idempotency_key: str
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Reads and writes the records of one store; holds nothing in memory between calls."""
+
+    store: Store
+
+    def commits(self) -> Iterator[Commit]:
+        """All commit records by file name; :class:`StoreError` names one that is broken."""
+        return _read_all(self.store.commits, Commit)
+
+    def quarantines(self) -> Iterator[Quarantine]:
+        """All reason files by file name; :class:`StoreError` names one that is broken."""
+        return _read_all(self.store.quarantine, Quarantine)
+
+    def committed(self, sha256: str) -> Commit | None:
+        """The commit of this content, under whatever name it came."""
+        found = _read_all(self.store.commits, Commit, ending=f"-{sha256[:12]}.json")
+        return next((commit for commit in found if commit.sha256 == sha256), None)
+
+    def quarantined(self, sha256: str, contract_digest: str) -> Quarantine | None:
+        """The refusal of this content under this data contract."""
+        found = _read_all(self.store.quarantine, Quarantine, ending=f"-{sha256[:12]}.json")
+        return next((q for q in found if (q.sha256, q.contract_digest) == (sha256, contract_digest)), None)
+
+    def commit(self, commit: Commit, scores: ScoreFile, *, report: bytes) -> bool:
+        """Publish scores, report and record in this order; False when the content was committed before.
+
+        Without a record, scores and report under the batch's names are the rest of a killed run, perhaps of another
+        model, and are replaced. The lock makes sure that no living process is about to commit them.
+        """
+        id, store = commit.batch.id, self.store
+        try:
+            content = _checked(commit, scores, report)
+            with store.lock(store.commits):
+                if self.committed(commit.sha256):
+                    return False
+                record = store.file(store.commits, id, ".json")
+                rest = not record.exists()
+                store.publish(scores.tmp, store.file(store.scores, id, ".parquet"), replaceable=rest)
+                store.publish(report, store.file(store.reports, id, ".json"), replaceable=rest)
+                store.publish(content, record)
+            return True
+        finally:
+            with contextlib.suppress(OSError):  # then the next run deletes it
+                os.unlink(scores.tmp)
+
+    def quarantine(self, record: Quarantine) -> bool:
+        """Publish the reason file, over one of another contract; False when this content is recorded already."""
+        with self.store.lock(self.store.commits):
+            if self.committed(record.sha256) or self.quarantined(record.sha256, record.contract_digest):
+                return False
+            final = self.store.file(self.store.quarantine, record.batch_id, ".json")
+            self.store.publish(record.to_json(), final, replaceable=True)
+        return True
+
+    def state(self, inbox: Iterable[tuple[str, str]], contract_digest: str) -> list[BatchState]:
+        """Every version of every file that was ever seen, in exactly one state; the inbox is (name, sha256) pairs.
+
+        Superseded: a record whose name now stands for other content, in the inbox or else in a later record.
+        """
+        here = set(inbox)
+        commits = {commit.sha256: commit for commit in self.commits()}
+        refusals = {q.sha256: q for q in self.quarantines() if q.sha256 not in commits}
+        rows: list[BatchState] = []
+        first: dict[str, str] = {}
+        for name, sha256 in sorted(here):
+            refusal = refusals.get(sha256)
+            if refusal and refusal.contract_digest != contract_digest:
+                refusal = None
+            rows.append(_arrived(name, sha256, commits.get(sha256) or refusal, first))
+        records: list[Commit | Quarantine] = [*commits.values(), *refusals.values()]
+        current = {r.name: r.sha256 for r in sorted(records, key=self._written)} | dict(here)
+        for record in records:
+            if (record.name, record.sha256) not in here:
+                state = _kind(record) if current[record.name] == record.sha256 else "superseded"
+                rows.append(BatchState(record.name, record.sha256, record.batch_id, state, record))
+        return sorted(rows, key=lambda row: (row.name, row.batch_id))
+
+    def pending(self, inbox: Iterable[tuple[str, str]], contract_digest: str) -> list[BatchState]:
+        """The work list, by name; equal contents are in it once."""
+        return [row for row in self.state(inbox, contract_digest) if row.state == "pending"]
+
+    def unrendered(self) -> list[Commit]:
+        """Commits with something to say whose HTML report is not there (yet)."""
+        there = set(os.listdir(self.store.reports))
+        return [commit for commit in self.commits() if commit.alert and f"{commit.batch_id}.html" not in there]
+
+    def pending_alerts(self, sinks: Sequence[str]) -> list[PendingAlert]:
+        """What each sink is still to be told. Hold ``store.lock(store.outbox)`` while delivering: no alert goes twice.
+
+        A refusal of content that was scored since is old news.
+        """
+        commits = list(self.commits())
+        scored = {commit.sha256 for commit in commits}
+        records: list[Commit | Quarantine] = [commit for commit in commits if commit.alert]
+        records += [q for q in self.quarantines() if q.sha256 not in scored]
+        return [
+            PendingAlert(record, sink, record.idempotency_key)
+            for record in records
+            for sink in sinks
+            if self._told(record.batch_id, sink) != record.idempotency_key
+        ]
+
+    def mark_delivered(self, batch: str, sink: str, *, idempotency_key: str) -> None:
+        """Note that ``sink`` has had this alert of the batch id ``batch``."""
+        marker = {"batch_id": batch, "sink": sink, "idempotency_key": idempotency_key}
+        self.store.replace(dump(marker), self._marker(batch, sink))
+
+    def _marker(self, batch: str, sink: str) -> Path:
+        return self.store.file(self.store.outbox, f"{batch}.{safe_id(sink, 'sink')}", ".json")
+
+    def _told(self, batch: str, sink: str) -> str | None:
+        try:
+            return str(json.loads(self._marker(batch, sink).read_bytes())["idempotency_key"])
+        except (OSError, ValueError, TypeError, KeyError):  # absent or broken: tell again, receivers know the key
+            return None
+
+    def _written(self, record: Commit | Quarantine) -> tuple[int, str]:
+        folder = self.store.commits if isinstance(record, Commit) else self.store.quarantine
+        return (folder / f"{record.batch_id}.json").stat().st_mtime_ns, record.batch_id
+
+
+class HashCache:
+    """sha256 of inbox files that stayed as they were, so that a run reads only what is new. Losing it costs time only.
+
+    A file changed less than two seconds before it was hashed is not kept: its clock may not show the next change.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._path = store, store.root / "hash_cache.json"
+        self._old = self._load()
+        self._new: dict[str, list[Any]] = {}
+
+    def get(self, name: str, stat: os.stat_result) -> str | None:
+        """The sha256 of the file ``name`` if it is still the file that was hashed."""
+        known = self._old.get(name)
+        if not (isinstance(known, list) and known[:-1] == _identity(stat) and isinstance(known[-1], str)):
+            return None
+        self._new[name] = known
+        return str(known[-1])
+
+    def put(self, name: str, stat: os.stat_result, *, sha256: str, now_ns: int) -> None:
+        """Remember the hash of a file; ``stat`` and ``now_ns`` are from before it was read."""
+        if max(stat.st_mtime_ns, stat.st_ctime_ns) < now_ns - 2_000_000_000:
+            self._new[name] = [*_identity(stat), sha256]
+
+    def save(self) -> None:
+        """Keep the entries that this run used."""
+        if self._new != self._old:
+            self._store.replace(json.dumps(self._new, sort_keys=True).encode(), self._path)
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            value = json.loads(self._path.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+
+def _read_all(folder: Path, kind: type[Record], *, ending: str = ".json") -> Iterator[Record]:
+    return (read_record(folder / name, kind) for name in sorted(os.listdir(folder)) if name.endswith(ending))
+
+
+def _kind(record: Commit | Quarantine) -> State:
+    return "committed" if isinstance(record, Commit) else "quarantined"
+
+
+def _arrived(name: str, sha256: str, record: Commit | Quarantine | None, first: dict[str, str]) -> BatchState:
+    """The state of a file in the inbox; ``first`` collects the names under which pending contents came first."""
+    if record:
+        state: State = _kind(record) if record.name == name else "duplicate"
+        return BatchState(name, sha256, record.batch_id, state, record)
+    other = first.setdefault(sha256, name)
+    return BatchState(name, sha256, batch_id(other, sha256), "pending" if other == name else "duplicate", None)
+
+
+def _checked(commit: Commit, scores: ScoreFile, report: bytes) -> bytes:
+    """The record's bytes; a commit that would break an invariant is refused before anything of it is visible."""
+    id = commit.batch.id
+    _demand(commit.conserves and commit.rows == scores.rows, id, "account for every row of the score file exactly once")
+    _demand(commit.scores == scores_ref(id, scores), id, "name the score file that is given")
+    _demand(commit.report == report_ref(id, report), id, "name the report that is given")
+    content = commit.to_json()
+    parse(content, Commit, id)  # what is written can be read
+    return content
+
+
+def _demand(holds: bool, id: str, what: str) -> None:
+    if not holds:
+        raise StoreError(f"the commit of batch {id!r} must {what}. Got one that does not; nothing was written.")
+
+
+def _identity(stat: os.stat_result) -> list[int]:
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
