@@ -93,8 +93,7 @@ def _timezone(value: str) -> str:
     except (KeyError, ValueError, OSError):
         known = {zone.lower(): zone for zone in available_timezones()}
         near = difflib.get_close_matches(value.lower(), known, n=1)
-        hint = f" Did you mean {known[near[0]]!r}?" if near else ""
-        raise ValueError(f"must be an IANA time zone such as Europe/Berlin.{hint}") from None
+        raise ValueError(f"must be an IANA time zone such as {known[near[0]] if near else 'Europe/Berlin'}") from None
     return value
 
 
@@ -154,6 +153,9 @@ Text = Annotated[str, Field(min_length=1)]
 Whole = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]  # strict: neither `true` nor text is a number
 Flag = Annotated[bool, Strict()]
+Count = Annotated[Whole, Field(ge=1)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+OpenShare = Annotated[Number, Field(gt=0, lt=1)]
 Alias = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
@@ -189,8 +191,7 @@ class CsvConfig(_Section):
         default="utf-8", description="Text encoding of CSV files, such as utf-8 or latin-1."
     )
     require_final_newline: Flag = Field(
-        default=True,
-        description="Whether a CSV file without a line end at its end is taken for truncated and quarantined.",
+        default=True, description="Whether a CSV file whose last line has no end is quarantined as truncated."
     )
 
 
@@ -199,11 +200,8 @@ class SourceConfig(_Section):
 
     training: LocalPath = Field(description="File or folder of normal records to learn from.")
     inbox: LocalPath = Field(description="Folder where batches arrive; it is only read, never changed.")
-    settle_seconds: Number = Field(
-        default=2.0,
-        ge=0,
-        le=86_400,
-        description="Seconds, 0 to 86400, that a file must be unchanged before it is read.",
+    settle_seconds: Annotated[Number, Field(ge=0, le=86_400)] = Field(
+        default=2.0, description="Seconds, 0 to 86400, that a file must be unchanged before it is read."
     )
     csv: CsvConfig = Field(default_factory=CsvConfig, description="How CSV files are written.")
 
@@ -236,12 +234,10 @@ class ColumnConfig(_Section):
 class SplitConfig(_Section):
     """How the training records are divided; what the two shares leave trains the weights."""
 
-    validation: Number = Field(
-        default=0.15, gt=0, lt=1, description="Share of records, between 0 and 1, that stops the training early."
+    validation: OpenShare = Field(
+        default=0.15, description="Share of records, in (0, 1), that stops the training early."
     )
-    calibration: Number = Field(
-        default=0.35, gt=0, lt=1, description="Share of records, between 0 and 1, that calibrates the threshold."
-    )
+    calibration: OpenShare = Field(default=0.35, description="Share of records, in (0, 1), behind the threshold.")
     group: Text | None = Field(
         default=None, description="Column whose equal values stay together in one part, such as a customer id."
     )
@@ -273,26 +269,16 @@ class ObjectiveConfig(_Section):
 class TrainingConfig(_Section):
     """The optimiser's run."""
 
-    epochs: Whole | None = Field(
-        default=200,
-        ge=1,
-        le=1_000_000,
-        description="Most passes over the training records; null follows from the data.",
+    epochs: Count | None = Field(
+        default=200, le=1_000_000, description="Most passes over the training records; null follows from the data."
     )
-    minibatch: Whole | None = Field(
-        default=None, ge=1, description="Records in one optimiser step, at least 1; null follows from the data."
+    minibatch: Count | None = Field(default=None, description="Records in one step; null follows from the data.")
+    learning_rate: OpenShare = Field(default=0.003, description="Adam's learning rate, between 0 and 1.")
+    patience: Count | None = Field(
+        default=20, description="Epochs without a better validation ELBO before the end; null follows from the data."
     )
-    learning_rate: Number = Field(default=0.003, gt=0, lt=1, description="Adam's learning rate, between 0 and 1.")
-    patience: Whole | None = Field(
-        default=20,
-        ge=1,
-        description="Epochs without a better validation ELBO before training stops; null follows from the data.",
-    )
-    input_noise: Number = Field(
-        default=0.1,
-        ge=0,
-        le=10,
-        description="Standard deviation of the noise that the encoder's input gets, in scaled units, 0 for none.",
+    input_noise: Annotated[Number, Field(ge=0, le=10)] = Field(
+        default=0.1, description="Standard deviation of the noise on the encoder's input, 0 to 10 scaled units."
     )
 
 
@@ -306,11 +292,8 @@ class ThresholdConfig(_Section):
     """When a score is an anomaly."""
 
     method: str = Field(default="conformal", pattern=OPTION, description="Name of the threshold method.")
-    alpha: Number = Field(
-        default=0.01,
-        gt=0,
-        lt=1,
-        description="Target false-alarm rate: the share of normal records, between 0 and 1, that may be flagged.",
+    alpha: OpenShare = Field(
+        default=0.01, description="Target false-alarm rate: share of normal records, in (0, 1), that may be flagged."
     )
 
 
@@ -344,20 +327,16 @@ SinkConfig = Annotated[LogSinkConfig | FileSinkConfig, Field(discriminator="kind
 class ExecutionConfig(_Section):
     """How the work is carried out; the scores do not depend on it."""
 
-    threads: Whole = Field(default=1, ge=1, le=1024, description="Threads for the computation, at least 1.")
-    engine: str = Field(
-        default="inline",
-        pattern=ENGINE,
-        description="Where work runs: inline, processes:N, dask:N or dask:tcp://HOST:PORT.",
+    threads: Count = Field(default=1, le=1024, description="Threads for the computation, at least 1.")
+    engine: Annotated[str, Field(pattern=ENGINE)] = Field(
+        default="inline", description="Where work runs: inline, processes:N, dask:N or dask:tcp://HOST:PORT."
     )
 
 
 class MonitorConfig(_Section):
     """One monitored source, all paths absolute."""
 
-    name: str = Field(
-        pattern=NAME, description="Name of the monitor: up to 64 letters, digits, '.', '_' and '-', not first a sign."
-    )
+    name: str = Field(pattern=NAME, description="Up to 64 letters, digits, '.', '_' and '-', not first a sign.")
     source: SourceConfig = Field(description="Where the records come from.")
     record_id: Text | None = Field(default=None, description="Column that identifies a record; ids are text.")
     label: LabelConfig | None = Field(default=None, description="Known labels, for evaluation only.")
@@ -413,7 +392,7 @@ class MonitorConfig(_Section):
         for role, names in roles:
             for name in names:
                 if name in taken:
-                    yield f"{role} must not name a column that {taken[name]} has already. Got {name!r}."
+                    yield f"{role} must not name {name!r}, which {taken[name]} has already. A column has one role."
                 elif name is not None:
                     taken[name] = role
 
@@ -469,9 +448,7 @@ class TrackingConfig(_Section):
 
     experiments: ExperimentsConfig = Field(default_factory=ExperimentsConfig, description="Names of the experiments.")
     tags: dict[str, str] = Field(default_factory=dict, description="Tags that every run gets.")
-    metrics_every_n_epochs: Whole = Field(
-        default=1, ge=1, description="Epochs between two recorded points of the training curves, at least 1."
-    )
+    metrics_every_n_epochs: Count = Field(default=1, description="Epochs between two points of the training curves.")
     log_latent_plots: Flag = Field(default=True, description="Whether the maps of the latent space are drawn.")
 
 
@@ -494,25 +471,20 @@ class AliasesConfig(_Section):
 class GatesConfig(_Section):
     """What a version must hold before it is promoted."""
 
-    min_active_units: Whole = Field(
-        default=1, ge=0, description="Fewest latent units that must carry information, a whole number from 0."
+    min_active_units: Annotated[Whole, Field(ge=0)] = Field(
+        default=1, description="Fewest latent units that must carry information, at least 0."
     )
-    max_false_alarm_ratio: Number = Field(
-        default=2.0,
-        gt=0,
-        description="Most, above 0, that the validation records' false-alarm rate may be as a multiple of the target.",
+    max_false_alarm_ratio: Annotated[Number, Field(gt=0)] = Field(
+        default=2.0, description="Most, above 0, that the false-alarm rate may be as a multiple of the target."
     )
-    min_corruption_recall: Number = Field(
-        default=0.2, ge=0, le=1, description="Smallest share of corrupted records, 0 to 1, that must be flagged."
+    min_corruption_recall: Share = Field(
+        default=0.2, description="Smallest share of corrupted records, 0 to 1, that must be flagged."
     )
-    max_recall_drop_vs_champion: Number = Field(
-        default=0.1,
-        ge=0,
-        le=1,
-        description="Most, 0 to 1, by which the share of corrupted records flagged may fall below the champion's.",
+    max_recall_drop_vs_champion: Share = Field(
+        default=0.1, description="Most, 0 to 1, by which that share may fall below the champion's."
     )
-    min_calibration_records: Whole = Field(
-        default=50, ge=1, description="Fewest records that must have calibrated the threshold, at least 1."
+    min_calibration_records: Count = Field(
+        default=50, description="Fewest records that must be behind the threshold, at least 1."
     )
 
 
@@ -526,10 +498,8 @@ class ReviewConfig(_Section):
 class RegistryConfig(_Section):
     """The model registry."""
 
-    model_name: str = Field(
-        default="vae-anomaly",
-        pattern=NAME,
-        description="First part of every registered model's name; the monitor's name is the second.",
+    model_name: Annotated[str, Field(pattern=NAME)] = Field(
+        default="vae-anomaly", description="First part of a registered model's name; the monitor's is the second."
     )
     aliases: AliasesConfig = Field(default_factory=AliasesConfig, description="Names of the registry aliases.")
     review: ReviewConfig = Field(default_factory=ReviewConfig, description="How a version comes to score.")
@@ -799,7 +769,8 @@ def _validate(model: type[_Config], data: dict[str, Any], where: str, *, path: P
     try:
         return model.model_validate(data, context={"path": path, **context})
     except ValidationError as error:
-        details = error.errors(include_url=False)
+        # pydantic counts only the valid items: a list of one bad item is no empty list
+        details = [d for d in error.errors(include_url=False) if not (d["type"] == "too_short" and d["input"])]
     faults = [line for detail in details for line in _fault(model, detail, variables)]
     if len(faults) == 1:
         raise ConfigError(f"{where}: {faults[0]}")
@@ -817,7 +788,8 @@ def _fault(model: type[BaseModel], detail: ErrorDetails, variables: Mapping[tupl
         place = f"in {_locate(model, loc[:-1])[0]}" if len(loc) > 1 else "at the top level"
         return [f"unknown key {str(loc[-1])!r} ({place}).{_known(model, parent, str(loc[-1]))}{source}"]
     hidden = bool(_SECRET & {str(part) for part in loc})
-    got = "" if kind == "missing" else " Its value is not shown." if hidden else f" Got {_kind_of(detail['input'])}."
+    value = detail.get("ctx", {}).get("tag", detail["input"])
+    got = "" if kind == "missing" else " Its value is not shown." if hidden else f" Got {_kind_of(value)}."
     return [f"{shown} {_phrase(detail)}.{got}{_remedy(detail)}{_description(parent, loc)}{source}"]
 
 
@@ -926,5 +898,7 @@ def _kind_of(value: object) -> str:
         return "a mapping"
     if isinstance(value, list | tuple):
         return "a list" if value else "an empty list"
+    if isinstance(value, bool):
+        return str(value).lower()
     text = repr(str(value) if isinstance(value, Path) else value)
     return text if len(text) <= 60 else f"{text[:60]}..."

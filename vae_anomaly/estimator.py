@@ -55,7 +55,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         model_options: Mapping[str, Any] | None = None,
         scoring: str = "latent_neighbours",
         alpha: float | None = None,
-        calibration: float = 0.35,
+        calibration: float = 0.3,
         training: Mapping[str, Any] | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:

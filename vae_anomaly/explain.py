@@ -16,31 +16,19 @@ import torch
 from vae_anomaly.batch import Records
 from vae_anomaly.detector import Detector, over_chunks
 from vae_anomaly.preprocessing.tabular import DAY, ColumnState, decode_number
+from vae_anomaly.report.model import COMBINATION, Contribution
 from vae_anomaly.scores.latent_neighbours import latent_neighbours
 from vae_anomaly.vae import Inputs, evaluate
 
-COMBINATION = "(combination)"
 NEIGHBOURS = 3
 
 
 @dataclass(frozen=True)
-class Reason:
-    """One contribution: ``nats`` of the score, the value found and expected as text, ``deviation`` in standard
-    deviations (signed, numbers only), and a note such as ``missing``."""
-
-    column: str
-    nats: float
-    found: str
-    expected: str
-    deviation: float | None
-    note: str
-
-
-@dataclass(frozen=True)
 class Explanation:
-    """All reasons of one record, largest first; they sum to its score. ``neighbours``: positions in the reference."""
+    """``reasons`` of one record, largest first: they sum to its score; ``neighbours`` are pairs of a position among the
+    detector's reference records and a distance in natural units, nearest first."""
 
-    reasons: tuple[Reason, ...]
+    reasons: tuple[Contribution, ...]
     neighbours: tuple[tuple[int, float], ...]
 
 
@@ -81,7 +69,7 @@ def _reasons(
     terms: np.ndarray,
     expected: np.ndarray,
     sigma: np.ndarray,
-) -> tuple[Reason, ...]:
+) -> tuple[Contribution, ...]:
     reasons, at = [], 0
     for i, state in enumerate(detector.preprocessor.states):
         part = slice(at, at + state.size)
@@ -90,10 +78,10 @@ def _reasons(
         text, deviation = _expected(state, x, expected[part], sigma[part] if part.stop <= len(sigma) else sigma[:0])
         note = _note(state, x, observed, found[state.column][row])
         reasons.append(
-            Reason(state.column, float(terms[i]), found[state.column][row], text, deviation if observed else None, note)
+            Contribution(state.column, float(terms[i]), found[state.column][row], text, deviation if observed else None, note)
         )
         at += state.size
-    reasons.append(Reason(COMBINATION, float(terms[-1]), "", "", None, "values that are unusual together"))
+    reasons.append(Contribution(COMBINATION, float(terms[-1]), "", "", None, "values that are unusual together"))
     return tuple(sorted(reasons, key=lambda r: -r.nats))
 
 
@@ -163,7 +151,5 @@ def reference_values(detector: Detector, row: int, columns: Sequence[str]) -> tu
 
 
 def number(value: float) -> str:
-    """A number with four significant digits, integers in full up to 15 digits."""
-    if value == int(value) and abs(value) < 1e15 if math.isfinite(value) else False:
-        return str(int(value))
-    return f"{value:.4g}"
+    """A number with four significant digits; integers in full up to 15 digits."""
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"

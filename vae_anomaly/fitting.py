@@ -49,8 +49,8 @@ class Recipe:
     training: Mapping[str, Any] = field(default_factory=dict)
     threshold: str = "conformal"
     alpha: float | None = None
-    validation: float = 0.15
-    calibration: float = 0.35
+    validation: float = 0.1
+    calibration: float = 0.3
     seed: int = 0
     threads: int = 1
 

@@ -201,7 +201,8 @@ def _nearest(name: str, spare: Sequence[str]) -> str:
     return ""
 
 
-def _is_text(dtype: pa.DataType) -> Any:
+def is_text(dtype: pa.DataType) -> Any:
+    """Whether the type is one of Arrow's text types."""
     return pat.is_string(dtype) or pat.is_large_string(dtype) or pat.is_string_view(dtype)
 
 
@@ -210,7 +211,7 @@ def _accepted(dtype: pa.DataType, kind: str | None) -> Any:
     numeric = pat.is_integer(dtype) or pat.is_floating(dtype) or pat.is_decimal(dtype)
     moment = pat.is_timestamp(dtype) or pat.is_date(dtype)
     plain = {"number": numeric, "timestamp": moment, None: numeric or moment or pat.is_boolean(dtype)}
-    return _is_text(dtype) or pat.is_null(dtype) or plain.get(kind, numeric or pat.is_boolean(dtype))
+    return is_text(dtype) or pat.is_null(dtype) or plain.get(kind, numeric or pat.is_boolean(dtype))
 
 
 BINARY = (pat.is_binary, pat.is_large_binary, pat.is_fixed_size_binary, pat.is_binary_view)
@@ -219,7 +220,7 @@ BINARY = (pat.is_binary, pat.is_large_binary, pat.is_fixed_size_binary, pat.is_b
 def _check_type(name: str, dtype: pa.DataType, column: Column | None, file: str) -> None:
     """One column's type against its kind; a dictionary is as good as its values."""
     dtype = dtype.value_type if pat.is_dictionary(dtype) else dtype
-    kind, shown = column.kind if column else None, str(dtype)[:60]
+    kind, shown = column.kind if column else None, str(dtype).split("<")[0]
     role = f"kind {kind!r}" if kind else "a record id or label"
     if pat.is_nested(dtype):
         rule, problem = "nested_type", f"expected one value in each cell; the column's type is {shown}."
@@ -305,7 +306,7 @@ def _problems(**masks: Mask) -> dict[str, Mask]:
 
 
 def _number(column: pa.Array, _: Column) -> _Cells:
-    if _is_text(column.type) or pat.is_decimal(column.type):  # decimals as text: Arrow's own cast is not exact
+    if is_text(column.type) or pat.is_decimal(column.type):  # decimals as text: Arrow's own cast is not exact
         return _number_from_text(column)
     if pat.is_integer(column.type):
         return _number_from_integers(column)
@@ -355,7 +356,7 @@ def _number_from_text(column: pa.Array) -> _Cells:
 def _boolean(column: pa.Array, spec: Column) -> _Cells:
     if pat.is_boolean(column.type):
         return _number(column.cast(pa.uint8()), spec)
-    if not _is_text(column.type):
+    if not is_text(column.type):
         values, missing, _ = _number(column, spec)
         bad = ~np.isin(values, (0, 1)) & ~np.isnan(values)
         return _Cells(values, missing, _problems(wrong_dtype=bad))
@@ -386,7 +387,7 @@ def _category(column: pa.Array, _: Column) -> _Cells:
 
 def _timestamp(column: pa.Array, spec: Column) -> _Cells:
     """Instants in UTC; a date is its midnight, a finer unit is cut to microseconds."""
-    if _is_text(column.type):
+    if is_text(column.type):
         text, missing = _trimmed(column)
         micros, local, clock, bad = _instants_from_text(text)
     else:

@@ -36,7 +36,7 @@ class TrainingPlan:
     input_noise: float = 0.1
 
     @staticmethod
-    def for_records(records: int, *, steps: int = 1500, epochs: int | None = None, minibatch: int | None = None,
+    def for_records(records: int, *, steps: int = 8000, epochs: int | None = None, minibatch: int | None = None,
                     learning_rate: float = 3e-3, patience: int | None = None, input_noise: float = 0.1) -> TrainingPlan:  # fmt: skip
         """Fill what is not given from the number of training ``records``: about ``steps`` optimiser steps.
 

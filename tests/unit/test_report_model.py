@@ -160,7 +160,8 @@ def test_json_round_trip_is_exact_and_sorted(made):
     assert type(made).from_dict(json.loads(text)) == made
     assert type(made).from_dict(json.loads(text)).to_json() == text
     keys = list(json.loads(text))
-    assert keys == sorted(keys) and json.loads(text)["verdict"] == made.verdict
+    assert keys == sorted(keys)
+    assert json.loads(text)["verdict"] == made.verdict
 
 
 def test_json_is_strict_takes_numpy_numbers_and_holds_no_nan():
@@ -168,9 +169,12 @@ def test_json_is_strict_takes_numpy_numbers_and_holds_no_nan():
     made = report(batch_p_value=math.nan, flagged=np.int64(9), threshold_value=np.float64(1.5), records=(record,))
     made = replace(made, unscorable={"\ud800": 1})  # a lone surrogate can come from a file name
     value = json.loads(made.to_json().encode("utf-8"), parse_constant=pytest.fail)
-    assert value["batch_p_value"] is None and value["records"][0]["score"] is None and value["flagged"] == 9
+    assert value["batch_p_value"] is None
+    assert value["records"][0]["score"] is None
+    assert value["flagged"] == 9
     again = Report.from_dict(value)
-    assert math.isnan(again.batch_p_value) and again.to_json() == made.to_json()
+    assert math.isnan(again.batch_p_value)
+    assert again.to_json() == made.to_json()
 
 
 @pytest.mark.parametrize(
@@ -193,7 +197,8 @@ def test_a_foreign_report_is_refused_by_the_name_of_what_is_wrong(change, named)
 
 
 def test_parts_add_up_or_it_is_known_that_they_do_not():
-    assert RECORD.adds_up and RECORD.total_nats == pytest.approx(31.7)
+    assert RECORD.adds_up
+    assert RECORD.total_nats == pytest.approx(31.7)
     assert not replace(RECORD, rest_nats=11.1).adds_up
 
 
@@ -201,12 +206,16 @@ def test_histogram_keeps_every_finite_score_and_places_scores_in_order():
     draw = np.random.default_rng(0)
     known, new = draw.gamma(3.0, size=400), np.append(draw.gamma(3.0, size=90), [1e9, np.nan, np.inf])
     made = ScoreHistogram.of(known, new)
-    assert sum(made.calibration) == pytest.approx(1) and sum(made.batch) == pytest.approx(1)
-    assert list(made.edges) == sorted(made.edges) and made.edges[-1] >= 1e9
+    assert sum(made.calibration) == pytest.approx(1)
+    assert sum(made.batch) == pytest.approx(1)
+    assert list(made.edges) == sorted(made.edges)
+    assert made.edges[-1] >= 1e9
     bulk = [made.position(float(np.quantile(known, q))) for q in (0.0, 0.95)]
     assert bulk[1] - bulk[0] > 0.2  # one outlier does not flatten the bulk
     places = [made.position(s) for s in (-5.0, 1.0, 3.0, 1e5, 1e12)]
-    assert places == sorted(places) and places[0] == 0 and places[-1] == 1
+    assert places == sorted(places)
+    assert places[0] == 0
+    assert places[-1] == 1
     assert made.calibration_median() == pytest.approx(float(np.median(known)), rel=0.1)
 
 
@@ -225,10 +234,13 @@ def test_histogram_refuses_shares_that_do_not_fit_its_edges():
 
 def test_numbers_and_text_are_shown_as_documented():
     assert doctest.testmod(formatting).failed == 0
-    assert formatting.number(9.996) == "10.0" and formatting.number(-12345.6) == "−12,346"
+    assert formatting.number(9.996) == "10.0"
+    assert formatting.number(-12345.6) == "−12,346"
     assert formatting.number(math.nan) == formatting.number(None) == formatting.count(math.nan) == "n/a"
-    assert formatting.number(-math.inf) == "−∞" and formatting.number(1.5e-7) == "1.50e-7"
-    assert formatting.p_value(0.99996) == "0.99" and formatting.p_value(math.nan, relation=True) == "= n/a"
+    assert formatting.number(-math.inf) == "−∞"
+    assert formatting.number(1.5e-7) == "1.50e-7"
+    assert formatting.p_value(0.99996) == "0.99"
+    assert formatting.p_value(math.nan, relation=True) == "= n/a"
 
 
 @pytest.mark.parametrize(
@@ -236,7 +248,9 @@ def test_numbers_and_text_are_shown_as_documented():
 )
 def test_no_character_stays_invisible(hidden):
     shown = formatting.text(f"a{hidden}b")
-    assert shown.isprintable() and hidden not in shown and shown.encode("utf-8")
+    assert shown.isprintable()
+    assert hidden not in shown
+    assert shown.encode("utf-8")
 
 
 def test_a_tower_of_accents_is_taken_down():

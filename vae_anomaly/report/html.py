@@ -24,19 +24,29 @@ _MAX_RECORDS, _MAX_PARTS, _MAX_NEIGHBOURS, _MAX_COLUMNS, _MAX_LINES, _OPEN_CARDS
 _SHARES = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 HEADLINES = {
-    "usual": "As many flags as chance gives",
-    "more": "More flags than expected",
-    "far_more": "Far more flags than chance gives",
-    "fewer": "Fewer flags than expected",
-    "empty": "Nothing could be scored",
-}
-ADVICE = {
-    "usual": "The number alone is no cause for concern; each flagged record can still be a real anomaly.",
-    "more": "Some of these records are probably real anomalies. Start with the strangest.",
-    "far_more": "Most of these records cannot be false alarms. Start with the strangest.",
-    "shifted": "When most of a batch is flagged, first suspect a change at its source (units, defaults, population).",
-    "fewer": "The records are more ordinary than chance gives. Check that their source is not repeating itself.",
-    "empty": "See below why. An empty batch can mean that its source has stopped.",
+    "quiet": ("Nothing flagged", ""),
+    "usual": (
+        "As many flags as chance gives",
+        "The number alone is no cause for concern; each flagged record can still be a real anomaly.",
+    ),
+    "more": (
+        "More flags than expected",
+        "Some of these records are probably real anomalies. Start with the strangest.",
+    ),
+    "far_more": (
+        "Far more flags than chance gives",
+        "Most of these records cannot be false alarms. Start with the strangest.",
+    ),
+    "shifted": (
+        "Most of the batch is flagged",
+        "First suspect a change at the source of the data: units, defaults, another population.",
+    ),
+    "fewer": (
+        "Fewer flags than expected",
+        "The records are more ordinary than chance gives. Check that their source is not repeating itself.",
+    ),
+    "unscored": ("Nothing could be scored", "The reasons are under data quality."),
+    "empty": ("The batch is empty", "Its source may have stopped."),
 }
 
 
@@ -65,13 +75,14 @@ def with_filters(templates: Environment) -> Environment:
 
 
 def _view(report: Report) -> dict[str, Any]:
+    headline, advice = HEADLINES[_situation(report)]
     said = [c for c in report.columns if c.warning]
     quiet = [c for c in report.columns if not c.warning]
     return {
         "r": report,
         "combination": COMBINATION,
-        "headline": "Nothing flagged" if report.level == "usual" and not report.flagged else HEADLINES[report.level],
-        "advice": "" if report.level == "usual" and not report.flagged else ADVICE[_situation(report)],
+        "headline": headline,
+        "advice": advice,
         "strip": _strip(report),
         "chart": _chart(report),
         "cards": [_card(report, rank, record) for rank, record in enumerate(report.records[:_MAX_RECORDS], start=1)],
@@ -85,8 +96,12 @@ def _view(report: Report) -> dict[str, Any]:
 
 
 def _situation(report: Report) -> str:
+    if report.level == "empty":
+        return "unscored" if report.rows else "empty"
+    if report.level == "usual":
+        return "usual" if report.flagged else "quiet"
     mostly = report.scored >= 20 and 2 * report.flagged > report.scored
-    return "shifted" if mostly and report.level in ("more", "far_more") else report.level
+    return "shifted" if mostly and report.level == "far_more" else report.level
 
 
 def _strip(report: Report) -> dict[str, str] | None:

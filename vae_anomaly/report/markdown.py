@@ -11,7 +11,7 @@ from vae_anomaly.report.formatting import count, number, p_value, percent, text
 from vae_anomaly.report.model import COMBINATION, Contribution, FlaggedRecord, QuarantineNotice, Report
 
 _MAX_RECORDS, _MAX_LINES = 10, 20
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|~&:!(){}#]|(?<=\S)\.(?=\S))")
+_SPECIAL = re.compile(r"([\\`*_\[\]|~!{}#]|[<>&:](?=\S)|(?<=[^\W\d])\.(?=\w))")  # figures stay readable unrendered
 
 
 def to_markdown(report: Report | QuarantineNotice) -> str:
@@ -27,7 +27,7 @@ def _report(report: Report) -> list[str]:
         f"**{_sentence(report.verdict)}**",
         *_section("Strangest records", [_record(r, report.score_unit) for r in report.records], _MAX_RECORDS, "1."),
         *_section("Data quality", [f"{_code(c.column)}: {_sentence(c.warning)}" for c in report.columns if c.warning]),
-        *_section("Not scored", [f"{_code(r)}: {n:,} records" for r, n in sorted(report.unscorable.items())]),
+        *_section("Rows not scored", [f"{_code(reason)}: {n:,}" for reason, n in sorted(report.unscorable.items())]),
         *_section("Notes", [_sentence(n) for n in report.notes]),
         *_section("Provenance", [*_promise(report), *(f"{_sentence(k)}: {_code(v)}" for k, v in _made_by(report))]),
     ]

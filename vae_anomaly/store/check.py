@@ -15,7 +15,6 @@ A finding of severity ``note`` is what a killed run leaves: the next run finishe
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ import pyarrow.compute as pc
 
 from vae_anomaly.batch import OK
 from vae_anomaly.errors import ConfigError, StoreError
-from vae_anomaly.store.files import Store, is_alive, owner_of, safe_id, sha256_of
+from vae_anomaly.store.files import Store, is_alive, names, owner_of, safe_id, sha256_of
 from vae_anomaly.store.records import Commit, FileRef, Quarantine, read_record
 from vae_anomaly.store.score_files import SCORE_SCHEMA, read_scores, score_schema
 
@@ -69,20 +68,17 @@ def check(store: Store) -> list[Finding]:
     findings = [*_strangers(store), *_temporaries(store)]
     commits, broken = _records(store.commits, Commit, f"Restore it from a backup. {_DELETE}")
     refusals, unreadable = _records(store.quarantine, Quarantine, _DELETE)
-    findings += [*broken, *unreadable, *_keys(commits), *_monitor(store, [*commits, *refusals])]
+    findings += [*broken, *unreadable, *_keys(commits), *_twice(commits, refusals)]
+    findings += _monitor(store, [*commits, *refusals])
     for commit in commits:
         findings += [*_scores(store, commit), *_report(store, commit)]
     findings += [*_orphans(store), *_markers(store)]
     return sorted(set(findings), key=lambda f: (f.path, f.invariant, f.problem))
 
 
-def _names(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder)) if folder.is_dir() else []
-
-
 def _strangers(store: Store) -> Iterator[Finding]:
     for folder in store.folders:
-        for name in _names(folder):
+        for name in names(folder):
             path = folder / name
             suffix = next((s for s in _SUFFIXES[folder.name] if name.endswith(s)), None)
             if not suffix or not _is_id(name.removesuffix(suffix)) or path.is_symlink() or not path.is_file():
@@ -90,7 +86,7 @@ def _strangers(store: Store) -> Iterator[Finding]:
 
 
 def _temporaries(store: Store) -> Iterator[Finding]:
-    for name in _names(store.tmp):
+    for name in names(store.tmp):
         owner = owner_of(name)
         if owner is None:
             yield Finding("I3", f"{store.tmp.name}/{name}", "Not a file of the store.", _MOVE)
@@ -100,7 +96,7 @@ def _temporaries(store: Store) -> Iterator[Finding]:
 
 def _records(folder: Path, kind: type[Any], remedy: str) -> tuple[list[Any], list[Finding]]:
     records, findings = [], []
-    for name in _names(folder):
+    for name in names(folder):
         if name.endswith(".json"):
             try:
                 records.append(read_record(folder / name, kind))
@@ -123,6 +119,14 @@ def _keys(commits: list[Commit]) -> Iterator[Finding]:
             counts = f"{commit.rows} rows, {commit.scored} scored, {unscorable} unscorable, {commit.flagged} flagged"
             problem = f"Rows must be scored + unscorable, and flagged at most scored. Got {counts}."
             yield Finding("I1", path, problem, _redo(commit.batch_id))
+
+
+def _twice(commits: list[Commit], refusals: list[Quarantine]) -> Iterator[Finding]:
+    scored = {(commit.sha256, commit.contract_digest): commit.batch_id for commit in commits}
+    for refusal in refusals:
+        if batch := scored.get((refusal.sha256, refusal.contract_digest)):
+            problem = f"The same content was committed under the same contract, as {batch}."
+            yield Finding("I1", f"quarantine/{refusal.batch_id}.json", problem, "Delete the one that is wrong.")
 
 
 def _monitor(store: Store, records: list[Commit | Quarantine]) -> Iterator[Finding]:
@@ -240,16 +244,16 @@ def _totals(commit: Commit, rows: int, flagged: int, status: Counter[str]) -> It
 
 
 def _orphans(store: Store) -> Iterator[Finding]:
-    known = {name.removesuffix(".json") for name in _names(store.commits)}
+    known = {name.removesuffix(".json") for name in names(store.commits)}
     for folder in (store.scores, store.reports):
-        for name in _names(folder):
+        for name in names(folder):
             if name.endswith(_SUFFIXES[folder.name]) and name.rpartition(".")[0] not in known:
                 yield Finding("I3", f"{folder.name}/{name}", "No commit names it.", _NEXT_RUN, "note")
 
 
 def _markers(store: Store) -> Iterator[Finding]:
-    known = {name.removesuffix(".json") for folder in (store.commits, store.quarantine) for name in _names(folder)}
-    for name in _names(store.outbox):
+    known = {name.removesuffix(".json") for folder in (store.commits, store.quarantine) for name in names(folder)}
+    for name in names(store.outbox):
         path = f"{store.outbox.name}/{name}"
         try:
             marker = json.loads((store.root / path).read_bytes())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from vae_anomaly.errors import StoreError
-from vae_anomaly.store.files import Store, safe_id
+from vae_anomaly.store.files import Store, names, safe_id
 from vae_anomaly.store.records import Commit, Quarantine, Record, dump, parse, read_record, report_ref, scores_ref
 from vae_anomaly.store.score_files import ScoreFile
 from vae_anomaly.store.sources import batch_id
@@ -126,7 +126,7 @@ class Ledger:
 
     def unrendered(self) -> list[Commit]:
         """Commits with something to say whose HTML report is not there (yet)."""
-        there = set(os.listdir(self.store.reports))
+        there = set(names(self.store.reports))
         return [commit for commit in self.commits() if commit.alert and f"{commit.batch_id}.html" not in there]
 
     def pending_alerts(self, sinks: Sequence[str]) -> list[PendingAlert]:
@@ -189,9 +189,10 @@ class HashCache:
             self._new[name] = [*_identity(stat), sha256]
 
     def save(self) -> None:
-        """Keep the entries that this run used."""
+        """Keep the entries that this run used, if that is possible."""
         if self._new != self._old:
-            self._store.replace(json.dumps(self._new, sort_keys=True).encode(), self._path)
+            with contextlib.suppress(StoreError):
+                self._store.replace(json.dumps(self._new, sort_keys=True).encode(), self._path)
 
     def _load(self) -> dict[str, Any]:
         try:
@@ -202,7 +203,7 @@ class HashCache:
 
 
 def _read_all(folder: Path, kind: type[Record], *, ending: str = ".json") -> Iterator[Record]:
-    return (read_record(folder / name, kind) for name in sorted(os.listdir(folder)) if name.endswith(ending))
+    return (read_record(folder / name, kind) for name in names(folder) if name.endswith(ending))
 
 
 def _kind(record: Commit | Quarantine) -> State:

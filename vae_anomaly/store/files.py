@@ -33,6 +33,10 @@ class Conflict(StoreError):
     """A final name is taken by other content."""
 
 
+class Busy(StoreError):
+    """Another process holds the lock."""
+
+
 def safe_id(value: str, what: str = "id") -> str:
     """``value`` when it is safe as a file name, else :class:`StoreError`."""
     if not _ID.fullmatch(value):
@@ -46,6 +50,11 @@ def sha256_of(content: Path | bytes) -> str:
         return hashlib.sha256(content).hexdigest()
     with content.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def names(folder: Path) -> list[str]:
+    """The names in ``folder`` in order; none where there is no such folder yet."""
+    return sorted(os.listdir(folder)) if folder.is_dir() else []
 
 
 @dataclass(frozen=True)
@@ -161,7 +170,7 @@ class Store:
     def lock(self, folder: Path, *, patience: float = 30.0) -> Iterator[None]:
         """Hold ``folder`` against other processes and threads; the kernel lets go of it when the holder dies.
 
-        Raises :class:`StoreError` after ``patience`` seconds: the holder is alive but stopped, or very slow.
+        Raises :class:`Busy` after ``patience`` seconds: the holder is alive but stopped, or slow.
         """
         with explained(folder):
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -212,7 +221,7 @@ def is_alive(stated: str, *, proc: Path = _PROC) -> bool:
 
 def sweep(folder: Path, *, proc: Path = _PROC) -> None:
     """Delete the temporary files in ``folder`` whose owner is gone, and nothing else."""
-    for name in sorted(os.listdir(folder)):
+    for name in names(folder):
         stated = owner_of(name)
         if stated and not is_alive(stated, proc=proc):
             discard(folder / name)
@@ -269,6 +278,7 @@ def _link(tmp: Path, final: Path, replaceable: bool) -> None:
 
 
 def discard(path: Path) -> None:
+    """Delete ``path`` if it is there."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
@@ -284,7 +294,7 @@ def _wait(handle: int, folder: Path, patience: float) -> None:
             return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise StoreError(
+                raise Busy(
                     f"{str(folder)!r} must be free within {patience:g} s. Got another process that still holds it. "
                     "Let that process go on or end it, then run again."
                 ) from None
@@ -293,6 +303,7 @@ def _wait(handle: int, folder: Path, patience: float) -> None:
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
+    """Turn what the operating system says while ``path`` is written into a :class:`StoreError`."""
     try:
         yield
     except OSError as error:

@@ -138,12 +138,6 @@ class Commit:
         """The record's bytes: equal commits, equal bytes."""
         return dump({"key": self.key, **asdict(self)})
 
-    def check_fields(self, stated: Mapping[str, Any]) -> None:
-        """Raise :class:`ValueError` unless key and file names are those that follow from the other fields."""
-        names = f"scores/{self.batch.id}.parquet", f"reports/{self.batch.id}.json"
-        if stated.get("key") != self.key or (self.scores.file, self.report.file) != names:
-            raise ValueError("key and files must follow from the other fields")
-
 
 @dataclass(frozen=True)
 class Quarantine:
@@ -179,9 +173,6 @@ class Quarantine:
     def to_json(self) -> bytes:
         """The reason file's bytes."""
         return dump(asdict(self))
-
-    def check_fields(self, stated: Mapping[str, Any]) -> None:
-        """Nothing in a reason file follows from the rest but its name."""
 
 
 Record = TypeVar("Record", Commit, Quarantine)
@@ -240,9 +231,12 @@ def parse(content: bytes, kind: type[Record], id: str) -> Record:
     _expect(isinstance(stated, dict) and stated.get("format") == FORMAT, f"format must be {FORMAT}")
     derived = {"format", "key"} if kind is Commit else {"format"}
     record: Record = _decode(kind, {k: v for k, v in stated.items() if k not in derived}, "record")
-    record.check_fields(stated)
     _expect(record.batch_id == id, "the file's name must be the batch id")
     _expect(id.endswith(f"-{record.sha256[:12]}"), "the batch id must end with the head of the content's sha256")
+    if isinstance(record, Commit):
+        _expect(stated.get("key") == record.key, "the key must be that of dataset, content, model and configuration")
+        files = record.scores.file, record.report.file
+        _expect(files == (f"scores/{id}.parquet", f"reports/{id}.json"), "scores and report must be named by batch id")
     return record
 
 

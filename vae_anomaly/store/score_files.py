@@ -151,7 +151,7 @@ def _parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise StoreError(
             f"{str(path)!r} must be a complete score file. Got {type(error).__name__} on reading it. Run 'vae-anomaly "
             "check' to see what to do."

@@ -24,9 +24,9 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -35,22 +35,20 @@ import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 
 from vae_anomaly.errors import ConfigError, DataError, suggestion
-from vae_anomaly.schema import Schema, check_header
+from vae_anomaly.schema import Schema, check_header, is_text
 
 ROWS = 65_536
-LONGEST_ROW = 10 * 2**20  # bytes; also the block in which a CSV file is parsed
+LONGEST_LINE = 10 * 2**20  # bytes of a JSON record
+CSV_BLOCK = 2 * 2**20  # bytes parsed at a time, and so the longest CSV row; five times more takes twice the memory
 IGNORED_SUFFIXES = ("~", ".tmp", ".part", ".partial", ".crdownload", ".swp", ".sha256")
 IGNORED_PREFIXES = (".", "~", "_")
 MAGIC = {
-    b"PAR1": "Parquet",
-    b"PARE": "encrypted Parquet",
     b"\x1f\x8b": "gzip",
     b"PK\x03\x04": "zip (or a spreadsheet)",
     b"BZh91AY": "bzip2",
     b"\x28\xb5\x2f\xfd": "zstd",
     b"\xfd7zXZ\x00": "xz",
-    b"ARROW1": "Arrow IPC",
-    b"ORC": "ORC",
+    b"ARROW1\0\0": "Arrow IPC",
     b"SQLite format 3": "SQLite",
 }
 # What a damaged or hostile file makes a parser raise; csv.Error and ArrowException are no ValueErrors throughout.
@@ -97,7 +95,8 @@ def list_inbox(folder: Path, *, settle_seconds: float, now: float | None = None)
     A link, pipe or device is listed as ready: :func:`open_delivery` refuses it, which is louder than passing it over.
     """
     now = time.time() if now is None else now
-    ready, waiting = [], []
+    ready: list[InboxFile] = []
+    waiting: list[InboxFile] = []
     for entry in sorted(_entries(folder), key=lambda e: e.name):
         hidden = entry.name.startswith(IGNORED_PREFIXES) or entry.name.lower().endswith(IGNORED_SUFFIXES)
         if hidden or entry.is_dir(follow_symlinks=False):
@@ -119,7 +118,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _changed(entry: os.DirEntry[str], now: float) -> float:
-    """Time of the last change; a modification time in the future (a producer's clock) would make a file wait for ever."""
+    """Time of the last change; with a modification time in the future a file would wait for ever."""
     try:
         info = entry.stat(follow_symlinks=False)
     except FileNotFoundError:  # gone since it was listed
@@ -148,7 +147,7 @@ class Delivery:
     sha256: str
     size: int
     mtime_ns: int
-    fd: int
+    file: io.FileIO
 
     @property
     def name(self) -> str:
@@ -157,15 +156,17 @@ class Delivery:
 
     def stream(self, stop: int | None = None) -> io.RawIOBase:
         """The content from the start (up to the offset ``stop``); streams do not disturb each other."""
-        return _View(self.fd, self.size if stop is None else min(stop, self.size))
+        return _View(self.file, self.size if stop is None else min(stop, self.size))
+
+    def peek(self, count: int, offset: int = 0) -> bytes:
+        """``count`` bytes from ``offset``; a negative one counts from the end."""
+        return os.pread(self.file.fileno(), count, offset if offset >= 0 else max(0, self.size + offset))
 
     def assert_unchanged(self) -> None:
         """Raise :class:`DeliveryChanged` if the file is not what it was when it was opened; call it after reading."""
-        info = os.fstat(self.fd)
+        info = os.fstat(self.file.fileno())
         if (info.st_size, info.st_mtime_ns) != (self.size, self.mtime_ns):
-            raise DeliveryChanged(
-                f"File {self.name!r} must not change while it is read; it did. It will be read again."
-            )
+            raise DeliveryChanged(f"File {self.name!r} must not change while it is read. It did; try it again.")
 
 
 @contextmanager
@@ -174,29 +175,26 @@ def open_delivery(path: Path) -> Iterator[Delivery]:
 
     Raises :class:`DataError`: ``not_a_file`` for links, pipes, devices and folders, ``checksum_mismatch``.
     """
-    fd, info = _open_regular(path)
-    try:
-        digest = hashlib.file_digest(io.BufferedReader(_View(fd, info.st_size)), "sha256").hexdigest()
-        delivery = Delivery(path, digest, info.st_size, info.st_mtime_ns, fd)
+    file, info = _open_regular(path)
+    with file:
+        digest = hashlib.file_digest(_View(file, info.st_size), "sha256").hexdigest()
+        delivery = Delivery(path, digest, info.st_size, info.st_mtime_ns, file)
         _verify(delivery)
         yield delivery
-    finally:
-        os.close(fd)
 
 
-def _open_regular(path: Path) -> tuple[int, os.stat_result]:
-    """Descriptor and state of a regular file; never follows a link, never waits for a pipe's writer."""
+def _open_regular(path: Path) -> tuple[io.FileIO, os.stat_result]:
+    """A regular file and its state; never follows a link, never waits for a pipe's writer."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket or a device without a driver
             raise _not_a_file(path) from None
         raise
-    info = os.fstat(fd)
-    if not stat.S_ISREG(info.st_mode):
+    if not stat.S_ISREG((info := os.fstat(fd)).st_mode):
         os.close(fd)
         raise _not_a_file(path)
-    return fd, info
+    return io.FileIO(fd), info
 
 
 def _not_a_file(path: Path) -> DataError:
@@ -207,27 +205,29 @@ def _not_a_file(path: Path) -> DataError:
 def _verify(delivery: Delivery) -> None:
     """Compare the digest with the side file's first word."""
     try:
-        fd, info = _open_regular(delivery.path.with_name(f"{delivery.name}.sha256"))
+        file, _ = _open_regular(delivery.path.with_name(f"{delivery.name}.sha256"))
     except FileNotFoundError:
         return
-    try:
-        words = os.pread(fd, min(info.st_size, 4096), 0).split()
-    finally:
-        os.close(fd)
+    with file:
+        words = file.read(4096).split()
     if not words or words[0].lower() != delivery.sha256.encode():
         raise DataError(
             "checksum_mismatch",
-            f"the content must have the sha256 that {delivery.name + '.sha256'!r} begins with; it has {delivery.sha256}.",
+            f"expected the sha256 that {delivery.name + '.sha256'!r} begins with; the content has {delivery.sha256}.",
             remedy="Deliver the file again, and its side file with it.",
             file=delivery.name,
         )
 
 
 class _View(io.RawIOBase):
-    """Bytes 0 to ``stop`` of a descriptor with a position of its own; closing it leaves the descriptor open."""
+    """Bytes 0 to ``stop`` of a file with a position of its own; closing it leaves the file open.
 
-    def __init__(self, fd: int, stop: int) -> None:
-        self._fd, self._stop, self._at = fd, stop, 0
+    The file object, not its descriptor's number: a parser's thread may read on after the file was closed.
+    """
+
+    def __init__(self, file: io.FileIO, stop: int) -> None:
+        super().__init__()
+        self._file, self._stop, self._at = file, stop, 0
 
     def readable(self) -> bool:
         return True
@@ -244,7 +244,7 @@ class _View(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)[: max(0, self._stop - self._at)]
-        count = os.preadv(self._fd, [view], self._at) if view else 0
+        count = os.preadv(self._file.fileno(), [view], self._at) if view else 0
         self._at += count
         return count
 
@@ -276,7 +276,8 @@ def read_chunks(
         names = [name for name, _ in header]
         if schema is not None:
             check_header(header, schema, file=delivery.name)
-            columns = columns or [*schema.required, *({schema.label} & set(names))]
+            labels = [schema.label] if schema.label and schema.label in names else []
+            columns = [*schema.required, *labels] if columns is None else columns
         wanted = list(dict.fromkeys(names if columns is None else columns))
         if absent := [name for name in wanted if name not in names]:
             remedy = f"Deliver the column, or leave it out of the configuration.{suggestion(absent[0], names)}"
@@ -288,14 +289,14 @@ def read_chunks(
 def _rechunk(tables: Iterator[pa.Table], rows: int, empty: pa.Table) -> Iterator[pa.Table]:
     """The same rows in tables of exactly ``rows``: what a row gives must not depend on a file's blocks."""
     held: list[pa.Table] = []
-    count, first = 0, True
+    done = False
     for table in tables:
-        held, count = [*held, table], count + table.num_rows
-        while count >= rows:
-            joined = pa.concat_tables(held)
+        held.append(table)
+        while sum(map(len, held)) >= rows:
+            joined, done = pa.concat_tables(held), True
             yield joined.slice(0, rows)
-            held, count, first = [joined.slice(rows)], count - rows, False
-    if count or first:
+            held = [joined.slice(rows)] if len(joined) > rows else []
+    if held or not done:
         yield pa.concat_tables(held) if held else empty
 
 
@@ -306,15 +307,20 @@ def _refuse(delivery: Delivery, rule: str, problem: str, remedy: str, **where: A
 
 @contextmanager
 def _reading(delivery: Delivery) -> Iterator[None]:
-    """Turn a parser's error into ``unreadable``; errors of the machine, which carry an errno, pass."""
+    """Turn a parser's error into ``unreadable``; errors of the machine, which carry an errno, pass.
+
+    Where the file changed in the meantime, that is the error, and no reason to refuse the file for good.
+    """
     remedy = "Check that it is complete, not encrypted and in a common codec, and deliver it again."
     try:
         yield
     except DataError:
+        delivery.assert_unchanged()
         raise
     except (*PARSER_ERRORS, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
+        if isinstance(error, OSError) and (error.errno or isinstance(error, DeliveryChanged)):
             raise
+        delivery.assert_unchanged()
         _refuse(delivery, "unreadable", f"the content cannot be read ({type(error).__name__}).", remedy)
 
 
@@ -326,30 +332,36 @@ def _open(delivery: Delivery, csv: CsvOptions, rows: int) -> tuple[list[Field], 
         _refuse(delivery, "unknown_format", f"the suffix must be one of {known}.", "Deliver one of these formats.")
     if not delivery.size:
         _refuse(delivery, "empty_file", "expected a header or records; the file has 0 bytes.", "Deliver it again.")
-    head = os.pread(delivery.fd, 16, 0)
-    found = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
-    parquet = READERS[suffix] is _read_parquet
-    if found not in (("Parquet", "encrypted Parquet", None) if parquet else (None,)) or (parquet and _is_text(head)):
-        problem = f"the name ends in {suffix!r} and the content is {found or 'text'}."
+    found, parquet = _sniff(delivery), READERS[suffix] is _read_parquet
+    if found not in (("Parquet", None) if parquet else ("text", None)):
+        problem = f"the name ends in {suffix!r} and the content is {found}."
         _refuse(delivery, "wrong_format", problem, "Deliver it uncompressed, under the suffix of its format.")
     return READERS[suffix](delivery, csv, rows)
 
 
-def _is_text(head: bytes) -> bool:
-    return not head.startswith((b"PAR1", b"PARE")) and head.isascii() and b"\0" not in head
+def _sniff(delivery: Delivery) -> str | None:
+    """What the first bytes say: a binary format, ``text``, or None where they do not say.
+
+    "PAR1" may also be the name of a CSV file's first column: only a file that also ends so, or is no text, is Parquet.
+    """
+    head, tail = delivery.peek(16), delivery.peek(4, -4)
+    text = not re.search(rb"[^\t\n\r -~]", head)
+    if b"PAR1".startswith(head[:4]) and (tail in (b"PAR1", b"PARE") or not text):
+        return "Parquet"
+    return next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), "text" if text else None)
 
 
 # ---------------------------------------------------------------- Parquet
 
 
 def _read_parquet(delivery: Delivery, csv: CsvOptions, rows: int) -> tuple[list[Field], Tables]:
-    tail = os.pread(delivery.fd, 4, max(0, delivery.size - 4))
-    if b"PARE" in (tail, os.pread(delivery.fd, 4, 0)):
+    tail = delivery.peek(4, -4)
+    if tail == b"PARE":
         _refuse(delivery, "unreadable", "the Parquet file is encrypted.", "Deliver it without encryption.")
     if delivery.size < 12 or tail != b"PAR1":
         _refuse(delivery, "truncated", "the Parquet file has no footer: its end is missing.", "Deliver it again.")
     # pre_buffer keeps a file's compressed bytes in memory; foreign files may carry checksums, and then they count
-    file = pq.ParquetFile(pa.PythonFile(delivery.stream()), pre_buffer=False, page_checksum_verification=True)
+    file = pq.ParquetFile(pa.PythonFile(delivery.stream(), "r"), pre_buffer=False, page_checksum_verification=True)
 
     def tables(names: Sequence[str]) -> Iterator[pa.Table]:
         for batch in file.iter_batches(batch_size=rows, columns=list(names), use_threads=False):
@@ -366,7 +378,9 @@ def _validate(delivery: Delivery, name: str, column: pa.ChunkedArray) -> None:
     try:
         column.validate(full=True)
     except pa.ArrowInvalid:
-        _refuse(delivery, "encoding", "text must be valid UTF-8.", "Write UTF-8 strings at the source.", column=name)
+        rule = "encoding" if is_text(column.type) else "unreadable"
+        problem, remedy = "the column holds invalid values (text must be UTF-8).", "Write it again at the source."
+        _refuse(delivery, rule, problem, remedy, column=name)
 
 
 # ---------------------------------------------------------------- text
@@ -400,9 +414,8 @@ class _Utf8(io.RawIOBase):
         try:
             text = self._decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            self._refuse(
-                "encoding", f"is not {self._encoding}", self._fed + len(data) - len(error.object) + error.start
-            )
+            offset = self._fed + len(data) - len(error.object) + error.start
+            self._refuse("encoding", f"is not {self._encoding}", offset)
         if "\0" in text:
             self._refuse("nul_bytes", "is NUL", self._fed + max(0, data.find(b"\0")))
         self._fed, self._open = self._fed + len(data), bool(data)
@@ -413,17 +426,23 @@ class _Utf8(io.RawIOBase):
         return out
 
     def _refuse(self, rule: str, what: str, offset: int) -> NoReturn:
-        wide = os.pread(self._delivery.fd, 2, 0) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        hint = "The file begins like UTF-16: set" if wide else "Write the file as text in this encoding, or set"
+        wide = self._delivery.peek(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        hint = "It begins like UTF-16: write UTF-8" if wide else "Write text in this encoding"
         row = self._row_at(offset)
         where = {"rows": (row,)} if row >= 0 else {}
-        _refuse(self._delivery, rule, f"the byte at offset {offset} {what}.", f"{hint} source.csv.encoding.", **where)
+        _refuse(
+            self._delivery,
+            rule,
+            f"the byte at offset {offset} {what}.",
+            f"{hint}, or set source.csv.encoding.",
+            **where,
+        )
 
 
 def _read_csv(delivery: Delivery, csv: CsvOptions, rows: int) -> tuple[list[Field], Tables]:
     """All columns as text: what a cell means is the contract's business, not the parser's."""
-    last = os.pread(delivery.fd, 4, max(0, delivery.size - 4)).replace(b"\0", b"")
     names = _csv_header(delivery, csv)
+    last = delivery.peek(4, -4).replace(b"\0", b"")  # of UTF-16, too
     if csv.require_final_newline and not last.endswith((b"\n", b"\r")):
         remedy = "Deliver it again, or set source.csv.require_final_newline to false."
         _refuse(delivery, "no_final_newline", "the last line has no end: the file may be cut short.", remedy)
@@ -456,10 +475,11 @@ def _csv_lines(delivery: Delivery, csv: CsvOptions, stop: int | None = None) -> 
     raw = io.BufferedReader(delivery.stream(stop))
     text = io.TextIOWrapper(raw, encoding=csv.encoding, errors="replace", newline="")
     reader, line = csv_text.reader(text, delimiter=csv.delimiter), 1
-    for fields in reader:
-        if fields:
-            yield line
-        line = reader.line_num + 1
+    with suppress(csv_text.Error):
+        for fields in reader:
+            if fields:
+                yield line
+            line = reader.line_num + 1
 
 
 END = "\x1e"
@@ -474,13 +494,18 @@ def _csv_tables(
     does not come back, a mark swallowed it.
     """
     tail = csv.delimiter.join([END] * len(names)).encode() + b"\n"
+
+    def on_ragged(row: Any) -> str:
+        ragged.append(row)
+        return "error"
+
     reader = arrow_csv.open_csv(
-        pa.PythonFile(io.BufferedReader(_csv_stream(delivery, csv, tail))),
-        read_options=arrow_csv.ReadOptions(use_threads=False, block_size=LONGEST_ROW),
+        pa.PythonFile(io.BufferedReader(_csv_stream(delivery, csv, tail)), "r"),
+        read_options=arrow_csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK),
         parse_options=arrow_csv.ParseOptions(
             delimiter=csv.delimiter,
             newlines_in_values=True,
-            invalid_row_handler=lambda row: ragged.append(row) or "error",
+            invalid_row_handler=on_ragged,
         ),
         convert_options=arrow_csv.ConvertOptions(
             include_columns=list(wanted), column_types=dict.fromkeys(wanted, pa.string())
@@ -492,9 +517,8 @@ def _csv_tables(
             yield held
         held = pa.Table.from_batches([batch])
     if held is None or set(held.slice(len(held) - 1).to_pylist()[0].values()) != {END}:
-        _refuse(
-            delivery, "unclosed_quote", "a quotation mark is never closed.", "Close or double it, or deliver it again."
-        )
+        remedy = "Close or double it at the source, and deliver the file again."
+        _refuse(delivery, "unclosed_quote", "a quotation mark is never closed.", remedy)
     yield held.slice(0, len(held) - 1)
 
 
@@ -506,7 +530,7 @@ def _refuse_csv(delivery: Delivery, csv: CsvOptions, ragged: list[Any], too_long
         problem = f"every row must have {row.expected_columns} fields; line {line} has {row.actual_columns}."
         _refuse(delivery, "ragged", problem, remedy, rows=(row.number - 2,))
     if too_long:
-        problem = f"a row is longer than {LONGEST_ROW} bytes, or a quotation mark is not closed."
+        problem = f"a row is longer than {CSV_BLOCK} bytes, or a quotation mark is not closed."
         _refuse(delivery, "row_too_long", problem, remedy)
     _refuse(delivery, "unreadable", "the text cannot be read as CSV.", remedy)
 
@@ -532,13 +556,16 @@ def _read_json_lines(delivery: Delivery, csv: CsvOptions, rows: int) -> tuple[li
     first = next(chunks, [])
     if not first:
         _refuse(delivery, "empty_file", "expected records; the file holds blank lines only.", "Deliver it again.")
-    names = list(dict.fromkeys(key for row in first for key in row))
+    names = dict.fromkeys(key for row in first for key in row)
+    table = pa.table({name: _json_column(first, name) for name in names})
+    first.clear()
 
     def tables(wanted: Sequence[str]) -> Iterator[pa.Table]:
-        for chunk in chain([first], chunks):
+        yield table.select(list(wanted))
+        for chunk in chunks:
             yield pa.table({name: _json_column(chunk, name) for name in wanted})
 
-    return [(name, _json_column(first, name).type) for name in names], tables
+    return [(field.name, field.type) for field in table.schema], tables
 
 
 def _json_rows(delivery: Delivery) -> Iterator[dict[str, Any]]:
@@ -546,9 +573,9 @@ def _json_rows(delivery: Delivery) -> Iterator[dict[str, Any]]:
         return sum(1 for line in io.BufferedReader(delivery.stream(offset + 1)) if line.strip()) - 1
 
     lines, number = io.BufferedReader(_Utf8(delivery, "utf-8", row_at)), -1
-    for count, line in enumerate(iter(lambda: lines.readline(LONGEST_ROW + 1), b""), 1):
-        if len(line) > LONGEST_ROW:
-            problem = f"line {count} is longer than {LONGEST_ROW} bytes."
+    for count, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), 1):
+        if len(line) > LONGEST_LINE:
+            problem = f"line {count} is longer than {LONGEST_LINE} bytes."
             _refuse(delivery, "row_too_long", problem, "Write one record on each line.", rows=(number + 1,))
         if line.strip():
             number += 1

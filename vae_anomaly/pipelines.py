@@ -1,0 +1,629 @@
+"""The plain functions behind the flows and the command line: fit, score, review, promote, status, check.
+
+A function takes a :class:`Workspace` and returns a value; nothing here prints, schedules or knows the command line.
+What takes longer than a second reports its progress to a callback ``progress(stage, done, total)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vae_anomaly.batch import Records, concatenate
+from vae_anomaly.config import MlflowConfig, MonitorConfig, config_digest, load_mlflow, load_monitor
+from vae_anomaly.errors import ConfigError, DataError, StoreError, VaeAnomalyError, suggestion
+from vae_anomaly.report.html import to_html
+from vae_anomaly.report.markdown import to_markdown
+from vae_anomaly.report.model import QuarantineNotice, Report
+from vae_anomaly.schema import Column, Schema, check
+from vae_anomaly.sinks import Alert, deliver
+from vae_anomaly.store.commits import BatchState, HashCache, Ledger
+from vae_anomaly.store.files import Store, names
+from vae_anomaly.store.records import BatchRef, Commit, Labelled, ModelRef, Quarantine, ThresholdRef, provenance, report_ref, scores_ref  # fmt: skip
+from vae_anomaly.store.score_files import ScoreWriter, score_table
+from vae_anomaly.store.sources import Delivery, InboxFile, batch_id, list_inbox, open_delivery, read_chunks, read_header
+
+if TYPE_CHECKING:
+    from vae_anomaly.detector import Detector
+    from vae_anomaly.fitting import Fit, Recipe
+    from vae_anomaly.registry_review import Promotion, Review
+    from vae_anomaly.tracking import Registered
+
+_log = logging.getLogger(__name__)
+Progress = Callable[[str, int, int], None]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A progress callback that shows nothing."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One monitor and everything that follows from its two configuration files."""
+
+    monitor: MonitorConfig
+    mlflow: MlflowConfig
+
+    @staticmethod
+    def open(monitor: str | Path, mlflow: str | Path | None = None) -> Workspace:
+        """Load ``monitor.yml`` (or the folder that holds it) and its ``mlflow.yml``."""
+        config = load_monitor(monitor)
+        return Workspace(config, load_mlflow(mlflow, config.path.parent))
+
+    @property
+    def schema(self) -> Schema:
+        """The data contract of the monitor."""
+        label = self.monitor.label
+        return Schema(
+            tuple(Column(name, c.kind, c.timezone) for name, c in self.monitor.columns.items()),
+            record_id=self.monitor.record_id,
+            label=label.column if label else None,
+            anomalous=label.anomalous if label else (),
+            ignore=self.monitor.ignore,
+        )
+
+    @property
+    def store(self) -> Store:
+        """Where the results lie."""
+        return Store(self.monitor.output)
+
+    @property
+    def contract_digest(self) -> str:
+        """What decides whether a file is readable: the schema and how CSV files are written."""
+        csv = json.dumps(self.monitor.source.csv.model_dump(), sort_keys=True)
+        return hashlib.sha256(f"{self.schema.digest}|{csv}".encode()).hexdigest()
+
+    @property
+    def model_cache(self) -> Path:
+        """Verified copies of detectors."""
+        return self.monitor.output / "models"
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is fitted, from the configuration."""
+        from vae_anomaly.detector import Part
+        from vae_anomaly.fitting import Recipe
+        from vae_anomaly.objectives import BetaElbo
+
+        m = self.monitor
+        return Recipe(
+            model=Part(m.model.kind, m.model.options),
+            score=Part(m.score.kind, m.score.options),
+            objective=BetaElbo(m.objective.beta, m.objective.warmup),
+            training={k: v for k, v in m.training.model_dump().items() if v is not None},
+            threshold=m.threshold.method,
+            alpha=m.threshold.alpha,
+            validation=m.split.validation,
+            calibration=m.split.calibration,
+            seed=m.seed,
+            threads=m.execution.threads,
+        )
+
+
+def code_version() -> str:
+    """The installed version of this package."""
+    return importlib.metadata.version("vae-anomaly")
+
+
+# ---- fit ----
+
+
+@dataclass(frozen=True)
+class Training:
+    """The records of ``source.training``, and the sha256 of each file."""
+
+    records: Records
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class FitOutcome:
+    """What a fit gave."""
+
+    fit: Fit
+    registered: Registered
+    corruption_recall: Mapping[str, float]
+    unscorable: int
+    labelled_anomalies: int
+
+
+def training_files(source: Path) -> list[Path]:
+    """The file ``source``, or the deliveries in the folder ``source``, by name."""
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        beside = [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else []
+        raise ConfigError(
+            f"source.training must be a file or a folder. Got {str(source)!r}, which does not exist."
+            f"{suggestion(source.name, beside)}"
+        )
+    found = [file.path for file in list_inbox(source, settle_seconds=0).ready]
+    if not found:
+        raise DataError(
+            "no_files",
+            "source.training must hold at least one Parquet, CSV or JSON-lines file. Got an empty folder.",
+            file=str(source),
+            remedy="Put files of normal records there.",
+        )
+    return found
+
+
+def read_training(ws: Workspace, progress: Progress = silent) -> Training:
+    """Read all training records through the data contract; a file that breaks it stops the fit."""
+    parts: list[Records] = []
+    digests: dict[str, str] = {}
+    files = training_files(ws.monitor.source.training)
+    for done, path in enumerate(files):
+        progress("reading training records", done, len(files))
+        with open_delivery(path) as delivery:
+            digests[path.name] = delivery.sha256
+            parts += _records(delivery, ws)
+    progress("reading training records", len(files), len(files))
+    return Training(concatenate(parts), digests)
+
+
+def _records(delivery: Delivery, ws: Workspace) -> Iterator[Records]:
+    first, schema = 0, ws.schema
+    for table in read_chunks(delivery, schema, ws.monitor.source.csv):
+        yield check(table, schema, first_row=first, file=delivery.name)
+        first += table.num_rows
+
+
+def fit(ws: Workspace, progress: Progress = silent) -> FitOutcome:
+    """Fit a detector to the training records, and register it as the candidate.
+
+    Raises
+    ------
+    DataError, TrainingError, ConfigError
+        As in :func:`~vae_anomaly.fitting.fit_detector`; nothing is registered then.
+    """
+    from vae_anomaly.fitting import corruption_recall, fit_detector
+    from vae_anomaly.tracking import Tracker
+
+    tracker = Tracker(ws.mlflow)
+    progress("opening the tracking store", 0, 1)
+    tracker.initialise()
+    training = read_training(ws, progress)
+    fitted = fit_detector(
+        training.records, ws.schema, ws.recipe, lambda log, total: progress("training", log.epoch + 1, total)
+    )
+    progress("measuring", 0, 1)
+    normal = normal_records(training.records)
+    calibration = normal.take(fitted.splits["calibration"])
+    recall = corruption_recall(fitted.detector, fitted.detector.encode(calibration))
+    progress("registering", 0, 1)
+    with tempfile.TemporaryDirectory(prefix="vae-anomaly-") as folder:
+        model = Path(folder) / "detector"
+        fitted.detector.save(model)
+        registered = tracker.log_fit(
+            fitted,
+            monitor=ws.monitor,
+            corruption=recall,
+            data_digests=training.digests,
+            schema_digest=ws.schema.digest,
+            config_digest=config_digest(ws.monitor),
+            model_folder=model,
+            example=example_frame(ws),
+            normal=normal,
+        )
+    labels = training.records.labels
+    return FitOutcome(
+        fitted,
+        registered,
+        recall,
+        unscorable=int((~training.records.scorable).sum()),
+        labelled_anomalies=0 if labels is None else int(labels.sum()),
+    )
+
+
+def normal_records(records: Records) -> Records:
+    """The rows that a fit uses: scorable and not labelled as anomalies."""
+    import numpy as np
+
+    usable = records.scorable if records.labels is None else records.scorable & ~records.labels
+    return records.take(np.flatnonzero(usable))
+
+
+def example_frame(ws: Workspace, rows: int = 5) -> Any:
+    """The first raw training rows as a DataFrame in the original columns: the model's input example."""
+    with open_delivery(training_files(ws.monitor.source.training)[0]) as delivery:
+        table = next(read_chunks(delivery, ws.schema, ws.monitor.source.csv, rows=rows, columns=ws.schema.required))
+    return table.slice(0, rows).to_pandas()
+
+
+# ---- score ----
+
+Verdict = Literal["committed", "quarantined", "failed"]
+
+
+@dataclass(frozen=True)
+class BatchOutcome:
+    """What became of one file in this run."""
+
+    name: str
+    verdict: Verdict
+    commit: Commit | None = None
+    quarantine: Quarantine | None = None
+    problem: str = ""
+    report: Path | None = None
+
+
+@dataclass(frozen=True)
+class ScoreOutcome:
+    """One scoring run: what was done, what was done before, and what is still being written."""
+
+    batches: tuple[BatchOutcome, ...]
+    already: int
+    waiting: tuple[str, ...]
+    model: ModelRef | None
+    undelivered: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every batch of this run was committed and every alert delivered."""
+        return not self.undelivered and all(b.verdict == "committed" for b in self.batches)
+
+
+def score(ws: Workspace, progress: Progress = silent) -> ScoreOutcome:
+    """Score every batch in the inbox that has no committed result, with the champion.
+
+    A file that breaks the contract is quarantined, one that cannot be read now is tried again by the next run; the
+    others go on. The model is resolved once. What an earlier run left unfinished is finished first.
+
+    Raises
+    ------
+    ArtifactError
+        There is work and no champion, or it does not verify or fit the schema; nothing is scored then.
+    ConfigError
+        The inbox does not exist, or the output cannot be written.
+    """
+    store = ws.store.prepare(ws.monitor.name)
+    ledger, cache = Ledger(store), HashCache(store)
+    undelivered = deliver_outbox(ws, ledger)
+    listing = _settled(ws, progress)
+    done = _known(ledger, ws.contract_digest)
+    scorer: _Scorer | None = None
+    outcomes, already = [], 0
+    for i, file in enumerate(listing.ready):
+        progress(f"scoring {file.name}", i, len(listing.ready))
+        known = _cached_hash(cache, file)
+        if known in done:
+            already += 1
+            continue
+        outcome, sha256, scorer = _score_file(ws, ledger, cache, file, done, scorer)
+        done.add(sha256)
+        if outcome is None:
+            already += 1
+        else:
+            outcomes.append(outcome)
+    progress("scoring", len(listing.ready), len(listing.ready))
+    cache.save()
+    undelivered = deliver_outbox(ws, ledger) if outcomes else undelivered
+    outcome = ScoreOutcome(
+        tuple(_with_report(store, o) for o in outcomes),
+        already,
+        tuple(f.name for f in listing.waiting),
+        scorer.model if scorer else None,
+        tuple(undelivered),
+    )
+    if scorer and outcomes:
+        progress("logging the run", 0, 1)
+        scorer.log(outcome)
+    return outcome
+
+
+def _settled(ws: Workspace, progress: Progress) -> Any:
+    """The inbox, after at most one settling time has been waited for files that have just arrived."""
+    source = ws.monitor.source
+    listing = list_inbox(source.inbox, settle_seconds=source.settle_seconds)
+    if listing.waiting and source.settle_seconds <= 10:
+        progress("waiting for new files to settle", 0, 1)
+        time.sleep(source.settle_seconds + 0.05)
+        listing = list_inbox(source.inbox, settle_seconds=source.settle_seconds)
+    return listing
+
+
+def _known(ledger: Ledger, contract_digest: str) -> set[str]:
+    """Contents that need no work: committed, or quarantined under the present contract."""
+    refused = {q.sha256 for q in ledger.quarantines() if q.contract_digest == contract_digest}
+    return {c.sha256 for c in ledger.commits()} | refused
+
+
+def _cached_hash(cache: HashCache, file: InboxFile) -> str | None:
+    try:
+        return cache.get(file.name, os.lstat(file.path))
+    except OSError:
+        return None
+
+
+def _score_file(
+    ws: Workspace, ledger: Ledger, cache: HashCache, file: InboxFile, done: set[str], scorer: _Scorer | None
+) -> tuple[BatchOutcome | None, str, _Scorer | None]:
+    """Score, quarantine or fail one file: its outcome (None when its content is known), its sha256, the scorer."""
+    sha256 = ""
+    try:
+        stat, now = os.lstat(file.path), time.time_ns()
+        with open_delivery(file.path) as delivery:
+            sha256 = delivery.sha256
+            cache.put(file.name, stat, sha256=sha256, now_ns=now)
+            if sha256 in done:
+                return None, sha256, scorer
+            scorer = scorer or _Scorer(ws)
+            return scorer.score(ledger, delivery), sha256, scorer
+    except DataError as error:
+        # a link or a device has no content to hash: its identity stands for it
+        identity = sha256 or hashlib.sha256(f"{file.name}|{_identity(file.path)}".encode()).hexdigest()
+        if identity in done:
+            return None, identity, scorer
+        return _quarantine(ws, ledger, file, identity, error), identity, scorer
+    except (OSError, StoreError) as error:
+        return BatchOutcome(file.name, "failed", problem=f"{error} It will be tried again."), sha256, scorer
+    except VaeAnomalyError:
+        raise
+    except Exception as error:
+        _log.debug("batch %r failed", file.name, exc_info=True)
+        problem = f"internal error {type(error).__name__}; the other batches went on. Run with --debug to see it."
+        return BatchOutcome(file.name, "failed", problem=problem), sha256, scorer
+
+
+def _identity(path: Path) -> str:
+    info = os.lstat(path)
+    return f"{info.st_mode}|{info.st_size}|{info.st_mtime_ns}"
+
+
+def _quarantine(ws: Workspace, ledger: Ledger, file: InboxFile, sha256: str, error: DataError) -> BatchOutcome:
+    size = os.lstat(file.path).st_size
+    ref = BatchRef(batch_id(file.name, sha256), file.name, sha256, size)
+    # the path is relative to monitor.yml's folder, so that the record is the same wherever the project lies
+    path = os.path.relpath(file.path, ws.monitor.path.parent)
+    record = Quarantine.of(error, ref, dataset=ws.monitor.name, path=path, contract_digest=ws.contract_digest)
+    ledger.quarantine(record)
+    return BatchOutcome(file.name, "quarantined", quarantine=record, problem=str(error))
+
+
+class _Scorer:
+    """The champion, resolved once for a run, and how it scores one delivery."""
+
+    def __init__(self, ws: Workspace) -> None:
+        from vae_anomaly.tracking import Tracker
+
+        self.ws, self.tracker = ws, Tracker(ws.mlflow)
+        self.detector, self.model = load_champion(ws, self.tracker)
+        threshold = self.detector.threshold
+        self.threshold = ThresholdRef(threshold.version, threshold.value, threshold.alpha)
+
+    def score(self, ledger: Ledger, delivery: Delivery) -> BatchOutcome | None:
+        from vae_anomaly.fitting import limited_threads
+        from vae_anomaly.summary import BatchSummary
+
+        ref = BatchRef(batch_id(delivery.name, delivery.sha256), delivery.name, delivery.sha256, delivery.size)
+        origin = self._origin(ref)
+        summary = BatchSummary(self.detector)
+        extra = self._extra_columns(delivery)
+        with limited_threads(self.ws.monitor.execution.threads), ScoreWriter(ledger.store, origin) as writer:
+            for records in _records(delivery, self.ws):
+                found = self.detector.detect(records)
+                summary.add(records, found)
+                writer.write(
+                    score_table(
+                        ref.id,
+                        records.first_row,
+                        record_ids=records.record_ids,
+                        status=found.status,
+                        score=found.score,
+                        p_value=found.p_value,
+                        is_anomaly=found.is_anomaly,
+                        model_version=self.model.version,
+                        threshold_version=self.threshold.version,
+                    )
+                )
+            scores = writer.close()
+            delivery.assert_unchanged()
+            report = summary.report(
+                monitor=self.ws.monitor.name,
+                batch_id=ref.id,
+                batch_name=ref.name,
+                batch_sha256=ref.sha256,
+                extra_columns=extra,
+                provenance={**origin, "schema_digest": self.detector.schema.digest},
+            )
+        content = report.to_json().encode()
+        commit = Commit(
+            dataset=self.ws.monitor.name,
+            batch=ref,
+            rows=summary.rows,
+            scored=summary.scored,
+            unscorable=report.unscorable,
+            flagged=summary.flagged,
+            expected_flagged=report.expected_flagged,
+            scores=scores_ref(ref.id, scores),
+            report=report_ref(ref.id, content),
+            model=self.model,
+            threshold=self.threshold,
+            config_digest=config_digest(self.ws.monitor),
+            contract_digest=self.ws.contract_digest,
+            code_version=code_version(),
+            alert=report.has_something_to_say,
+            labelled=Labelled(summary.anomalies, summary.found) if summary.labelled else None,
+        )
+        if not ledger.commit(commit, scores, report=content):
+            return None
+        return BatchOutcome(delivery.name, "committed", commit=commit)
+
+    def _origin(self, ref: BatchRef) -> dict[str, str]:
+        return provenance(
+            self.ws.monitor.name,
+            ref,
+            model=self.model,
+            threshold=self.threshold,
+            config_digest=config_digest(self.ws.monitor),
+            contract_digest=self.ws.contract_digest,
+            code_version=code_version(),
+        )
+
+    def _extra_columns(self, delivery: Delivery) -> list[str]:
+        schema = self.ws.schema
+        known = {*schema.required, *schema.ignore, schema.label}
+        return [name for name, _ in read_header(delivery, self.ws.monitor.source.csv) if name not in known]
+
+    def log(self, outcome: ScoreOutcome) -> None:
+        """One MLflow run for the scoring job; best effort."""
+        commits = [b.commit for b in outcome.batches if b.commit]
+        counts = {
+            "batches.committed": len(commits),
+            "batches.quarantined": sum(b.verdict == "quarantined" for b in outcome.batches),
+            "batches.failed": sum(b.verdict == "failed" for b in outcome.batches),
+            "records": sum(c.rows for c in commits),
+            "records.flagged": sum(c.flagged for c in commits),
+            "records.flagged_expected": sum(c.expected_flagged for c in commits),
+            "records.unscorable": sum(c.rows - c.scored for c in commits),
+        }
+        files = [self.ws.store.root / c.scores.file for c in commits]
+        reports = [b.report for b in outcome.batches if b.report]
+        self.tracker.log_scoring(self.ws.monitor, counts, score_files=files, model=self.model, reports=reports)
+
+
+def load_champion(ws: Workspace, tracker: Any) -> tuple[Detector, ModelRef]:
+    """The serving detector, verified, from the local cache or the registry."""
+    from vae_anomaly.detector import Detector, require_schema
+
+    found = tracker.resolve(ws.monitor.name, ws.mlflow.registry.aliases.champion, cache=ws.model_cache)
+    detector = Detector.load(tracker.fetch(found, ws.model_cache), digest=found.digest)
+    require_schema(detector, ws.schema)
+    return detector, ModelRef(found.name, found.version, found.digest)
+
+
+def deliver_outbox(ws: Workspace, ledger: Ledger) -> list[str]:
+    """Render reports and deliver alerts that the records call for and that are not done; returns what failed."""
+    store, problems = ledger.store, []
+    with store.lock(store.outbox):
+        for commit in ledger.unrendered():
+            html = to_html(read_report(store, commit.batch_id)).encode()
+            store.replace(html, store.file(store.reports, commit.batch_id, ".html"))
+        sinks = {sink.kind: sink.model_dump(exclude={"kind"}) for sink in ws.monitor.sinks}
+        for alert in ledger.pending_alerts(list(sinks)):
+            try:
+                deliver(_alert(ws, store, alert.record), alert.sink, **sinks[alert.sink])
+                ledger.mark_delivered(
+                    alert.record.batch_id, alert.sink, idempotency_key=alert.record.idempotency_key
+                )
+            except (VaeAnomalyError, OSError) as error:
+                problems.append(f"sink {alert.sink!r}, batch {alert.record.batch_id}: {error}")
+    return problems
+
+
+def _alert(ws: Workspace, store: Store, record: Commit | Quarantine) -> Alert:
+    key = record.idempotency_key
+    if isinstance(record, Commit):
+        report = read_report(store, record.batch_id)
+        paths = tuple(store.file(store.reports, record.batch_id, suffix) for suffix in (".html", ".json"))
+        return Alert(ws.monitor.name, record.batch_id, key, report.verdict, to_markdown(report), paths)
+    fields = (record.rule, record.problem, record.remedy, record.column, tuple(record.first_rows), record.count)
+    notice = QuarantineNotice(ws.monitor.name, record.batch_id, record.name, *fields)
+    reason = store.file(store.quarantine, record.batch_id, ".json")
+    return Alert(ws.monitor.name, record.batch_id, key, notice.verdict, to_markdown(notice), (reason,), "quarantined")
+
+
+def read_report(store: Store, batch: str) -> Report:
+    """The report value of a committed batch."""
+    return Report.from_dict(json.loads(store.file(store.reports, batch, ".json").read_bytes()))
+
+
+def _with_report(store: Store, outcome: BatchOutcome) -> BatchOutcome:
+    """The outcome with the file to open: the HTML report, or the reason file."""
+    record = outcome.commit or outcome.quarantine
+    if record is None:
+        return outcome
+    kind = (store.reports, ".html") if outcome.commit else (store.quarantine, ".json")
+    path = store.file(kind[0], record.batch_id, kind[1])
+    return BatchOutcome(**{**vars(outcome), "report": path if path.exists() else None})
+
+
+# ---- look ----
+
+
+def find_commit(ws: Workspace, batch: str) -> Commit:
+    """The commit of a batch, by its id or by the name of its file (the latest of that name)."""
+    store = ws.store
+    ledger = Ledger(store)
+    commits = list(ledger.commits()) if store.commits.is_dir() else []
+    found = [c for c in commits if batch in (c.batch_id, c.name)]
+    if not found:
+        known = {c.name for c in commits} | {c.batch_id for c in commits}
+        raise ConfigError(
+            f"batch must be the id or file name of a committed batch. Got {batch!r}.{suggestion(batch, known)}"
+            " `vae-anomaly status` lists them."
+        )
+    return max(found, key=lambda c: (store.commits / f"{c.batch_id}.json").stat().st_mtime_ns)
+
+
+def render(ws: Workspace, batch: str) -> tuple[Report, Path]:
+    """The report of a committed batch, its HTML page made again."""
+    commit = find_commit(ws, batch)
+    store = ws.store
+    report = read_report(store, commit.batch_id)
+    page = store.file(store.reports, commit.batch_id, ".html")
+    store.replace(to_html(report).encode(), page)
+    return report, page
+
+
+def status(ws: Workspace) -> list[BatchState]:
+    """Where every file stands that was ever seen; pending ones are hashed, nothing is changed."""
+    store = ws.store
+    if not store.root.is_dir():
+        store = ws.store.prepare(ws.monitor.name)
+    inbox = []
+    for file in list_inbox(ws.monitor.source.inbox, settle_seconds=0).ready:
+        try:
+            with open_delivery(file.path) as delivery:
+                inbox.append((file.name, delivery.sha256))
+        except DataError:
+            inbox.append((file.name, hashlib.sha256(f"{file.name}|{_identity(file.path)}".encode()).hexdigest()))
+        except OSError:
+            continue
+    return Ledger(store).state(inbox, ws.contract_digest)
+
+
+def last_reports(ws: Workspace) -> list[Path]:
+    """All HTML reports, by name."""
+    reports = ws.store.reports
+    return [reports / name for name in names(reports) if name.endswith(".html")] if reports.is_dir() else []
+
+
+# ---- review ----
+
+
+def review(ws: Workspace, *, version: str | None = None, now: float | None = None) -> Review:
+    """Evaluate the gates for the candidate (or ``version``) and write the review beside it in the registry."""
+    from vae_anomaly import registry_review
+
+    training = normal_records(read_training(ws).records)
+    return registry_review.review(ws.monitor, ws.mlflow, records=training, recipe=ws.recipe, version=version,
+                                  cache=ws.model_cache, now=now or time.time())  # fmt: skip
+
+
+def promote(
+    ws: Workspace, *, by: str, version: str | None = None, reason: str | None = None, force: bool = False
+) -> Promotion:
+    """Make the candidate (or ``version``) the champion when its review holds."""
+    from vae_anomaly import registry_review
+
+    return registry_review.promote(
+        ws.monitor, ws.mlflow, by=by, version=version, reason=reason, force=force, now=time.time()
+    )
+
+
+def rollback(ws: Workspace, *, by: str, reason: str | None = None) -> Promotion:
+    """Move the champion back to the version before it."""
+    from vae_anomaly import registry_review
+
+    return registry_review.rollback(ws.monitor, ws.mlflow, by=by, reason=reason, now=time.time())
