@@ -45,7 +45,6 @@ MONITOR_PREFIX, MLFLOW_PREFIX = "VAE_ANOMALY_MONITOR__", "VAE_ANOMALY_MLFLOW__"
 MAX_BYTES, MAX_DEPTH = 1_000_000, 20
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 OPTION = r"^[a-z][a-z0-9_]{0,63}$"
-ENGINE = r"^(inline|processes:[1-9][0-9]*|dask:([1-9][0-9]*|tcp://\S+))$"
 
 
 # ---- values ----
@@ -235,12 +234,9 @@ class SplitConfig(_Section):
     """How the training records are divided; what the two shares leave trains the weights."""
 
     validation: OpenShare = Field(
-        default=0.15, description="Share of records, in (0, 1), that stops the training early."
+        default=0.1, description="Share of records, in (0, 1), that stops the training early."
     )
-    calibration: OpenShare = Field(default=0.35, description="Share of records, in (0, 1), behind the threshold.")
-    group: Text | None = Field(
-        default=None, description="Column whose equal values stay together in one part, such as a customer id."
-    )
+    calibration: OpenShare = Field(default=0.3, description="Share of records, in (0, 1), behind the threshold.")
 
     @field_validator("calibration")
     @classmethod
@@ -263,19 +259,22 @@ class ObjectiveConfig(_Section):
     """What training minimises: -log p(x given z) + beta KL."""
 
     beta: Number = Field(default=1.0, gt=0, le=1000, description="Weight of the KL term, above 0; 1 is the ELBO.")
-    warmup_epochs: Whole = Field(default=10, ge=0, description="Epochs over which beta rises to its value, 0 for none.")
+    warmup: Number = Field(
+        default=0.1, ge=0, lt=1, description="Share of the training over which beta rises to its value, 0 for none."
+    )
 
 
 class TrainingConfig(_Section):
     """The optimiser's run."""
 
+    steps: Count = Field(default=8000, description="Optimiser steps, about, where epochs are not given.")
     epochs: Count | None = Field(
-        default=200, le=1_000_000, description="Most passes over the training records; null follows from the data."
+        default=None, le=1_000_000, description="Most passes over the training records; null follows from steps."
     )
     minibatch: Count | None = Field(default=None, description="Records in one step; null follows from the data.")
     learning_rate: OpenShare = Field(default=0.003, description="Adam's learning rate, between 0 and 1.")
     patience: Count | None = Field(
-        default=20, description="Epochs without a better validation ELBO before the end; null follows from the data."
+        default=None, description="Epochs without a better validation ELBO before the end; null is a fifth of them."
     )
     input_noise: Annotated[Number, Field(ge=0, le=10)] = Field(
         default=0.1, description="Standard deviation of the noise on the encoder's input, 0 to 10 scaled units."
@@ -328,9 +327,6 @@ class ExecutionConfig(_Section):
     """How the work is carried out; the scores do not depend on it."""
 
     threads: Count = Field(default=1, le=1024, description="Threads for the computation, at least 1.")
-    engine: Annotated[str, Field(pattern=ENGINE)] = Field(
-        default="inline", description="Where work runs: inline, processes:N, dask:N or dask:tcp://HOST:PORT."
-    )
 
 
 class MonitorConfig(_Section):

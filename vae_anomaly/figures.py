@@ -9,20 +9,26 @@ Legend: B records, K latent dimensions, V variables (a number, time part, boolea
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from vae_anomaly.detector import Detector, over_chunks
+from vae_anomaly.fitting import Fit
+from vae_anomaly.preprocessing.tabular import TIME_PARTS
 from vae_anomaly.thresholds import Threshold
 from vae_anomaly.training import EpochLog
+from vae_anomaly.vae import Inputs
 
 BLUE, RED, GREEN, PURPLE, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A939C", "#27313B"
 PALE = "#C9D1DB"
+PICKED = ("strangest", "second strangest", "second most ordinary", "most ordinary")
 MAX_VARIABLES, MAX_POINTS = 40, 4000
 SQUARE_ROOT = (lambda v: np.sqrt(np.maximum(v, 0.0)), np.square)
 
@@ -32,6 +38,49 @@ def png(figure: Figure) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
+
+
+def of_fit(fit: Fit, inputs: Inputs, *, latent: bool = True) -> Iterator[tuple[str, Figure]]:
+    """Every figure of a fit with its name; ``inputs`` are validation records, without ``latent`` there is no map."""
+    detector, threshold = fit.detector, fit.detector.threshold
+    scores = detector.scores(inputs)
+    yield "training_curves", training_curves(fit.epochs)
+    others = {"validation": fit.validation_scores}
+    yield "score_histogram", score_histogram(threshold.calibration, threshold.value, others=others)
+    yield "calibration_curve", calibration_curve(threshold, fit.validation_scores)
+    if latent:
+        mean, known = (
+            over_chunks(detector.vae, rows, lambda e: e.posterior.mean).numpy()
+            for rows in (inputs, detector.reference.inputs)
+        )
+        yield "latent_map", latent_map(mean, scores, threshold.flag(scores), background=known)
+    order = np.argsort(-scores, kind="stable")
+    picked = dict(zip(np.r_[order[:2], order[2:][-2:]].tolist(), PICKED, strict=False))
+    titles = [f"{title}, score {scores[i]:.4g}" for i, title in picked.items()]
+    yield "reconstructions", reconstructions(*_found_and_expected(detector, inputs[torch.tensor([*picked])]), titles=titles)
+
+
+def _found_and_expected(detector: Detector, inputs: Inputs) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+    """Names (V,), and found, expected and standard deviation (B, V) in standard units, NaN where a cell is missing.
+
+    For a category the value found is 1 and the expected one the probability that the model gave to it.
+    """
+    mean = over_chunks(detector.vae, inputs, lambda e: e.likelihood.mean()).numpy()
+    sigma = over_chunks(detector.vae, inputs, lambda e: e.likelihood.sigma.expand(len(e.inputs), -1)).numpy()
+    x = inputs.x.numpy()
+    seen = np.ones_like(x) if inputs.observed is None else inputs.observed.numpy()
+    names, parts, at = [], [], 0
+    for block in detector.preprocessor.layout.blocks:
+        part, column = slice(at, at + block.size), detector.preprocessor.columns[block.column]
+        names += [column] if block.size == 1 or block.family == "categorical" else [f"{column}: {p}" for p in TIME_PARTS]
+        value, middle = x[:, part], mean[:, part]
+        if block.family == "categorical":
+            value, middle = np.ones((len(x), 1)), (middle * value).sum(1, keepdims=True)
+        spread = sigma[:, part] if block.family == "gaussian" else np.sqrt(middle * (1 - middle)).clip(1e-3)
+        parts.append(np.stack([np.where(seen[:, part][:, : value.shape[1]] > 0, value, np.nan), middle, spread]))
+        at += block.size
+    found, expected, deviation = np.concatenate(parts, axis=2)
+    return names, found, expected, deviation
 
 
 def training_curves(epochs: Sequence[EpochLog]) -> Figure:

@@ -11,12 +11,13 @@ import importlib.metadata
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from vae_anomaly.batch import Records, concatenate
 from vae_anomaly.config import MlflowConfig, MonitorConfig, config_digest, load_mlflow, load_monitor
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from vae_anomaly.detector import Detector
     from vae_anomaly.fitting import Fit, Recipe
     from vae_anomaly.registry_review import Promotion, Review
-    from vae_anomaly.tracking import Registered
+    from vae_anomaly.tracking import Registered, Tracker
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
@@ -201,20 +202,14 @@ def fit(ws: Workspace, progress: Progress = silent) -> FitOutcome:
     calibration = normal.take(fitted.splits["calibration"])
     recall = corruption_recall(fitted.detector, fitted.detector.encode(calibration))
     progress("registering", 0, 1)
-    with tempfile.TemporaryDirectory(prefix="vae-anomaly-") as folder:
-        model = Path(folder) / "detector"
-        fitted.detector.save(model)
-        registered = tracker.log_fit(
-            fitted,
-            monitor=ws.monitor,
-            corruption=recall,
-            data_digests=training.digests,
-            schema_digest=ws.schema.digest,
-            config_digest=config_digest(ws.monitor),
-            model_folder=model,
-            example=example_frame(ws),
-            normal=normal,
-        )
+    registered = tracker.log_fit(
+        fitted,
+        monitor=ws.monitor,
+        validation=normal.take(fitted.splits["validation"]),
+        corruption=recall,
+        data_digests=training.digests,
+        example=example_frame(ws),
+    )
     labels = training.records.labels
     return FitOutcome(
         fitted,
@@ -227,8 +222,6 @@ def fit(ws: Workspace, progress: Progress = silent) -> FitOutcome:
 
 def normal_records(records: Records) -> Records:
     """The rows that a fit uses: scorable and not labelled as anomalies."""
-    import numpy as np
-
     usable = records.scorable if records.labels is None else records.scorable & ~records.labels
     return records.take(np.flatnonzero(usable))
 
@@ -308,7 +301,7 @@ def score(ws: Workspace, progress: Progress = silent) -> ScoreOutcome:
     progress("scoring", len(listing.ready), len(listing.ready))
     cache.save()
     undelivered = deliver_outbox(ws, ledger) if outcomes else undelivered
-    outcome = ScoreOutcome(
+    result = ScoreOutcome(
         tuple(_with_report(store, o) for o in outcomes),
         already,
         tuple(f.name for f in listing.waiting),
@@ -317,8 +310,8 @@ def score(ws: Workspace, progress: Progress = silent) -> ScoreOutcome:
     )
     if scorer and outcomes:
         progress("logging the run", 0, 1)
-        scorer.log(outcome)
-    return outcome
+        scorer.log(result)
+    return result
 
 
 def _settled(ws: Workspace, progress: Progress) -> Any:
@@ -400,6 +393,7 @@ class _Scorer:
         self.detector, self.model = load_champion(ws, self.tracker)
         threshold = self.detector.threshold
         self.threshold = ThresholdRef(threshold.version, threshold.value, threshold.alpha)
+        self.seen: list[np.ndarray] = []
 
     def score(self, ledger: Ledger, delivery: Delivery) -> BatchOutcome | None:
         from vae_anomaly.fitting import limited_threads
@@ -457,6 +451,7 @@ class _Scorer:
         )
         if not ledger.commit(commit, scores, report=content):
             return None
+        self.seen.append(summary.scores)
         return BatchOutcome(delivery.name, "committed", commit=commit)
 
     def _origin(self, ref: BatchRef) -> dict[str, str]:
@@ -487,16 +482,21 @@ class _Scorer:
             "records.flagged_expected": sum(c.expected_flagged for c in commits),
             "records.unscorable": sum(c.rows - c.scored for c in commits),
         }
-        files = [self.ws.store.root / c.scores.file for c in commits]
+        tags = {"model.version": self.model.version, "model.digest": self.model.digest}
         reports = [b.report for b in outcome.batches if b.report]
-        self.tracker.log_scoring(self.ws.monitor, counts, score_files=files, model=self.model, reports=reports)
+        self.tracker.log_scoring(self.ws.monitor.name, metrics=counts | self._quantiles(), tags=tags, files=reports)
+
+    def _quantiles(self) -> dict[str, float]:
+        """Quantiles of the scores of this run's batches (of a sample of them where there are very many)."""
+        scores = np.concatenate(self.seen) if self.seen else np.zeros(0)
+        return {f"score.q{q}": float(np.quantile(scores, q / 100)) for q in (5, 50, 95, 99)} if scores.size else {}
 
 
-def load_champion(ws: Workspace, tracker: Any) -> tuple[Detector, ModelRef]:
+def load_champion(ws: Workspace, tracker: Tracker) -> tuple[Detector, ModelRef]:
     """The serving detector, verified, from the local cache or the registry."""
     from vae_anomaly.detector import Detector, require_schema
 
-    found = tracker.resolve(ws.monitor.name, ws.mlflow.registry.aliases.champion, cache=ws.model_cache)
+    found = tracker.resolve(ws.monitor.name, cache=ws.model_cache)
     detector = Detector.load(tracker.fetch(found, ws.model_cache), digest=found.digest)
     require_schema(detector, ws.schema)
     return detector, ModelRef(found.name, found.version, found.digest)
@@ -509,7 +509,7 @@ def deliver_outbox(ws: Workspace, ledger: Ledger) -> list[str]:
         for commit in ledger.unrendered():
             html = to_html(read_report(store, commit.batch_id)).encode()
             store.replace(html, store.file(store.reports, commit.batch_id, ".html"))
-        sinks = {sink.kind: sink.model_dump(exclude={"kind"}) for sink in ws.monitor.sinks}
+        sinks: dict[str, dict[str, Any]] = {s.kind: s.model_dump(exclude={"kind"}) for s in ws.monitor.sinks}
         for alert in ledger.pending_alerts(list(sinks)):
             try:
                 deliver(_alert(ws, store, alert.record), alert.sink, **sinks[alert.sink])

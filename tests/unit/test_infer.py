@@ -193,11 +193,11 @@ def test_label_values_that_only_the_inbox_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "alpha", "says"),
     [
-        (60_000, 0.001, "17,500 calibration records hold it to 0.057 % to 0.15 %"),
-        (10_000, 0.005, "3,500 calibration records"),
-        (6_000, 0.01, "2,100 calibration records hold it to 0.62 % to 1.5 % (95 % range)"),
-        (1_000, 0.05, "350 calibration records"),
-        (450, 0.1, "157 calibration records"),
+        (60_000, 0.001, "15,000 calibration records hold it to 0.056 % to 0.16 %"),
+        (10_000, 0.005, "3,000 calibration records"),
+        (6_000, 0.01, "1,800 calibration records hold it to 0.59 % to 1.5 % (95 % range)"),
+        (1_000, 0.05, "300 calibration records"),
+        (450, 0.1, "135 calibration records"),
         (250, 0.1, "which is wide: give more records"),
         (10, 0.1, "3 calibration records are too few for any"),
     ],
@@ -212,7 +212,7 @@ def test_alpha_follows_from_the_number_of_records(tmp_path: Path, records: int, 
 
 def test_labelled_anomalies_do_not_count_for_alpha(tmp_path: Path) -> None:
     text, _ = infer(tmp_path, {"label": np.resize(["normal", "fraud"], N)})
-    assert "70 calibration records" in comment(text, "threshold:")
+    assert "60 calibration records" in comment(text, "threshold:")
 
 
 # ---- formats and places ----

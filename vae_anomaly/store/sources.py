@@ -364,11 +364,16 @@ def _read_parquet(delivery: Delivery, csv: CsvOptions, rows: int) -> tuple[list[
     file = pq.ParquetFile(pa.PythonFile(delivery.stream(), "r"), pre_buffer=False, page_checksum_verification=True)
 
     def tables(names: Sequence[str]) -> Iterator[pa.Table]:
+        count = 0
         for batch in file.iter_batches(batch_size=rows, columns=list(names), use_threads=False):
             table = pa.Table.from_batches([batch]).select(list(names))
             for name in names:
                 _validate(delivery, name, table.column(name))
+            count += table.num_rows
             yield table
+        if count != file.metadata.num_rows:  # a damaged page header makes the reader stop early, without an error
+            problem = f"the footer promises {file.metadata.num_rows} rows; the pages hold {count}."
+            _refuse(delivery, "unreadable", problem, "Deliver it again.")
 
     return [(field.name, field.type) for field in file.schema_arrow], tables
 

@@ -1,0 +1,202 @@
+"""CPU time of fitting and scoring beside PyOD's VAE and scikit-learn's isolation forest, in one process.
+
+Everything runs on one thread. The contestants take turns, so that whatever else the machine does falls on all of
+them; a ratio is the median over the rounds of (peer's CPU-seconds / ours). Exit code 1 if a requirement is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pyod.models.vae import VAE as PyodVAE
+from pyod.utils.torch_utility import TorchDataset
+from sklearn.ensemble import IsolationForest
+
+from vae_anomaly import VAEDetector
+from vae_anomaly.models import MODELS
+from vae_anomaly.objectives import BetaElbo
+from vae_anomaly.preprocessing.tabular import fit_tabular
+from vae_anomaly.schema import Column, Schema, check
+from vae_anomaly.training import TrainingPlan, build_seeded, train
+
+COLUMNS, FACTORS = 30, 5
+ARCHITECTURE = {"hidden": (128, 64, 32), "latent": 2}  # PyOD's default
+VALIDATION_SHARE = 0.3  # validation records for each training record, as in the default splits (15 % to 50 %)
+PYOD_FIT, PYOD_SCORE, FOREST = "PyOD VAE, fit", "PyOD VAE, score", "isolation forest, score"
+OURS_FIT, OURS_ELBO, OURS_NEIGHBOURS = "ours, fit", "ours, negative_elbo", "ours, latent_neighbours"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``ours`` must be ``required`` times as fast as ``peer``; 0 for information only."""
+
+    peer: str
+    ours: str
+    required: float
+
+
+COMPARISONS = (
+    Comparison(PYOD_FIT, OURS_FIT, 10.0),
+    Comparison(PYOD_SCORE, OURS_ELBO, 25.0),
+    Comparison(PYOD_SCORE, OURS_NEIGHBOURS, 0.0),
+    Comparison(FOREST, OURS_ELBO, 0.0),
+    Comparison(FOREST, OURS_NEIGHBOURS, 0.0),
+)
+
+
+def data(records: int, seed: int) -> np.ndarray:
+    """(records, COLUMNS) float64: a linear factor model with noise."""
+    loadings = np.random.default_rng(0).normal(size=(FACTORS, COLUMNS))
+    random = np.random.default_rng(seed)
+    return random.normal(size=(records, FACTORS)) @ loadings + 0.3 * random.normal(size=(records, COLUMNS))
+
+
+def interleaved(turns: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """CPU-seconds of each contestant in each round, after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    for repeat in range(repeats + 1):
+        for name, turn in turns.items() if repeat % 2 else reversed(turns.items()):
+            start = time.process_time()
+            turn()
+            spent = time.process_time() - start
+            if repeat:
+                seconds[name].append(spent)
+            progress(f"round {repeat}/{repeats}: {name:<24} {spent:8.4f} cpu-s{'' if repeat else ' (warm-up)'}")
+    return seconds
+
+
+def fitting(X: np.ndarray, repeats: int) -> tuple[dict[str, list[float]], PyodVAE]:
+    """One epoch each: PyOD's own loop without its final scoring; ours with denoising, log and validation."""
+    pyod = PyodVAE(verbose=0, epoch_num=1)
+    pyod.data_num, pyod.feature_size = X.shape
+    pyod.build_model()
+    pyod.training_prepare()
+    pyod.X_mean, pyod.X_std = X.mean(axis=0), X.std(axis=0)
+    dataset = TorchDataset(X=X, y=None, mean=pyod.X_mean, std=pyod.X_std)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=pyod.batch_size, shuffle=True, drop_last=True)
+
+    preprocessor, training = encode(X)
+    vae = build_seeded(lambda: MODELS["mlp"](preprocessor.layout, **ARCHITECTURE), 0)
+    # as many epochs as are asked for: no early stopping in a measurement
+    plan = TrainingPlan.for_records(len(X), epochs=repeats + 2, patience=repeats + 2)
+    validation = training[: round(VALIDATION_SHARE * len(X))]
+    epochs = train(vae, training, validation, BetaElbo(), plan, 0)
+    return interleaved({PYOD_FIT: lambda: pyod.train(loader), OURS_FIT: lambda: next(epochs)}, repeats), pyod
+
+
+def encode(X: np.ndarray) -> tuple[Any, Any]:
+    """Our preprocessing fitted to ``X`` and the model's inputs; not part of the measurement."""
+    import pyarrow as pa
+
+    names = [f"x{i}" for i in range(X.shape[1])]
+    schema = Schema(tuple(Column(name, "number") for name in names))
+    records = check(pa.table(dict(zip(names, X.T, strict=True))), schema, first_row=0, file="benchmark")
+    preprocessor = fit_tabular(records, schema)
+    return preprocessor, preprocessor.encode(records)
+
+
+def scoring(X: np.ndarray, new: np.ndarray, pyod: PyodVAE, repeats: int) -> dict[str, list[float]]:
+    """Scores of ``new``, a float64 array, by detectors that were fitted to ``X``."""
+    forest = IsolationForest(n_estimators=100, random_state=0).fit(X)
+
+    def ours(scoring: str) -> VAEDetector:
+        progress(f"fitting ours for {scoring}")
+        return VAEDetector(model_options=ARCHITECTURE, scoring=scoring, training={"steps": 300}).fit(X)
+
+    elbo, neighbours = ours("negative_elbo"), ours("latent_neighbours")
+    return interleaved(
+        {
+            PYOD_SCORE: lambda: pyod.decision_function(new),
+            OURS_ELBO: lambda: elbo.anomaly_score(new),
+            OURS_NEIGHBOURS: lambda: neighbours.anomaly_score(new),
+            FOREST: lambda: forest.score_samples(new),
+        },
+        repeats,
+    )
+
+
+def compare(seconds: Mapping[str, list[float]], comparison: Comparison) -> dict[str, Any]:
+    """Median ratio over the rounds, its range, and whether the requirement holds."""
+    ratios = [a / b for a, b in zip(seconds[comparison.peer], seconds[comparison.ours], strict=True)]
+    median = statistics.median(ratios)
+    spread = {"ratio": median, "lowest": min(ratios), "highest": max(ratios)}
+    return {**asdict(comparison), **spread, "holds": median >= comparison.required}
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """The tables, as text."""
+    machine = result["machine"]
+    lines = [
+        f"{machine['processor']}, load {machine['load_before']} -> {machine['load_after']}; "
+        + ", ".join(f"{name} {version}" for name, version in result["versions"].items()),
+        f"{result['records']} records of {COLUMNS} columns, {result['repeats']} rounds, 1 thread, CPU time, medians",
+        "",
+        f"{'':<26}{'cpu-s':>10}{'us/record':>12}{'records/cpu-s':>16}",
+    ]
+    for name, seconds in result["seconds"].items():
+        median = statistics.median(seconds)
+        each = 1e6 * median / result["records"]
+        lines.append(f"{name:<26}{median:>10.4f}{each:>12.2f}{result['records'] / median:>16,.0f}")
+    lines += ["", f"{'ratio of CPU time':<52}{'median':>8}{'lowest':>8}{'highest':>8}   required"]
+    for row in result["comparisons"]:
+        verdict = f">= {row['required']:g} {'ok' if row['holds'] else 'MISSED'}" if row["required"] else "-"
+        pair = f"{row['peer']} / {row['ours']}"
+        lines.append(f"{pair:<52}{row['ratio']:>8.1f}{row['lowest']:>8.1f}{row['highest']:>8.1f}   {verdict}")
+    return "\n".join(lines)
+
+
+def progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def load() -> str:
+    return " ".join(f"{value:.1f}" for value in os.getloadavg())
+
+
+def processor() -> str:
+    """The processor's name where Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{os.cpu_count()} x {names[0] if names else platform.machine()}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--records", type=int, default=20_000, help="records to fit to, and to score (default 20000)")
+    parser.add_argument("--repeats", type=int, default=9, help="rounds that count (default 9)")
+    parser.add_argument("--json", type=Path, help="also write every measured value to this file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    before, X, new = load(), data(options.records, 1), data(options.records, 2)
+    seconds, pyod = fitting(X, options.repeats)
+    seconds |= scoring(X, new, pyod, options.repeats)
+    packages = ("vae-anomaly", "pyod", "torch", "numpy", "scikit-learn")
+    result = {
+        "records": options.records,
+        "repeats": options.repeats,
+        "machine": {"processor": processor(), "load_before": before, "load_after": load()},
+        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
+        "seconds": seconds,
+        "comparisons": [compare(seconds, comparison) for comparison in COMPARISONS],
+    }
+    print(report(result))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0 if all(row["holds"] for row in result["comparisons"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

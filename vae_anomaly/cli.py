@@ -1,0 +1,446 @@
+"""The command line ``vae-anomaly``: thin, every command calls one function of :mod:`vae_anomaly.pipelines`.
+
+Heavy packages are imported inside the commands, so that ``--help`` answers at once. What a person reads goes to
+stderr while it happens and to stdout when it is the result; ``--json`` prints the result for machines.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vae_anomaly.errors import ConfigError, VaeAnomalyError
+
+if TYPE_CHECKING:
+    from vae_anomaly.pipelines import FitOutcome, ScoreOutcome, Workspace
+
+EXIT_CODES = """
+Exit codes: 0 done; 1 internal error; 2 wrong usage or configuration; 3 a file was quarantined, a batch failed, an
+alert was not delivered or the data cannot be used; 4 the model is missing or refused; 5 a review gate does not hold;
+6 the score store breaks an invariant; 130 interrupted.
+"""
+app = typer.Typer(
+    help="Anomaly-detection monitoring with variational autoencoders: fit, review, score, alert.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Monitor = Annotated[Path, typer.Argument(metavar="MONITOR", help="monitor.yml, or the folder that holds it.")]
+MlflowFile = Annotated[
+    Path | None, typer.Option("--mlflow", metavar="FILE", help="mlflow.yml; by default the nearest one above MONITOR.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Flow = Annotated[bool, typer.Option("--flow", help="Run as a Prefect flow (about 10 s more).")]
+By = Annotated[str, typer.Option("--by", help="Who decides.", default_factory=getpass.getuser, show_default="you")]
+Version = Annotated[str | None, typer.Option("--version", help="A registered version; by default the candidate.")]
+
+
+@app.callback()
+def _global(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug messages.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True
+    )
+    if debug:
+        os.environ["VAE_ANOMALY_DEBUG"] = "1"
+    for name in ("alembic", "mlflow", "matplotlib", "urllib3", "asyncio", "git"):
+        logging.getLogger(name).setLevel(logging.INFO if debug else logging.ERROR)
+    logging.captureWarnings(True)
+    if not debug:
+        logging.getLogger("py.warnings").setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """Entry point: one line on stderr for a user's mistake, and the documented exit codes."""
+    try:
+        app()
+    except VaeAnomalyError as error:
+        _fail(f"error: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; run again to finish what is unfinished", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        _fail(f"internal error: {type(error).__name__}: {error}. --debug shows where.", 1)
+
+
+def _fail(line: str, code: int) -> None:
+    if os.environ.get("VAE_ANOMALY_DEBUG"):
+        traceback.print_exc()
+    sys.stderr.write(line + "\n")
+    sys.exit(code)
+
+
+# ---- what people see ----
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress display on stderr: a bar on a terminal, one line for each stage elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_progress()
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description:<40}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("starting", total=None)
+
+        def show(stage: str, done: int, total: int) -> None:
+            bars.update(task, description=stage, completed=done, total=total if total > 1 else None)
+
+        yield show
+
+
+def _plain_progress() -> Callable[[str, int, int], None]:
+    said: list[str] = []
+
+    def show(stage: str, done: int, total: int) -> None:
+        if stage not in said[-1:]:
+            said.append(stage)
+            sys.stderr.write(f"{stage} ...\n")
+            sys.stderr.flush()
+
+    return show
+
+
+def _open(monitor: Path, mlflow: Path | None) -> Workspace:
+    from vae_anomaly.pipelines import Workspace
+
+    return Workspace.open(monitor, mlflow)
+
+
+def _say(text: str = "") -> None:
+    typer.echo(text)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1, sort_keys=True, default=str))
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width, highlight=False).print(table)
+
+
+# ---- the commands ----
+
+
+@app.command()
+def init(
+    source: Annotated[Path, typer.Option("--from", metavar="FILE_OR_FOLDER", help="Records to learn from.")],
+    target: Annotated[Path, typer.Argument(metavar="[MONITOR]", help="Where to write.")] = Path("monitor.yml"),
+    name: Annotated[str | None, typer.Option("--name", help="Name of the monitor; by default the folder's.")] = None,
+) -> None:
+    """Infer a commented monitor.yml from a file or a folder of records; it never overwrites."""
+    from vae_anomaly.infer import infer_monitor, write_monitor
+
+    folder = target if target.is_dir() else target.parent
+    written = write_monitor(infer_monitor(source, name=name, folder=folder), target)
+    _say(f"Wrote {written}. Look it over, then: vae-anomaly fit {written}")
+
+
+@app.command()
+def fit(monitor: Monitor, mlflow: MlflowFile = None, flow: Flow = False, as_json: Json = False) -> None:
+    """Fit a detector to the training records, calibrate it and register it as the candidate."""
+    from vae_anomaly import pipelines
+
+    ws = _open(monitor, mlflow)
+    with _progress() as progress:
+        run = _flow("train", ws) if flow else pipelines.fit
+        outcome = run(ws, progress)
+    _print_json(fit_summary(outcome)) if as_json else _show_fit(ws, outcome)
+
+
+def fit_summary(outcome: FitOutcome) -> dict[str, Any]:
+    """A fit as plain values."""
+    promise = outcome.fit.detector.threshold.promise
+    return {
+        "model": outcome.registered.name,
+        "version": outcome.registered.version,
+        "digest": outcome.registered.digest,
+        "already_registered": outcome.registered.already,
+        "run_id": outcome.registered.run_id,
+        "records": {name: len(index) for name, index in outcome.fit.splits.items()},
+        "unscorable": outcome.unscorable,
+        "labelled_anomalies_left_out": outcome.labelled_anomalies,
+        "epochs": len(outcome.fit.epochs),
+        "false_alarm_rate": vars(promise),
+        "corruption_recall": dict(outcome.corruption_recall),
+    }
+
+
+def _show_fit(ws: Workspace, outcome: FitOutcome) -> None:
+    threshold, splits = outcome.fit.detector.threshold, outcome.fit.splits
+    promise = threshold.promise
+    state = "is registered already as" if outcome.registered.already else "is registered as"
+    _say(f"The detector {state} {outcome.registered.name} version {outcome.registered.version}, the candidate.")
+    counts = ", ".join(f"{len(index):,} {name}" for name, index in splits.items())
+    _say(f"Normal records: {counts}; left out: {outcome.unscorable:,} unscorable, "
+         f"{outcome.labelled_anomalies:,} labelled as anomalies.")  # fmt: skip
+    _say(f"False-alarm rate: target {promise.alpha:.2%}, expected {promise.expected:.2%}, "
+         f"95 % range {promise.low:.2%} to {promise.high:.2%} with {promise.calibration_records:,} calibration records.")  # fmt: skip
+    for records in (100, 1000):
+        expected, low, high = threshold.false_alarms(records)
+        _say(f"  of {records:,} normal records, {expected:.1f} are expected to be flagged (95 % range {low} to {high})")
+    recall = sorted(outcome.corruption_recall.items(), key=lambda pair: pair[1])
+    weakest = ", ".join(f"{column} {value:.0%}" for column, value in recall[:3])
+    _say(f"Corrupted records found: median {recall[len(recall) // 2][1]:.0%}; least for {weakest}.")
+    _say(f"Next: vae-anomaly review {_shown(ws.monitor.path)}")
+
+
+@app.command()
+def review(monitor: Monitor, mlflow: MlflowFile = None, version: Version = None, as_json: Json = False) -> None:
+    """Check the candidate against the gates of mlflow.yml and write the review."""
+    from vae_anomaly import pipelines
+
+    ws = _open(monitor, mlflow)
+    with _progress() as progress:
+        progress("reviewing", 0, 1)
+        found = pipelines.review(ws, version=version)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        _table(
+            f"Review of {found.model} version {found.version}: {'passed' if found.passed else 'NOT passed'}",
+            ["gate", "value", "limit", "holds", "why"],
+            [[g.name, g.value_text, g.limit_text, "yes" if g.passed else "NO", g.explanation] for g in found.gates],
+        )
+        for warning in found.warnings:
+            _say(f"Note: {warning}")
+        _say(f"Report: {found.page}")
+        _say(f"Next: vae-anomaly promote {_shown(ws.monitor.path)}" if found.passed else "It will not be promoted.")
+    if not found.passed:
+        raise typer.Exit(5)
+
+
+@app.command()
+def promote(
+    monitor: Monitor,
+    by: By,
+    mlflow: MlflowFile = None,
+    version: Version = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="Why; required with --force.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Promote although a gate does not hold.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the reviewed candidate the champion, which scores from then on."""
+    from vae_anomaly import pipelines
+
+    done = pipelines.promote(_open(monitor, mlflow), by=by, version=version, reason=reason, force=force)
+    _print_json(vars(done)) if as_json else _say(str(done))
+
+
+@app.command()
+def rollback(
+    monitor: Monitor,
+    by: By,
+    mlflow: MlflowFile = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="Why.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Move the champion back to the version before it."""
+    from vae_anomaly import pipelines
+
+    done = pipelines.rollback(_open(monitor, mlflow), by=by, reason=reason)
+    _print_json(vars(done)) if as_json else _say(str(done))
+
+
+@app.command()
+def score(monitor: Monitor, mlflow: MlflowFile = None, flow: Flow = False, as_json: Json = False) -> None:
+    """Score every new batch in the inbox with the champion; a second run has nothing to do."""
+    from vae_anomaly import pipelines
+
+    ws = _open(monitor, mlflow)
+    with _progress() as progress:
+        run = _flow("score", ws) if flow else pipelines.score
+        outcome = run(ws, progress)
+    _print_json(score_summary(outcome)) if as_json else show_score(ws, outcome)
+    if not outcome.ok:
+        raise typer.Exit(3)
+
+
+def score_summary(outcome: ScoreOutcome) -> dict[str, Any]:
+    """A scoring run as plain values."""
+    return {
+        "already_done": outcome.already,
+        "waiting": list(outcome.waiting),
+        "model": vars(outcome.model) if outcome.model else None,
+        "undelivered_alerts": list(outcome.undelivered),
+        "batches": [
+            {
+                "name": b.name,
+                "verdict": b.verdict,
+                "problem": b.problem,
+                "report": str(b.report) if b.report else None,
+                **({"records": b.commit.rows, "flagged": b.commit.flagged,
+                    "flagged_expected": b.commit.expected_flagged, "unscorable": dict(b.commit.unscorable)}
+                   if b.commit else {}),
+            }
+            for b in outcome.batches
+        ],
+    }  # fmt: skip
+
+
+def show_score(ws: Workspace, outcome: ScoreOutcome) -> None:
+    """The table of a scoring run, and what a person should look at."""
+    if outcome.batches:
+        rows = []
+        for b in outcome.batches:
+            c, q = b.commit, b.quarantine
+            if c:
+                found = f"{c.labelled.found} of {c.labelled.anomalies}" if c.labelled else ""
+                lost = f"{c.rows - c.scored}"
+                rows.append([b.name, f"{c.rows:,}", f"{c.flagged:,}", f"{c.expected_flagged:.1f}", found, lost, ""])
+            else:
+                why = f"{q.rule}{f': {q.column}' if q.column else ''}" if q else f"failed: {b.problem}"
+                rows.append([b.name, "", "", "", "", "", why])
+        _table(
+            f"{ws.monitor.name}, model version {outcome.model.version if outcome.model else '-'}",
+            ["batch", "records", "flagged", "expected false alarms", "found of labelled", "unscorable", "quarantined"],
+            rows,
+        )
+        for b in outcome.batches:
+            if b.report:
+                _say(f"{'report ' if b.commit else 'reason '} {_shown(b.report)}")
+    else:
+        _say(f"Nothing to score: {outcome.already} files in the inbox are done already.")
+    for name in outcome.waiting:
+        _say(f"Still being written, left for the next run: {name}")
+    for problem in outcome.undelivered:
+        _say(f"Alert not delivered, will be tried again: {problem}")
+
+
+@app.command()
+def report(
+    monitor: Monitor,
+    batch: Annotated[str, typer.Argument(metavar="BATCH", help="Batch id or file name; see `status`.")],
+    as_json: Json = False,
+) -> None:
+    """Render the alert report of a committed batch again, and print its verdict and its path."""
+    from vae_anomaly import pipelines
+
+    found, page = pipelines.render(_open(monitor, None), batch)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        _say(found.verdict)
+        _say(_shown(page))
+
+
+@app.command()
+def status(monitor: Monitor, as_json: Json = False) -> None:
+    """Show where every file stands: pending, committed, quarantined, superseded, duplicate."""
+    from vae_anomaly import pipelines
+    from vae_anomaly.store.records import Commit
+
+    ws = _open(monitor, None)
+    states = pipelines.status(ws)
+    if as_json:
+        _print_json([{"name": s.name, "batch_id": s.batch_id, "sha256": s.sha256, "state": s.state} for s in states])
+        return
+    rows = []
+    for s in states:
+        said = ""
+        if isinstance(s.record, Commit):
+            said = f"{s.record.flagged:,} of {s.record.scored:,} flagged, model version {s.record.model.version}"
+        elif s.record:
+            said = f"{s.record.rule}{f': {s.record.column}' if s.record.column else ''}. {s.record.remedy}"
+        rows.append([s.name, s.state, s.batch_id, said])
+    _table(f"{ws.monitor.name}: {len(states)} files", ["file", "state", "batch", ""], rows)
+
+
+@app.command()
+def check(monitor: Monitor, as_json: Json = False) -> None:
+    """Verify every record, score file and report of the store against each other."""
+    from vae_anomaly.store.check import check as check_store
+
+    ws = _open(monitor, None)
+    if not ws.store.root.is_dir():
+        raise ConfigError(f"output must be a folder that `vae-anomaly score` has made. Got {str(ws.store.root)!r}.")
+    findings = check_store(ws.store)
+    if as_json:
+        _print_json([vars(f) if hasattr(f, "__dict__") else f._asdict() for f in findings])
+    else:
+        for finding in findings:
+            _say(str(finding))
+        _say(f"{len(findings)} findings." if findings else "The store is sound.")
+    if findings:
+        raise typer.Exit(6)
+
+
+@app.command()
+def serve(
+    monitors: Annotated[list[Path], typer.Argument(metavar="MONITOR...", help="One monitor.yml or more.")],
+    mlflow: MlflowFile = None,
+) -> None:
+    """Keep running: start a Prefect server (or use PREFECT_API_URL) and score on each monitor's schedule."""
+    from vae_anomaly.pipelines import Workspace
+
+    workspaces = [Workspace.open(m, mlflow) for m in monitors]
+    _flows("serve", workspaces[0]).serve_monitors(workspaces, say=_say)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--folder", help="Where the demonstration lives.")] = Path("demo"),
+    as_json: Json = False,
+) -> None:
+    """Run the whole pipeline on real records: fit, review, promote, score, report."""
+    from vae_anomaly.demo import prepare_demo, show_demo
+
+    started = time.monotonic()
+    ws = prepare_demo(folder)
+    with _progress() as progress:
+        outcome = _flows("demo", ws).run_demo(ws, progress)
+    show_demo(ws, outcome, as_json=as_json, seconds=time.monotonic() - started)
+
+
+def _flows(name: str, ws: Workspace) -> Any:
+    """The module ``flows.<name>``, with Prefect's settings made before it is imported."""
+    import importlib
+
+    from flows.settings import hermetic
+
+    hermetic(ws.monitor.output.parent / "state")
+    return importlib.import_module(f"flows.{name}")
+
+
+def _flow(name: str, ws: Workspace) -> Callable[..., Any]:
+    run: Callable[..., Any] = _flows(name, ws).run
+    return run
+
+
+def _shown(path: Path) -> str:
+    """The path as short as it can be written from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,620 @@
+"""MLflow as the record of what was done: one run for each fit, each review and each scoring job, and the registry.
+
+Everything goes through ``MlflowClient`` with explicit addresses and run ids: MLflow's "active run" is a global of each
+thread, and its default store is a file in the working folder. The registry says which version scores and what its
+files' sha256 is; the files themselves are data, read by :class:`~vae_anomaly.detector.Detector` and never by MLflow.
+Scoring does not depend on a registry that answers: what it said last and the verified files are kept in a cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import queue
+import re
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+# MLflow reads these when it is imported, or at each request; what the user has set stays
+for _name, _value in {
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "GIT_PYTHON_REFRESH": "quiet",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, LoggedModelOutput, Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType
+from mlflow.types import Schema as MlflowSchema
+from mlflow.types.schema import AnyType
+from sqlalchemy.exc import SQLAlchemyError
+
+from vae_anomaly.batch import Records
+from vae_anomaly.config import NAME, MlflowConfig, MonitorConfig, config_digest, redacted
+from vae_anomaly.detector import Detector, over_chunks
+from vae_anomaly.errors import ArtifactError, ConfigError
+from vae_anomaly.figures import of_fit, png
+from vae_anomaly.fitting import Fit
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["train", "score", "review"]
+T = TypeVar("T")
+
+MODEL_DIGEST = "digest.model"
+DETECTOR_FOLDER = "artifacts/detector"
+DOWNLOAD_SECONDS, LOGGING_SECONDS = 600.0, 60.0
+BATCH, PARAMS_BATCH, MAX_DATASETS, MAX_TEXT = 1000, 100, 200, 500
+FIGURE_RECORDS = 4000
+ACTIVE_VARIANCE = 0.01  # Burda, Grosse and Salakhutdinov, arXiv 1509.00519, section 5.2
+AWAY = (MlflowException, SQLAlchemyError, OSError)  # time-outs and requests' errors are OSErrors
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A registered version of a monitor's model; ``already`` where the same detector was registered before."""
+
+    run_id: str
+    name: str
+    version: str
+    digest: str
+    already: bool = False
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A registered version as the registry names it: ``digest`` is the detector's, ``source`` where its files are.
+
+    ``note`` is empty, or says that the registry did not answer and how old this answer is.
+    """
+
+    name: str
+    version: str
+    digest: str
+    source: str
+    note: str = ""
+
+
+def utc_now() -> datetime:
+    """The time, with its zone."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, eq=False)
+class Tracker:
+    """The tracking server and the registry of ``config``; connects when it is first used.
+
+    ``patience`` is how many seconds the registry may take to answer.
+    """
+
+    config: MlflowConfig
+    patience: float = 10.0
+    now: Callable[[], datetime] = utc_now
+
+    # ---- the server ----
+
+    def initialise(self) -> None:
+        """Create the store and its experiments where they do not exist; safe when many processes start at once.
+
+        Raises
+        ------
+        ArtifactError
+            The store does not answer or cannot be read.
+        ConfigError
+            A variable of ``server.credentials_env`` is not set, or an experiment was deleted.
+        """
+        with self._explained():
+            self._connection  # noqa: B018 - connects
+
+    @property
+    def client(self) -> MlflowClient:
+        """The client of both stores."""
+        return self._connection[0]
+
+    @cached_property
+    def _connection(self) -> tuple[MlflowClient, dict[str, str]]:
+        server = self.config.server
+        if unset := [name for name in server.credentials_env if name not in os.environ]:
+            raise ConfigError(f"server.credentials_env must name variables that are set. Got {unset}, which are not.")
+        uris = {server.tracking_uri, server.registry_uri or server.tracking_uri}
+        files = sorted(Path(m[1]) for uri in uris if (m := re.match(r"sqlite(?:\+\w+)?:///(/[^?]*)", uri)))
+        with contextlib.ExitStack() as locks:
+            for file in files:
+                locks.enter_context(_first_start(file))
+            client = MlflowClient(server.tracking_uri, server.registry_uri)
+            if files:  # creates the registry's tables
+                client.search_registered_models(max_results=1)
+            names = self.config.tracking.experiments.model_dump()
+            return client, {kind: self._experiment(client, name) for kind, name in names.items()}
+
+    def _experiment(self, client: MlflowClient, name: str) -> str:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            root, folder = self.config.server.artifact_root, re.sub(r"[^A-Za-z0-9._-]", "-", name)
+            return str(client.create_experiment(name, artifact_location=f"{root.rstrip('/')}/{folder}" if root else None))
+        if found.lifecycle_stage != "active":
+            raise ConfigError(
+                f"experiment {name!r} must not be deleted. Restore it with"
+                f" `mlflow experiments restore --experiment-id {found.experiment_id}`, or name another in mlflow.yml."
+            )
+        return str(found.experiment_id)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """MLflow's, its database's and its connection's errors as one that names the server and the remedy."""
+        try:
+            yield
+        except AWAY as error:
+            uri = redacted(self.config.server.tracking_uri)
+            raise ArtifactError(
+                f"the MLflow store {uri} must answer. Got: {_said(error)} Start it, or check server.tracking_uri in"
+                " mlflow.yml."
+            ) from error
+
+    @contextlib.contextmanager
+    def run(self, kind: Kind, name: str, tags: Mapping[str, str]) -> Iterator[str]:
+        """The id of a new run, ended as finished, or as failed when an exception leaves the block."""
+        client, experiments = self._connection
+        every = {**self.config.tracking.tags, **tags}
+        run_id = client.create_run(experiments[kind], run_name=name, tags={k: v[:MAX_TEXT] for k, v in every.items()})
+        run_id = str(run_id.info.run_id)
+        try:
+            yield run_id
+        except BaseException:
+            with contextlib.suppress(Exception):
+                client.set_terminated(run_id, "FAILED")
+            raise
+        client.set_terminated(run_id)
+
+    # ---- fits ----
+
+    def log_fit(
+        self,
+        fit: Fit,
+        *,
+        monitor: MonitorConfig,
+        validation: Records,
+        corruption: Mapping[str, float],
+        data_digests: Mapping[str, str],
+        example: pd.DataFrame,
+    ) -> Registered:
+        """Record a fit as one run, register its detector, and move the alias of the candidate to it, last of all.
+
+        Parameters
+        ----------
+        validation : the normal records of ``fit.splits["validation"]``, for the figures.
+        corruption : recall of corrupted records by column (:func:`vae_anomaly.fitting.corruption_recall`).
+        data_digests : sha256 of each training file, by name.
+        example : a few raw normal records in the columns of the training files; they are stored with the model.
+
+        Raises
+        ------
+        ArtifactError
+            The store does not answer. No alias points to an incomplete version, whenever this stops.
+        """
+        client, detector, name = self.client, fit.detector, self.registered_name(monitor.name)
+        about = {"monitor": monitor.name, "code.version": _public("vae-anomaly")}
+        about |= _digests(detector, monitor, data_digests)
+        note = {"mlflow.note.content": f"False-alarm rate: {detector.threshold.promise}."}
+        with self._explained():
+            found = self._registered(name, detector.digest)
+            if found is None:
+                with self.run("train", f"fit {monitor.name} {detector.digest[:8]}", about | note) as run_id:
+                    model = client.create_logged_model(
+                        self._connection[1]["train"], name="detector", source_run_id=run_id, tags=about
+                    )
+                    self._log_details(run_id, model.model_id, fit, monitor, validation, corruption, data_digests)
+                    version = self._register(name, model, detector, example)
+                found = Registered(run_id, name, version, detector.digest)
+            client.set_registered_model_alias(name, self.config.registry.aliases.candidate, found.version)
+        return found
+
+    def _registered(self, name: str, digest: str) -> Registered | None:
+        """The newest version of this digest whose files are still there."""
+        for version in self.client.search_model_versions(f"name = '{name}' and tags.`{MODEL_DIGEST}` = '{digest}'"):
+            with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ArtifactError):
+                self._download(self._resolved(version), Path(folder))
+                return Registered(str(version.run_id), name, str(version.version), digest, already=True)
+        return None
+
+    def _register(self, name: str, model: LoggedModel, detector: Detector, example: pd.DataFrame) -> str:
+        client = self.client
+        with tempfile.TemporaryDirectory() as folder:
+            client.log_model_artifacts(model.model_id, str(_package(detector, example, Path(folder))))
+        client.finalize_logged_model(model.model_id, "READY")
+        client.log_outputs(model.source_run_id, [LoggedModelOutput(model.model_id, step=0)])
+        with contextlib.suppress(MlflowException):  # it exists; else the next call says what is wrong
+            client.create_registered_model(name, tags={"monitor": model.tags["monitor"]})
+        # a registry of its own knows neither this run nor this model
+        shared = self.config.server.registry_uri in (None, self.config.server.tracking_uri)
+        link = {"run_id": model.source_run_id, "model_id": model.model_id} if shared else {}
+        # the tags come with the version in one transaction: a version with a digest is a complete one
+        version = client.create_model_version(
+            name, model.artifact_location, tags=model.tags, await_creation_for=0, **link
+        )
+        return str(version.version)
+
+    def _log_details(
+        self,
+        run_id: str,
+        model_id: str,
+        fit: Fit,
+        monitor: MonitorConfig,
+        validation: Records,
+        corruption: Mapping[str, float],
+        data_digests: Mapping[str, str],
+    ) -> None:
+        parameters = {**_flat(monitor.model_dump(mode="json", exclude={"columns"})), **_flat(asdict(fit.plan), "plan.")}
+        parameters["columns"] = f"{len(monitor.columns)}: {', '.join(monitor.columns)}"
+        for chunk in _chunks([Param(k, v[:MAX_TEXT]) for k, v in parameters.items()], PARAMS_BATCH):
+            self.client.log_batch(run_id, params=chunk)
+        at = int(self.now().timestamp() * 1000)
+        metrics = [*_epoch_metrics(fit, at, self.config.tracking.metrics_every_n_epochs)]
+        metrics += [Metric(k, v, at, 0, model_id=model_id) for k, v in _final_metrics(fit, corruption).items()]
+        for chunk in _chunks(metrics, BATCH):
+            self.client.log_batch(run_id, metrics=chunk)
+        self.client.log_inputs(run_id, [_dataset(*item) for item in sorted(data_digests.items())[:MAX_DATASETS]])
+        inputs = fit.detector.encode(validation.take(np.arange(min(len(validation), FIGURE_RECORDS))))
+        figures = of_fit(fit, inputs, latent=self.config.tracking.log_latent_plots)
+        files = {f"figures/{name}.png": png(figure) for name, figure in figures}
+        for name, value in {
+            "monitor": monitor.model_dump(mode="json"),
+            "data": dict(data_digests),
+            "corruption_recall": dict(corruption),
+        }.items():
+            files[f"{name}.json"] = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode()
+        self._log_files(run_id, files)
+
+    def _log_files(self, run_id: str, files: Mapping[str, bytes]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in files.items():
+                path = Path(folder, name)
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(data)
+            self.client.log_artifacts(run_id, folder)
+
+    # ---- the registry ----
+
+    def registered_name(self, monitor: str) -> str:
+        """Name of a monitor's registered model; refuses what is no name of a monitor."""
+        if not re.fullmatch(NAME, monitor):
+            raise ConfigError(f"a monitor's name must match {NAME}. Got {monitor[:80]!r}.")
+        return self.config.registered_name(monitor)
+
+    def resolve(self, monitor: str, which: str = "champion", *, cache: Path | None = None) -> Resolved:
+        """The version of a monitor's model that ``which`` means now: ``champion``, ``candidate``, an alias, a number.
+
+        With a ``cache`` folder the answer is remembered there, and the remembered one is given, with a ``note``, when
+        the registry does not answer within ``patience`` seconds.
+
+        Raises
+        ------
+        ArtifactError
+            There is no such version, or the registry does not answer and nothing is remembered.
+        """
+        name = self.registered_name(monitor)
+        memory = cache / f"{name}.{_file_safe(which)}.json" if cache else None
+        try:
+            found = _within(self.patience, lambda: self._lookup(name, monitor, which))
+        except AWAY as error:
+            return self._remembered(memory, name, which, error)
+        if memory:
+            _replace(memory, json.dumps({**asdict(found), "at": self.now().isoformat()}).encode())
+        return found
+
+    def _lookup(self, name: str, monitor: str, which: str) -> Resolved:
+        try:
+            aliases = self.client.get_registered_model(name).aliases
+            alias = getattr(self.config.registry.aliases, which, which)
+            number = which if which.isascii() and which.isdigit() else aliases.get(alias)
+            if number is not None:
+                return self._resolved(self.client.get_model_version(name, str(number)))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            aliases = {}
+        step = f"`vae-anomaly fit` monitor {monitor!r} first, then `vae-anomaly review` and `vae-anomaly promote` it"
+        if candidate := aliases.get(self.config.registry.aliases.candidate):
+            step = f"Version {candidate} is a candidate: `vae-anomaly review` and `vae-anomaly promote` it"
+        raise ArtifactError(f"{name} must have a version {which!r}. Got none. {step}.")
+
+    def _resolved(self, version: Any) -> Resolved:
+        name, number, digest = str(version.name), str(version.version), version.tags.get(MODEL_DIGEST, "")
+        if not _SHA256.fullmatch(digest):
+            raise ArtifactError(
+                f"version {number} of {name} must carry the tag {MODEL_DIGEST} with a sha256. Got none: it was not"
+                " registered by `vae-anomaly fit`. Fit again."
+            )
+        return Resolved(name, number, digest, str(self.client.get_model_version_download_uri(name, number)))
+
+    def _remembered(self, memory: Path | None, name: str, which: str, error: Exception) -> Resolved:
+        uri = redacted(self.config.server.registry_uri or self.config.server.tracking_uri)
+        try:
+            kept = json.loads((memory or Path(os.devnull)).read_bytes())
+            age = self.now() - datetime.fromisoformat(kept.pop("at"))
+            found = Resolved(**kept)
+            if found.name != name or not _SHA256.fullmatch(found.digest):
+                raise ValueError(name)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            raise ArtifactError(
+                f"the registry {uri} must answer within {self.patience:g} s. Got {_said(error)}, and no earlier answer"
+                f" for {which!r} of {name} is kept. Start it, or mend server.tracking_uri in mlflow.yml."
+            ) from error
+        note = f"the registry {uri} did not answer ({_said(error)}): version {found.version} as it was {_ago(age)} ago"
+        logger.warning("%s: %s", name, note)
+        return Resolved(found.name, found.version, found.digest, found.source, note)
+
+    def fetch(self, version: Resolved, cache: Path) -> Path:
+        """The verified model folder ``cache/<digest>``, downloaded when it is not there or no longer whole.
+
+        Raises
+        ------
+        ArtifactError
+            The files are gone, altered, or do not arrive.
+        """
+        if not _SHA256.fullmatch(version.digest):
+            raise ArtifactError(f"a model digest must be a sha256. Got {version.digest[:80]!r}.")
+        folder = cache / version.digest
+        if folder.exists():
+            try:
+                Detector.load(folder, digest=version.digest)
+                return folder
+            except ArtifactError as error:
+                logger.warning("%s Downloading it again.", error)
+                shutil.rmtree(folder, ignore_errors=True)
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _sweep(cache)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=PART, ignore_cleanup_errors=True) as part:
+            whole = self._download(version, Path(part))
+            try:
+                whole.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
+        return folder
+
+    def _download(self, version: Resolved, folder: Path) -> Path:
+        where = f"{version.source.rstrip('/')}/{DETECTOR_FOLDER}"
+        try:
+            got = _within(DOWNLOAD_SECONDS, lambda: mlflow.artifacts.download_artifacts(
+                where, dst_path=str(folder), tracking_uri=self.config.server.tracking_uri))  # fmt: skip
+            Detector.load(Path(got), digest=version.digest)
+        except (ArtifactError, *AWAY) as error:
+            raise ArtifactError(
+                f"version {version.version} of {version.name} must have its files in {redacted(where)}."
+                f" Got: {_said(error)} If the artifacts were moved, move them back; else `vae-anomaly fit` again."
+            ) from error
+        return Path(got)
+
+    # ---- scoring ----
+
+    def log_scoring(
+        self,
+        monitor: str,
+        *,
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str] | None = None,
+        files: Sequence[Path] = (),
+    ) -> str | None:
+        """Record a scoring job as one run with counts and score quantiles, and its reports; returns the run's id.
+
+        It comes after the commit and never raises: None and a warning where it could not be recorded.
+        """
+
+        def log() -> str:
+            with self.run("score", f"score {monitor}", {"monitor": monitor, **(tags or {})}) as run_id:
+                at = int(self.now().timestamp() * 1000)
+                values = [Metric(_key(k), float(v), at, 0) for k, v in metrics.items() if np.isfinite(v)]
+                for chunk in _chunks(values, BATCH):
+                    self.client.log_batch(run_id, metrics=chunk)
+                for file in files:
+                    self.client.log_artifact(run_id, str(file), "reports")
+                return run_id
+
+        try:
+            return _within(LOGGING_SECONDS, log)
+        except Exception as error:
+            logger.warning("%s: the scoring run was not recorded in MLflow (%s); the scores are.", monitor, _said(error))
+            return None
+
+
+# ---- what is recorded of a fit ----
+
+def latent_units(detector: Detector) -> tuple[np.ndarray, int]:
+    """Mean KL of each latent dimension over the reference records in nats, (K,), and how many dimensions are active.
+
+    A dimension is active when its posterior mean varies by more than 0.01 among the records.
+    """
+    both = over_chunks(detector.vae, detector.reference.inputs, lambda e: torch.stack([e.posterior.mean, e.kl], 1))
+    mean, kl = both.double().unbind(1)
+    return kl.mean(0).numpy(), int((mean.var(0, correction=0) > ACTIVE_VARIANCE).sum())
+
+
+def _digests(detector: Detector, monitor: MonitorConfig, data: Mapping[str, str]) -> dict[str, str]:
+    listing = json.dumps(sorted(data.items())).encode()
+    return {
+        MODEL_DIGEST: detector.digest,
+        "digest.schema": detector.schema.digest,
+        "digest.config": config_digest(monitor),
+        "digest.threshold": detector.threshold.version,
+        "digest.data": hashlib.sha256(listing).hexdigest(),
+    }
+
+
+def _epoch_metrics(fit: Fit, at: int, every: int) -> Iterator[Metric]:
+    last = fit.epochs[-1].epoch
+    for log in fit.epochs:
+        if log.epoch % every == 0 or log.best or log.epoch == last:
+            for key in ("beta", "loss", "validation_elbo", "validation_log_likelihood", "validation_kl"):
+                yield Metric(f"epoch.{key}", getattr(log, key), at, log.epoch)
+
+
+def _final_metrics(fit: Fit, corruption: Mapping[str, float]) -> dict[str, float]:
+    detector, promise = fit.detector, fit.detector.threshold.promise
+    kl, active = latent_units(detector)
+    metrics = {f"records.{part}": float(len(index)) for part, index in fit.splits.items()}
+    metrics |= {f"false_alarm_rate.{k}": getattr(promise, k) for k in ("expected", "low", "high")}
+    metrics |= {
+        "false_alarm_rate.validation": float(detector.threshold.flag(fit.validation_scores).mean()),
+        "threshold": detector.threshold.value,
+        "best_epoch": float(max((e.epoch for e in fit.epochs if e.best), default=-1)),
+        "active_units": float(active),
+    }
+    metrics |= {f"kl.{k:02d}": float(value) for k, value in enumerate(kl)}
+    if corruption:
+        metrics["corruption_recall.median"] = float(np.median(list(corruption.values())))
+    for column, value in corruption.items():
+        metrics.setdefault(_key(f"corruption_recall.column.{column}"), value)
+    return metrics
+
+
+def _dataset(name: str, digest: str) -> DatasetInput:
+    # MLflow cuts digests at 36 characters
+    dataset = Dataset(name[:MAX_TEXT], digest[:36], "local", json.dumps({"name": name[:MAX_TEXT]}))
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training"), InputTag("sha256", digest)])
+
+
+def _package(detector: Detector, example: pd.DataFrame, folder: Path) -> Path:
+    """The model folder that ``mlflow.pyfunc.load_model`` takes: the detector's files, the code file, the contract."""
+    detector.save(folder / "detector")
+    columns = [c.name for c in detector.schema.columns]
+    example = example[columns].copy()
+    for name in example.select_dtypes(["datetime", "datetimetz"]):
+        example[name] = example[name].map(pd.Timestamp.isoformat, na_action="ignore")
+    # MLflow's types refuse integers for floats and missing booleans; the contract proper is the detector's schema
+    inputs = MlflowSchema([ColSpec(AnyType(), name, required=False) for name in columns])
+    types = {"score": "double", "p_value": "double", "is_anomaly": "boolean", "status": "string"}
+    outputs = MlflowSchema([ColSpec(DataType[kind], name) for name, kind in types.items()])
+    mlflow.pyfunc.save_model(
+        path=str(folder / "model"),
+        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+        artifacts={"detector": str(folder / "detector")},
+        signature=ModelSignature(inputs, outputs),
+        input_example=example.astype(object).where(example.notna(), None),
+        pip_requirements=[f"{p}=={_public(p)}" for p in ("vae-anomaly", "torch", "mlflow", "pandas")],
+        metadata={MODEL_DIGEST: detector.digest, "columns": {c.name: c.kind for c in detector.schema.columns}},
+    )
+    return folder / "model"
+
+
+def _public(package: str) -> str:
+    return importlib.metadata.version(package).partition("+")[0]
+
+
+# ---- small parts ----
+
+PART = ".part-"
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """The result of ``call``; TimeoutError after ``seconds``, for MLflow's own limits are for each request."""
+    answer: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            answer.put((call(), None))
+        except BaseException as error:
+            answer.put((None, error))
+
+    threading.Thread(target=work, daemon=True, name="mlflow").start()
+    try:
+        result, error = answer.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def _first_start(database: Path) -> Iterator[None]:
+    """Hold the lock beside ``database``: processes that create its tables at the same time break each other."""
+    database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(f"{database}.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if database.is_file():
+            with database.open("rb") as file:
+                head = file.read(16)
+            if head and head != b"SQLite format 3\0":
+                raise ArtifactError(
+                    f"{database} must be an SQLite file. Got other content. Restore it from a backup, or move it away to"
+                    " begin anew."
+                )
+        yield
+
+
+def _said(error: BaseException) -> str:
+    """The first line of an error's text, without credentials."""
+    text = str(error).strip() or type(error).__name__
+    return redacted(text.splitlines()[0][:300])
+
+
+def _ago(age: Any) -> str:
+    hours = age.total_seconds() / 3600
+    return f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = path.with_name(f"{PART}{os.getpid()}-{path.name}")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def _sweep(cache: Path) -> None:
+    """Delete what killed downloads left a day ago."""
+    for part in cache.glob(f"{PART}*"):
+        if part.is_dir() and time.time() - part.stat().st_mtime > 86_400:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _file_safe(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text):
+        raise ConfigError(f"a version must be a number or an alias of letters, digits, '_' and '-'. Got {text[:80]!r}.")
+    return text
+
+
+def _key(name: str) -> str:
+    """``name`` as MLflow takes it for a metric."""
+    return re.sub(r"[^A-Za-z0-9_.\- ]", "_", name)[:240]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested ``values`` as dotted names and texts."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return flat
+
+
+def _chunks(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
