@@ -36,7 +36,8 @@ class Records:
     @property
     def scorable(self) -> np.ndarray:
         """(B,) bool: rows that can be scored."""
-        return self.status == OK
+        scorable: np.ndarray = self.status == OK
+        return scorable
 
     def take(self, index: np.ndarray) -> Records:
         """The rows at the positions ``index`` (integers); ``first_row`` is kept as it is."""
@@ -57,7 +58,7 @@ def concatenate(parts: Sequence[Records]) -> Records:
         else np.concatenate([p.values[name] for p in parts])
         for name, v in first.values.items()
     }
-    labels = None if first.labels is None else np.concatenate([p.labels for p in parts])  # type: ignore[misc]
+    labels = None if first.labels is None else np.concatenate([p.labels for p in parts])
     ids, status = (np.concatenate([getattr(p, field) for p in parts]) for field in ("record_ids", "status"))
     return Records(first.first_row, ids, values, status, labels)
 

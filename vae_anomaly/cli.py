@@ -7,19 +7,18 @@ stderr while it happens and to stdout when it is the result; ``--json`` prints t
 from __future__ import annotations
 
 import getpass
-import json
 import logging
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vae_anomaly.console import progress_display, say, say_json, show_score, shown, table
 from vae_anomaly.errors import ConfigError, VaeAnomalyError
 
 if TYPE_CHECKING:
@@ -87,65 +86,10 @@ def _fail(line: str, code: int) -> None:
     sys.exit(code)
 
 
-# ---- what people see ----
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress display on stderr: a bar on a terminal, one line for each stage elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _plain_progress()
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description:<40}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task("starting", total=None)
-
-        def show(stage: str, done: int, total: int) -> None:
-            bars.update(task, description=stage, completed=done, total=total if total > 1 else None)
-
-        yield show
-
-
-def _plain_progress() -> Callable[[str, int, int], None]:
-    said: list[str] = []
-
-    def show(stage: str, done: int, total: int) -> None:
-        if stage not in said[-1:]:
-            said.append(stage)
-            sys.stderr.write(f"{stage} ...\n")
-            sys.stderr.flush()
-
-    return show
-
-
 def _open(monitor: Path, mlflow: Path | None) -> Workspace:
     from vae_anomaly.pipelines import Workspace
 
     return Workspace.open(monitor, mlflow)
-
-
-def _say(text: str = "") -> None:
-    typer.echo(text)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, sort_keys=True, default=str))
-
-
-def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(*columns, title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    width = None if sys.stdout.isatty() else 160
-    Console(width=width, highlight=False).print(table)
 
 
 # ---- the commands ----
@@ -162,7 +106,7 @@ def init(
 
     folder = target if target.is_dir() else target.parent
     written = write_monitor(infer_monitor(source, name=name, folder=folder), target)
-    _say(f"Wrote {written}. Look it over, then: vae-anomaly fit {written}")
+    say(f"Wrote {written}. Look it over, then: vae-anomaly fit {written}")
 
 
 @app.command()
@@ -171,10 +115,10 @@ def fit(monitor: Monitor, mlflow: MlflowFile = None, flow: Flow = False, as_json
     from vae_anomaly import pipelines
 
     ws = _open(monitor, mlflow)
-    with _progress() as progress:
+    with progress_display() as progress:
         run = _flow("train", ws) if flow else pipelines.fit
         outcome = run(ws, progress)
-    _print_json(fit_summary(outcome)) if as_json else _show_fit(ws, outcome)
+    say_json(fit_summary(outcome)) if as_json else _show_fit(ws, outcome)
 
 
 def fit_summary(outcome: FitOutcome) -> dict[str, Any]:
@@ -199,19 +143,23 @@ def _show_fit(ws: Workspace, outcome: FitOutcome) -> None:
     threshold, splits = outcome.fit.detector.threshold, outcome.fit.splits
     promise = threshold.promise
     state = "is registered already as" if outcome.registered.already else "is registered as"
-    _say(f"The detector {state} {outcome.registered.name} version {outcome.registered.version}, the candidate.")
+    say(f"The detector {state} {outcome.registered.name} version {outcome.registered.version}, the candidate.")
     counts = ", ".join(f"{len(index):,} {name}" for name, index in splits.items())
-    _say(f"Normal records: {counts}; left out: {outcome.unscorable:,} unscorable, "
-         f"{outcome.labelled_anomalies:,} labelled as anomalies.")  # fmt: skip
-    _say(f"False-alarm rate: target {promise.alpha:.2%}, expected {promise.expected:.2%}, "
-         f"95 % range {promise.low:.2%} to {promise.high:.2%} with {promise.calibration_records:,} calibration records.")  # fmt: skip
+    say(
+        f"Normal records: {counts}; left out: {outcome.unscorable:,} unscorable, "
+        f"{outcome.labelled_anomalies:,} labelled as anomalies."
+    )
+    say(
+        f"False-alarm rate: target {promise.alpha:.2%}, expected {promise.expected:.2%}, 95 % range "
+        f"{promise.low:.2%} to {promise.high:.2%} with {promise.calibration_records:,} calibration records."
+    )
     for records in (100, 1000):
         expected, low, high = threshold.false_alarms(records)
-        _say(f"  of {records:,} normal records, {expected:.1f} are expected to be flagged (95 % range {low} to {high})")
+        say(f"  of {records:,} normal records, {expected:.1f} are expected to be flagged (95 % range {low} to {high})")
     recall = sorted(outcome.corruption_recall.items(), key=lambda pair: pair[1])
     weakest = ", ".join(f"{column} {value:.0%}" for column, value in recall[:3])
-    _say(f"Corrupted records found: median {recall[len(recall) // 2][1]:.0%}; least for {weakest}.")
-    _say(f"Next: vae-anomaly review {_shown(ws.monitor.path)}")
+    say(f"Corrupted records found: median {recall[len(recall) // 2][1]:.0%}; least for {weakest}.")
+    say(f"Next: vae-anomaly review {shown(ws.monitor.path)}")
 
 
 @app.command()
@@ -220,21 +168,21 @@ def review(monitor: Monitor, mlflow: MlflowFile = None, version: Version = None,
     from vae_anomaly import pipelines
 
     ws = _open(monitor, mlflow)
-    with _progress() as progress:
+    with progress_display() as progress:
         progress("reviewing", 0, 1)
         found = pipelines.review(ws, version=version)
     if as_json:
-        _print_json(found.to_dict())
+        say_json(found.to_dict())
     else:
-        _table(
+        table(
             f"Review of {found.model} version {found.version}: {'passed' if found.passed else 'NOT passed'}",
             ["gate", "value", "limit", "holds", "why"],
             [[g.name, g.value_text, g.limit_text, "yes" if g.passed else "NO", g.explanation] for g in found.gates],
         )
         for warning in found.warnings:
-            _say(f"Note: {warning}")
-        _say(f"Report: {found.page}")
-        _say(f"Next: vae-anomaly promote {_shown(ws.monitor.path)}" if found.passed else "It will not be promoted.")
+            say(f"Note: {warning}")
+        say(f"Report: {found.page}")
+        say(f"Next: vae-anomaly promote {shown(ws.monitor.path)}" if found.passed else "It will not be promoted.")
     if not found.passed:
         raise typer.Exit(5)
 
@@ -253,7 +201,7 @@ def promote(
     from vae_anomaly import pipelines
 
     done = pipelines.promote(_open(monitor, mlflow), by=by, version=version, reason=reason, force=force)
-    _print_json(vars(done)) if as_json else _say(str(done))
+    say_json(vars(done)) if as_json else say(str(done))
 
 
 @app.command()
@@ -268,7 +216,7 @@ def rollback(
     from vae_anomaly import pipelines
 
     done = pipelines.rollback(_open(monitor, mlflow), by=by, reason=reason)
-    _print_json(vars(done)) if as_json else _say(str(done))
+    say_json(vars(done)) if as_json else say(str(done))
 
 
 @app.command()
@@ -277,10 +225,10 @@ def score(monitor: Monitor, mlflow: MlflowFile = None, flow: Flow = False, as_js
     from vae_anomaly import pipelines
 
     ws = _open(monitor, mlflow)
-    with _progress() as progress:
+    with progress_display() as progress:
         run = _flow("score", ws) if flow else pipelines.score
         outcome = run(ws, progress)
-    _print_json(score_summary(outcome)) if as_json else show_score(ws, outcome)
+    say_json(score_summary(outcome)) if as_json else show_score(ws, outcome)
     if not outcome.ok:
         raise typer.Exit(3)
 
@@ -307,35 +255,6 @@ def score_summary(outcome: ScoreOutcome) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def show_score(ws: Workspace, outcome: ScoreOutcome) -> None:
-    """The table of a scoring run, and what a person should look at."""
-    if outcome.batches:
-        rows = []
-        for b in outcome.batches:
-            c, q = b.commit, b.quarantine
-            if c:
-                found = f"{c.labelled.found} of {c.labelled.anomalies}" if c.labelled else ""
-                lost = f"{c.rows - c.scored}"
-                rows.append([b.name, f"{c.rows:,}", f"{c.flagged:,}", f"{c.expected_flagged:.1f}", found, lost, ""])
-            else:
-                why = f"{q.rule}{f': {q.column}' if q.column else ''}" if q else f"failed: {b.problem}"
-                rows.append([b.name, "", "", "", "", "", why])
-        _table(
-            f"{ws.monitor.name}, model version {outcome.model.version if outcome.model else '-'}",
-            ["batch", "records", "flagged", "expected false alarms", "found of labelled", "unscorable", "quarantined"],
-            rows,
-        )
-        for b in outcome.batches:
-            if b.report:
-                _say(f"{'report ' if b.commit else 'reason '} {_shown(b.report)}")
-    else:
-        _say(f"Nothing to score: {outcome.already} files in the inbox are done already.")
-    for name in outcome.waiting:
-        _say(f"Still being written, left for the next run: {name}")
-    for problem in outcome.undelivered:
-        _say(f"Alert not delivered, will be tried again: {problem}")
-
-
 @app.command()
 def report(
     monitor: Monitor,
@@ -347,10 +266,10 @@ def report(
 
     found, page = pipelines.render(_open(monitor, None), batch)
     if as_json:
-        _print_json(found.to_dict())
+        say_json(found.to_dict())
     else:
-        _say(found.verdict)
-        _say(_shown(page))
+        say(found.verdict)
+        say(shown(page))
 
 
 @app.command()
@@ -362,7 +281,7 @@ def status(monitor: Monitor, as_json: Json = False) -> None:
     ws = _open(monitor, None)
     states = pipelines.status(ws)
     if as_json:
-        _print_json([{"name": s.name, "batch_id": s.batch_id, "sha256": s.sha256, "state": s.state} for s in states])
+        say_json([{"name": s.name, "batch_id": s.batch_id, "sha256": s.sha256, "state": s.state} for s in states])
         return
     rows = []
     for s in states:
@@ -372,7 +291,7 @@ def status(monitor: Monitor, as_json: Json = False) -> None:
         elif s.record:
             said = f"{s.record.rule}{f': {s.record.column}' if s.record.column else ''}. {s.record.remedy}"
         rows.append([s.name, s.state, s.batch_id, said])
-    _table(f"{ws.monitor.name}: {len(states)} files", ["file", "state", "batch", ""], rows)
+    table(f"{ws.monitor.name}: {len(states)} files", ["file", "state", "batch", ""], rows)
 
 
 @app.command()
@@ -385,11 +304,11 @@ def check(monitor: Monitor, as_json: Json = False) -> None:
         raise ConfigError(f"output must be a folder that `vae-anomaly score` has made. Got {str(ws.store.root)!r}.")
     findings = check_store(ws.store)
     if as_json:
-        _print_json([vars(f) if hasattr(f, "__dict__") else f._asdict() for f in findings])
+        say_json([vars(f) for f in findings])
     else:
         for finding in findings:
-            _say(str(finding))
-        _say(f"{len(findings)} findings." if findings else "The store is sound.")
+            say(str(finding))
+        say(f"{len(findings)} findings." if findings else "The store is sound.")
     if findings:
         raise typer.Exit(6)
 
@@ -403,7 +322,7 @@ def serve(
     from vae_anomaly.pipelines import Workspace
 
     workspaces = [Workspace.open(m, mlflow) for m in monitors]
-    _flows("serve", workspaces[0]).serve_monitors(workspaces, say=_say)
+    _flows("serve", workspaces[0]).serve_monitors(workspaces, say=say)
 
 
 @app.command()
@@ -416,7 +335,7 @@ def demo(
 
     started = time.monotonic()
     ws = prepare_demo(folder)
-    with _progress() as progress:
+    with progress_display() as progress:
         outcome = _flows("demo", ws).run_demo(ws, progress)
     show_demo(ws, outcome, as_json=as_json, seconds=time.monotonic() - started)
 
@@ -434,12 +353,6 @@ def _flows(name: str, ws: Workspace) -> Any:
 def _flow(name: str, ws: Workspace) -> Callable[..., Any]:
     run: Callable[..., Any] = _flows(name, ws).run
     return run
-
-
-def _shown(path: Path) -> str:
-    """The path as short as it can be written from here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
 
 
 if __name__ == "__main__":

@@ -222,6 +222,17 @@ class ColumnConfig(_Section):
         default=None, description="IANA time zone of times that are written without an offset; only for timestamps."
     )
 
+    scale: Literal["linear", "log"] = Field(
+        default="linear", description="log where ratios of a number matter, as for amounts of money; any sign is fine."
+    )
+
+    @field_validator("scale")
+    @classmethod
+    def _only_for_numbers(cls, value: str, info: ValidationInfo) -> str:
+        if value == "log" and info.data.get("kind", "number") != "number":
+            raise ValueError("must be log for columns of kind number only")
+        return value
+
     @field_validator("timezone")
     @classmethod
     def _only_for_timestamps(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -260,14 +271,16 @@ class ObjectiveConfig(_Section):
 
     beta: Number = Field(default=1.0, gt=0, le=1000, description="Weight of the KL term, above 0; 1 is the ELBO.")
     warmup: Number = Field(
-        default=0.1, ge=0, lt=1, description="Share of the training over which beta rises to its value, 0 for none."
+        default=0.5, ge=0, lt=1, description="Share of the training over which beta rises to its value, 0 for none."
     )
 
 
 class TrainingConfig(_Section):
     """The optimiser's run."""
 
-    steps: Count = Field(default=8000, description="Optimiser steps, about, where epochs are not given.")
+    steps: Count | None = Field(
+        default=None, description="Optimiser steps, about, where epochs are not given; null follows from the data."
+    )
     epochs: Count | None = Field(
         default=None, le=1_000_000, description="Most passes over the training records; null follows from steps."
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from vae_anomaly.registry import build
 from vae_anomaly.schema import Schema
 from vae_anomaly.scores import SCORES, Score
 from vae_anomaly.thresholds import Threshold
-from vae_anomaly.training import build_seeded
+from vae_anomaly.training import build_seeded, limited_threads
 from vae_anomaly.vae import VAE, Evaluation, Inputs, evaluate
 
 CHUNK = 1024
@@ -74,6 +74,12 @@ class Detector:
     def scores(self, inputs: Inputs) -> np.ndarray:
         """(B,) float64 nats, high = anomalous."""
         return over_chunks(self.vae, inputs, self.score).numpy()
+
+    def scores_of_matrix(self, values: np.ndarray) -> np.ndarray:
+        """As :meth:`scores` for a float64 matrix (B, Q) of numbers, encoded chunk by chunk while it is in the cache."""
+        starts = range(0, len(values), CHUNK)
+        parts = (self.preprocessor.encode_matrix(values[start : start + CHUNK]) for start in starts)
+        return over_parts(self.vae, parts, self.score).numpy()
 
     def terms(self, inputs: Inputs) -> np.ndarray:
         """(B, Q + 1) float64 nats: one entry for each column, then the latent position; they sum to the score."""
@@ -184,7 +190,7 @@ def _verified_files(folder: Path, digest: str | None) -> dict[str, bytes]:
                 f"{folder / MANIFEST} must have format {FORMAT}. Got {manifest['format']!r}: made by another version."
             )
         listed = {str(k): str(v) for k, v in manifest["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, ArtifactError):
             raise
         raise ArtifactError(f"{folder / MANIFEST} must be a manifest. Got something that does not parse.") from error
@@ -241,27 +247,29 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False).encode()
 
 
-def padded_chunks(inputs: Inputs) -> Iterator[tuple[Inputs, int]]:
-    """Slices of exactly ``CHUNK`` rows and the number of real rows in each; the last is padded with zeros.
-
-    The optional parts are always given, so that one record's missing cell does not change how another is computed.
-    """
-    for start in range(0, len(inputs), CHUNK):
-        rows = inputs[slice(start, start + CHUNK)]
-        size = len(rows)
-        if size < CHUNK:
-            rows = Inputs(
-                *(None if p is None else torch.cat([p, p.new_zeros(CHUNK - size, *p.shape[1:])]) for p in
-                  (rows.x, rows.observed, rows.evidence, rows.context))  # fmt: skip
-            )
-        yield rows, size
+def padded(rows: Inputs) -> Inputs:
+    """``rows``, at most ``CHUNK`` of them, padded with zeros to exactly ``CHUNK``."""
+    lack = CHUNK - len(rows)
+    if not lack:
+        return rows
+    parts = (rows.x, rows.observed, rows.evidence, rows.context)
+    return Inputs(*(None if p is None else torch.cat([p, p.new_zeros(lack, *p.shape[1:])]) for p in parts))  # type: ignore[arg-type]
 
 
 def over_chunks(vae: VAE, inputs: Inputs, function: Callable[[Evaluation], Tensor]) -> Tensor:
     """``function`` of the deterministic evaluation of every record, computed in fixed chunks; (B, ...)."""
-    with torch.inference_mode():
-        parts = [function(evaluate(vae, rows))[:size] for rows, size in padded_chunks(inputs)]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+    return over_parts(vae, (inputs[slice(at, at + CHUNK)] for at in range(0, len(inputs), CHUNK)), function)
+
+
+def over_parts(vae: VAE, parts: Iterable[Inputs], function: Callable[[Evaluation], Tensor]) -> Tensor:
+    """As :func:`over_chunks` for inputs that come in ``parts`` of at most ``CHUNK`` records.
+
+    Whether a part has a mask depends on its records; a mask of ones gives the same bits as none. One thread, for where
+    several share a tensor the elements at the borders are rounded otherwise than those in the middle.
+    """
+    with torch.inference_mode(), limited_threads(1):
+        done = [function(evaluate(vae, padded(rows)))[: len(rows)] for rows in parts]
+    return torch.cat(done) if done else torch.zeros(0, dtype=torch.float64)
 
 
 def require_schema(detector: Detector, schema: Schema) -> None:

@@ -84,10 +84,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def anomaly_score(self, X: Any) -> np.ndarray:
         """(B,) float64 nats, high = anomalous; a record's score does not depend on the other records."""
         check_is_fitted(self)
-        records, _ = self._records(X, reset=False)
-        if self.detector_.preprocessor.all_numbers and isinstance(records.values, _Matrix):
-            return self.detector_.scores(self.detector_.preprocessor.encode_matrix(records.values.matrix))
-        return self.detector_.detect(records).score
+        if self.detector_.preprocessor.all_numbers and _is_numeric(X):
+            return self.detector_.scores_of_matrix(self._matrix(X, reset=False))
+        return self.detector_.detect(self._records(X, reset=False)[0]).score
 
     def p_value(self, X: Any) -> np.ndarray:
         """(B,) conformal p-values in (0, 1]: how often a normal record is at least as strange."""
@@ -108,20 +107,27 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> np.ndarray:
         """(B,) int: -1 for anomalous, 1 for normal."""
-        return np.where(self.decision_function(X) < 0, -1, 1)
+        return np.where(self.decision_function(X) >= 0, 1, -1)  # so that the NaN of an unscorable record is not normal
 
     def _records(self, X: Any, *, reset: bool) -> tuple[Records, Schema]:
-        if isinstance(X, pd.DataFrame) and not all(pd.api.types.is_numeric_dtype(t) for t in X.dtypes):
+        if not _is_numeric(X):
             validate_data(self, X, reset=reset, skip_check_array=True)
             schema = schema_of(X) if reset else self.detector_.schema
             return check(pa.Table.from_pandas(X, preserve_index=False), schema, first_row=0, file="DataFrame"), schema
-        matrix = validate_data(
-            self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2 if reset else 1
-        )
+        matrix = self._matrix(X, reset=reset)
         names = [str(n) for n in getattr(self, "feature_names_in_", [f"x{i}" for i in range(matrix.shape[1])])]
         ids = np.arange(len(matrix)).astype(str).astype(object)
         status = np.full(len(matrix), OK, dtype=object)
-        return Records(0, ids, _Matrix(names, matrix), status), Schema(tuple(Column(n, "number") for n in names))
+        values = {name: matrix[:, i] for i, name in enumerate(names)}
+        return Records(0, ids, values, status), Schema(tuple(Column(n, "number") for n in names))
+
+    def _matrix(self, X: Any, *, reset: bool) -> np.ndarray:
+        """(B, F) float64, checked by scikit-learn; NaN is a missing cell."""
+        return np.asarray(
+            validate_data(
+                self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=1 + reset
+            )
+        )
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -129,12 +135,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
 
-class _Matrix(dict[str, np.ndarray]):
-    """A matrix seen as columns, without copying."""
-
-    def __init__(self, names: list[str], matrix: np.ndarray) -> None:
-        super().__init__((name, matrix[:, i]) for i, name in enumerate(names))
-        self.matrix = matrix
+def _is_numeric(X: Any) -> bool:
+    """Whether ``X`` is a matrix of numbers and not a DataFrame with columns of other kinds."""
+    return not isinstance(X, pd.DataFrame) or all(pd.api.types.is_numeric_dtype(t) for t in X.dtypes)
 
 
 def _seed(random_state: int | np.random.RandomState | None) -> int:

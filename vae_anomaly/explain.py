@@ -1,7 +1,13 @@
-"""Why a record was flagged: its largest contributions in nats, what was found and expected, the nearest normal records.
+r"""Why a record was flagged: its contributions in nats, what was found and expected, the nearest normal records.
 
-The contributions of a record sum to its score: one for each column, and one for the latent position, shown as
-``COMBINATION``: values that are each ordinary and unusual together.
+The contributions of a record sum to its score. A column's contribution is its own entry of the score plus its share of
+the entry of the latent position, g, by integrated gradients from the nearest normal record b,
+
+.. math:: (x_f - b_f) \int_0^1 \partial_f\, g(b + t (x - b))\, dt,
+
+which sum to g(x) - g(b); what is left of g is shown as ``COMBINATION``: what no single column explains.
+
+Reference: Sundararajan, Taly and Yan, Axiomatic attribution for deep networks, ICML 2017, arXiv 1703.01365.
 """
 
 from __future__ import annotations
@@ -17,10 +23,11 @@ from vae_anomaly.batch import Records
 from vae_anomaly.detector import Detector, over_chunks
 from vae_anomaly.preprocessing.tabular import DAY, ColumnState, decode_number
 from vae_anomaly.report.model import COMBINATION, Contribution
+from vae_anomaly.scores.elbo import by_column
 from vae_anomaly.scores.latent_neighbours import latent_neighbours
 from vae_anomaly.vae import Inputs, evaluate
 
-NEIGHBOURS = 3
+NEIGHBOURS, STEPS = 3, 32
 
 
 @dataclass(frozen=True)
@@ -37,10 +44,12 @@ def explain(detector: Detector, records: Records) -> list[Explanation]:
     if not len(records):
         return []
     inputs = detector.encode(records)
+    nearest, distances = _neighbours(detector, inputs)
     terms = detector.terms(inputs)
+    share = latent_shares(detector, inputs, torch.from_numpy(nearest[:, 0]))
+    terms += np.column_stack([share, -share.sum(1)])
     expected = over_chunks(detector.vae, inputs, lambda e: e.likelihood.mean()).numpy()
     sigma = over_chunks(detector.vae, inputs, lambda e: e.likelihood.sigma.expand(len(e.inputs), -1)).numpy()
-    nearest, distances = _neighbours(detector, inputs)
     found = {s.column: display(s, records) for s in detector.preprocessor.states}
     return [
         Explanation(
@@ -49,6 +58,22 @@ def explain(detector: Detector, records: Records) -> list[Explanation]:
         )
         for i in range(len(records))
     ]
+
+
+def latent_shares(detector: Detector, inputs: Inputs, nearest: torch.Tensor) -> np.ndarray:
+    """(B, Q) nats: how much each column adds to the latent entry of the score, from the reference record ``nearest``
+    (B,) to the record; the midpoint rule with ``STEPS`` steps."""
+    base = detector.reference.inputs.x[nearest]
+    if inputs.observed is not None:
+        base = base * inputs.observed
+    step, total = inputs.x - base, torch.zeros_like(inputs.x)
+    for i in range(STEPS):
+        x = (base + (i + 0.5) / STEPS * step).requires_grad_()
+        with torch.enable_grad():
+            entry = detector.score.terms(evaluate(detector.vae, Inputs(x, inputs.observed, inputs.evidence)))[:, -1]
+            total += torch.autograd.grad(entry.sum(), x, allow_unused=True, materialize_grads=True)[0]
+    layout = detector.preprocessor.layout
+    return by_column((step * total / STEPS).double(), layout.column_of_feature, layout.columns).numpy()
 
 
 def _neighbours(detector: Detector, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
@@ -76,10 +101,9 @@ def _reasons(
         observed = inputs.observed is None or bool(inputs.observed[row, at]) if state.size else True
         x = inputs.x[row, part].numpy()
         text, deviation = _expected(state, x, expected[part], sigma[part] if part.stop <= len(sigma) else sigma[:0])
-        note = _note(state, x, observed, found[state.column][row])
-        reasons.append(
-            Contribution(state.column, float(terms[i]), found[state.column][row], text, deviation if observed else None, note)
-        )
+        value, deviation = found[state.column][row], deviation if observed else None
+        note = _note(state, x, observed)
+        reasons.append(Contribution(state.column, float(terms[i]), value, text, deviation, note))
         at += state.size
     reasons.append(Contribution(COMBINATION, float(terms[-1]), "", "", None, "values that are unusual together"))
     return tuple(sorted(reasons, key=lambda r: -r.nats))
@@ -87,7 +111,8 @@ def _reasons(
 
 def _expected(state: ColumnState, x: np.ndarray, mean: np.ndarray, sigma: np.ndarray) -> tuple[str, float | None]:
     if state.kind == "number":
-        center, spread = decode_number(state, float(mean[0])), float(sigma[0]) * state.scale[0]
+        ends = [decode_number(state, float(mean[0] + side * sigma[0])) for side in (-1, 1)]
+        center, spread = decode_number(state, float(mean[0])), (ends[1] - ends[0]) / 2
         return f"{number(center)} ± {number(spread)}", float((x[0] - mean[0]) / sigma[0])
     if state.kind == "boolean":
         return f"{'true' if mean[0] >= 0.5 else 'false'} ({max(mean[0], 1 - mean[0]):.0%})", None
@@ -99,7 +124,7 @@ def _expected(state: ColumnState, x: np.ndarray, mean: np.ndarray, sigma: np.nda
     return f"about {seconds // 3600 % 24:02d}:{seconds // 60 % 60:02d} {state.timezone or 'UTC'}", None
 
 
-def _note(state: ColumnState, x: np.ndarray, observed: bool, found: str) -> str:
+def _note(state: ColumnState, x: np.ndarray, observed: bool) -> str:
     if not observed:
         return "missing"
     if state.kind == "category" and not x.any():
@@ -120,7 +145,7 @@ def display(state: ColumnState, records: Records) -> list[str]:
     if state.kind == "boolean":
         return ["" if math.isnan(v) else ("true" if v else "false") for v in values]
     if state.kind == "timestamp":
-        return ["" if np.isnat(v) else f"{np.datetime_as_string(v, unit='s')} UTC".replace("T", " ") for v in values]
+        return ["" if np.isnat(v) else f"{np.datetime_as_string(v, unit='s').replace('T', ' ')} UTC" for v in values]
     return ["" if math.isnan(v) else number(float(v)) for v in values]
 
 
@@ -130,7 +155,7 @@ def display_inputs(state: ColumnState, x: np.ndarray, observed: bool) -> str:
         return ""
     if state.kind == "number":
         value = decode_number(state, float(x[0]))
-        return number(round(value) if state.integral else value)
+        return number(float(round(value)) if state.integral else value)
     if state.kind == "boolean":
         return "true" if x[0] >= 0.5 else "false"
     if state.kind == "category":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +56,8 @@ def of_fit(fit: Fit, inputs: Inputs, *, latent: bool = True) -> Iterator[tuple[s
     order = np.argsort(-scores, kind="stable")
     picked = dict(zip(np.r_[order[:2], order[2:][-2:]].tolist(), PICKED, strict=False))
     titles = [f"{title}, score {scores[i]:.4g}" for i, title in picked.items()]
-    yield "reconstructions", reconstructions(*_found_and_expected(detector, inputs[torch.tensor([*picked])]), titles=titles)
+    parts = _found_and_expected(detector, inputs[torch.tensor(list(picked))])
+    yield "reconstructions", reconstructions(*parts, titles=titles)
 
 
 def _found_and_expected(detector: Detector, inputs: Inputs) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
@@ -72,7 +72,8 @@ def _found_and_expected(detector: Detector, inputs: Inputs) -> tuple[list[str], 
     names, parts, at = [], [], 0
     for block in detector.preprocessor.layout.blocks:
         part, column = slice(at, at + block.size), detector.preprocessor.columns[block.column]
-        names += [column] if block.size == 1 or block.family == "categorical" else [f"{column}: {p}" for p in TIME_PARTS]
+        timely = block.family == "gaussian" and block.size > 1
+        names += [f"{column}: {part_of_time}" for part_of_time in TIME_PARTS] if timely else [column]
         value, middle = x[:, part], mean[:, part]
         if block.family == "categorical":
             value, middle = np.ones((len(x), 1)), (middle * value).sum(1, keepdims=True)
@@ -117,9 +118,9 @@ def _usual(values: Sequence[float]) -> tuple[float, float]:
 def score_histogram(
     calibration: np.ndarray, threshold: float, *, others: Mapping[str, np.ndarray] | None = None
 ) -> Figure:
-    """Shares of the calibration scores, and of ``others`` by name, with the threshold; one mark for each flagged one."""
+    """Shares of the calibration scores, and of ``others`` by name, with the threshold; a mark for each flagged one."""
     others = others or {}
-    figure, axes = _figure("Scores and threshold")
+    figure, (axes,) = _figure("Scores and threshold")
     everything = np.concatenate([calibration, [threshold], *others.values()])
     edges = _score_axis(axes, everything, calibration)
     _outline(axes, calibration, edges, color=PALE, fill=True, label=f"calibration, {len(calibration):,} records")
@@ -173,13 +174,13 @@ def calibration_curve(threshold: Threshold, scores: np.ndarray) -> Figure:
     b = np.unique(np.geomspace(1, max(1, right * (n + 1)), 60).astype(int).clip(1, n))
     alpha = b / (n + 1)
     shares = (scores[:, None] > threshold.calibration[n - b]).mean(0)
-    figure, axes = _figure("Promised and realised false-alarm rate", width=6.6, height=5.6)
-    axes.fill_between(
-        alpha, *(betabinom.ppf(q, m, b, n + 1 - b) / m for q in (0.025, 0.975)), color=PALE, alpha=0.6, linewidth=0,
-        step="mid", label=f"95 % range of what {m:,} normal records show")  # fmt: skip
-    axes.fill_between(
-        alpha, *(beta.ppf(q, b, n + 1 - b) for q in (0.025, 0.975)), color=GREY, alpha=0.45, linewidth=0,
-        label=f"95 % range of the true rate ({n:,} calibration records)")  # fmt: skip
+    figure, (axes,) = _figure("Promised and realised false-alarm rate", width=6.6, height=5.6)
+    low, high = (betabinom.ppf(q, m, b, n + 1 - b) / m for q in (0.025, 0.975))
+    axes.fill_between(alpha, low, high, color=PALE, alpha=0.6, linewidth=0, step="mid",
+                      label=f"95 % range of what {m:,} normal records show")  # fmt: skip
+    low, high = (beta.ppf(q, b, n + 1 - b) for q in (0.025, 0.975))
+    axes.fill_between(alpha, low, high, color=GREY, alpha=0.45, linewidth=0,
+                      label=f"95 % range of the true rate ({n:,} calibration records)")  # fmt: skip
     axes.plot([0, right], [0, right], color=INK, linewidth=1, linestyle=":", label="realised = target")
     axes.plot(alpha, shares, color=BLUE, label="validation records flagged")
     realised = float((scores > threshold.value).mean())
@@ -218,13 +219,16 @@ def latent_map(
     plane, names = _plane(np.concatenate([mean[shown], known]))
     points, ground, ringed = plane[: len(shown)], plane[len(shown) :], flagged[shown]
     color = scores[shown]
-    figure, axes = _figure("Latent map", width=7.2, height=5.6)
+    figure, (axes,) = _figure("Latent map", width=7.2, height=5.6)
     if len(ground):
-        axes.scatter(*ground.T, s=9, color=PALE, linewidths=0, label=f"training, {len(ground):,} records")
+        axes.scatter(
+            ground[:, 0], ground[:, 1], s=9, color=PALE, linewidths=0, label=f"training, {len(ground):,} records"
+        )
     order = np.argsort(color)
     norm = LogNorm(*_ends(color)) if color.min() > 0 else Normalize(*_ends(color))
-    dots = axes.scatter(*points[order].T, s=20, c=color[order], cmap="viridis_r", norm=norm, linewidths=0)
-    axes.scatter(*points[ringed].T, s=70, facecolors="none", edgecolors=RED, linewidths=1.4,
+    dots = axes.scatter(points[order, 0], points[order, 1], s=20, c=color[order], cmap="viridis_r", norm=norm,
+                        linewidths=0)  # fmt: skip
+    axes.scatter(points[ringed, 0], points[ringed, 1], s=70, facecolors="none", edgecolors=RED, linewidths=1.4,
                  label=f"flagged, {int(ringed.sum()):,} records")  # fmt: skip
     bar = figure.colorbar(dots, ax=axes, fraction=0.05, pad=0.02)
     bar.set_label("score, nats", color=INK)
@@ -296,18 +300,20 @@ def _percent(share: float, _: object = None) -> str:
     return f"{100 * share:.3g} %"
 
 
-def _figure(title: str, *, columns: int = 1, width: float = 0.0, height: float = 4.4, **options: Any) -> Any:
-    """A figure with ``columns`` plain axes side by side, a list of them where there is more than one."""
+def _figure(
+    title: str, *, columns: int = 1, width: float = 0.0, height: float = 4.4, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure with ``columns`` plain axes side by side."""
     figure = Figure(figsize=(width or 4.8 * columns + 3.0 * (columns == 1), height), dpi=110, layout="constrained")
     figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
-    panels = figure.subplots(1, columns, squeeze=False, **options)[0].tolist()
+    panels = figure.subplots(1, columns, squeeze=False, sharey=sharey)[0].tolist()
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(PALE)
         axes.tick_params(colors=INK, labelsize=9, length=3, which="both")
         axes.grid(color="#E9EDF1", linewidth=0.8)
         axes.set_axisbelow(True)
-    return figure, panels if columns > 1 else panels[0]
+    return figure, panels
 
 
 def _label(axes: Axes, *, x: str, y: str, title: str = "", legend: str = "best") -> None:

@@ -5,10 +5,9 @@ Identical records always fall into the same split, so that no calibration record
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +26,7 @@ from vae_anomaly.registry import build, lookup
 from vae_anomaly.schema import Schema
 from vae_anomaly.scores import SCORES
 from vae_anomaly.thresholds import THRESHOLDS, Threshold
-from vae_anomaly.training import EpochLog, TrainingPlan, build_seeded, train
+from vae_anomaly.training import EpochLog, TrainingPlan, build_seeded, limited_threads, train
 from vae_anomaly.vae import Inputs, evaluate
 
 MIN_RECORDS = 8
@@ -113,7 +112,8 @@ def _fit(
             on_epoch(log, plan.epochs)
     kept = splits["training"][:REFERENCE_RECORDS]
     reference = Reference(_bare(preprocessor.encode(records.take(kept))), tuple(map(str, records.record_ids[kept])))
-    with torch.inference_mode():
+    # not in inference mode: explanations take gradients through the fitted score
+    with torch.no_grad():
         evaluation = evaluate(vae, reference.inputs)
         score = build("score", SCORES, recipe.score.kind, evaluation, None, **recipe.score.options)
     unset = Threshold(recipe.threshold, 0.5, np.zeros(1))
@@ -187,17 +187,6 @@ def _provenance(recipe: Recipe, records: Records) -> dict[str, str]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "normal_records": str(len(records)),
     }
-
-
-@contextlib.contextmanager
-def limited_threads(count: int) -> Iterator[None]:
-    """Run torch with ``count`` intra-op threads; more than one is slower for small networks on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def corruption_recall(detector: Detector, inputs: Inputs, *, size: float = 6.0, seed: int = 0) -> dict[str, float]:

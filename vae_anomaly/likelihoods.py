@@ -16,6 +16,7 @@ Legend: S samples, B records, F features, Q columns. Feature order: Gaussian, Be
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -52,26 +53,30 @@ class Layout:
         ranks = [order.index(b.family) for b in self.blocks]
         assert ranks == sorted(ranks), "blocks must be ordered by family"
 
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        return {f: sum(b.size for b in self.blocks if b.family == f) for f in ("gaussian", "bernoulli", "categorical")}
+
     def size(self, family: Family) -> int:
         """Number of features of ``family``."""
-        return sum(b.size for b in self.blocks if b.family == family)
+        return self._sizes[family]
 
-    @property
+    @cached_property
     def features(self) -> int:
         """F, the number of features."""
         return sum(b.size for b in self.blocks)
 
-    @property
+    @cached_property
     def column_of_feature(self) -> Tensor:
         """(F,) int64: the column that each feature belongs to."""
         return torch.tensor([b.column for b in self.blocks for _ in range(b.size)], dtype=torch.int64)
 
-    @property
+    @cached_property
     def categorical_sizes(self) -> tuple[int, ...]:
         """Sizes of the one-hot blocks."""
         return tuple(b.size for b in self.blocks if b.family == "categorical")
 
-    @property
+    @cached_property
     def column_of_residual(self) -> Tensor:
         """(R,) int64: the column of each residual, one for a Gaussian or Bernoulli feature and one for a category."""
         flat = [b.column for b in self.blocks for _ in range(b.size if b.family != "categorical" else 1)]
@@ -91,8 +96,8 @@ class TabularDistribution:
         gaussian, bernoulli = self.layout.size("gaussian"), self.layout.size("bernoulli")
         out = []
         if gaussian:
-            residual = (x[..., :gaussian] - self.parameters[..., :gaussian]) / self.sigma
-            out.append(residual.square().mul(-0.5).sub(self.sigma.log() + HALF_LOG_2PI))
+            residual = self._standardised(x, gaussian)
+            out.append(torch.addcmul(-HALF_LOG_2PI - self.sigma.log(), residual, residual, value=-0.5))
         if bernoulli:
             part = slice(gaussian, gaussian + bernoulli)
             logits = self.parameters[..., part]
@@ -105,6 +110,10 @@ class TabularDistribution:
             start += size
         entries = out[0] if len(out) == 1 else torch.cat(out, -1)
         return entries if observed is None else entries * observed
+
+    def _standardised(self, x: Tensor, gaussian: int) -> Tensor:
+        """(x - m) / sigma of the first ``gaussian`` features."""
+        return (x[..., :gaussian] - self.parameters[..., :gaussian]) * self.sigma.reciprocal()
 
     def log_prob(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """log p(observed cells of x given z) in nats, (..., B); ``observed`` (B, F) is 1 where a cell is observed."""
@@ -127,7 +136,7 @@ class TabularDistribution:
         Half their squared sum is the negative log-likelihood up to the Gaussian normalising constants.
         """
         gaussian, bernoulli = self.layout.size("gaussian"), self.layout.size("bernoulli")
-        parts = [(x[..., :gaussian] - self.parameters[..., :gaussian]) / self.sigma]
+        parts = [self._standardised(x, gaussian)]
         if gaussian < self.layout.features:
             entries = self.entry_log_prob(x, None)[..., gaussian:]
             sign = 2.0 * x[..., gaussian : gaussian + bernoulli] - 1.0

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from vae_anomaly.distributions import DiagonalGaussian, standard_normal
+from vae_anomaly.distributions import DiagonalGaussian
 
 # The posterior's scale lies in [e^-6, e^2]: below, a record would claim more precision than float32 arithmetic
 # carries through the network; above, the prior N(0, 1) is already wider than the data can ask for.
@@ -19,12 +20,20 @@ def bounded(raw: Tensor, low: float, high: float) -> Tensor:
     return low + (high - low) * torch.sigmoid(raw)
 
 
-def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear layers of the given ``sizes`` (input first) with SiLU between them and none after the last."""
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
-        layers += [nn.Linear(fan_in, fan_out), nn.SiLU()]
-    return nn.Sequential(*layers[:-1])
+class Perceptron(nn.Sequential):
+    """Linear layers with SiLU between them and none after the last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        *hidden, last = self
+        for layer in hidden:
+            # in place: nothing else sees the layer's output, and its memory is still in the cache
+            x = functional.silu(layer(x), inplace=True)
+        return last(x)  # type: ignore[no-any-return]
+
+
+def mlp(sizes: Sequence[int]) -> Perceptron:
+    """A :class:`Perceptron` of the given ``sizes``, input first."""
+    return Perceptron(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
 
 
 def with_context(x: Tensor, context: Tensor | None) -> Tensor:
@@ -49,13 +58,14 @@ class GaussianHead(nn.Module):
 class StandardPrior(nn.Module):
     """p(z) = N(0, I), whatever the context."""
 
-    zero: Tensor
+    zeros: Tensor
+    ones: Tensor
 
     def __init__(self, latent: int) -> None:
         super().__init__()
-        self.latent = latent
-        self.register_buffer("zero", torch.zeros(()), persistent=False)
+        self.register_buffer("zeros", torch.zeros(latent), persistent=False)
+        self.register_buffer("ones", torch.ones(latent), persistent=False)
 
     def forward(self, context: Tensor | None = None) -> DiagonalGaussian:
         """The standard normal, with parameters (K,)."""
-        return standard_normal(self.latent, self.zero)
+        return DiagonalGaussian(self.zeros, self.ones)

@@ -19,7 +19,7 @@ class BetaElbo:
     """beta-ELBO with a linear warm-up over ``warmup`` (fraction of the training, 0 for none)."""
 
     beta: float = 1.0
-    warmup: float = 0.1
+    warmup: float = 0.5
 
     def weight(self, progress: float) -> float:
         """beta at ``progress`` in [0, 1] of the training."""

@@ -29,7 +29,17 @@ from vae_anomaly.schema import Column, Schema, check
 from vae_anomaly.sinks import Alert, deliver
 from vae_anomaly.store.commits import BatchState, HashCache, Ledger
 from vae_anomaly.store.files import Store, names
-from vae_anomaly.store.records import BatchRef, Commit, Labelled, ModelRef, Quarantine, ThresholdRef, provenance, report_ref, scores_ref  # fmt: skip
+from vae_anomaly.store.records import (  # fmt: skip
+    BatchRef,
+    Commit,
+    Labelled,
+    ModelRef,
+    Quarantine,
+    ThresholdRef,
+    provenance,
+    report_ref,
+    scores_ref,
+)
 from vae_anomaly.store.score_files import ScoreWriter, score_table
 from vae_anomaly.store.sources import Delivery, InboxFile, batch_id, list_inbox, open_delivery, read_chunks, read_header
 
@@ -65,7 +75,7 @@ class Workspace:
         """The data contract of the monitor."""
         label = self.monitor.label
         return Schema(
-            tuple(Column(name, c.kind, c.timezone) for name, c in self.monitor.columns.items()),
+            tuple(Column(name, c.kind, c.timezone, c.scale) for name, c in self.monitor.columns.items()),
             record_id=self.monitor.record_id,
             label=label.column if label else None,
             anomalous=label.anomalous if label else (),
@@ -396,8 +406,8 @@ class _Scorer:
         self.seen: list[np.ndarray] = []
 
     def score(self, ledger: Ledger, delivery: Delivery) -> BatchOutcome | None:
-        from vae_anomaly.fitting import limited_threads
         from vae_anomaly.summary import BatchSummary
+        from vae_anomaly.training import limited_threads
 
         ref = BatchRef(batch_id(delivery.name, delivery.sha256), delivery.name, delivery.sha256, delivery.size)
         origin = self._origin(ref)
@@ -513,9 +523,7 @@ def deliver_outbox(ws: Workspace, ledger: Ledger) -> list[str]:
         for alert in ledger.pending_alerts(list(sinks)):
             try:
                 deliver(_alert(ws, store, alert.record), alert.sink, **sinks[alert.sink])
-                ledger.mark_delivered(
-                    alert.record.batch_id, alert.sink, idempotency_key=alert.record.idempotency_key
-                )
+                ledger.mark_delivered(alert.record.batch_id, alert.sink, idempotency_key=alert.record.idempotency_key)
             except (VaeAnomalyError, OSError) as error:
                 problems.append(f"sink {alert.sink!r}, batch {alert.record.batch_id}: {error}")
     return problems

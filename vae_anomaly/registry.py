@@ -25,5 +25,7 @@ def build(what: str, table: Mapping[str, Callable[..., Any]], kind: str, *args: 
     known = [p.name for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for name in options:
         if name not in known:
-            raise ConfigError(f"{what} {kind!r} has no option {name!r}; its options are {known}.{suggestion(name, known)}")
+            raise ConfigError(
+                f"{what} {kind!r} has no option {name!r}; its options are {known}.{suggestion(name, known)}"
+            )
     return builder(*args, **options)

@@ -36,8 +36,29 @@ MALIGNANT_IN_BATCH = (20, 70, 122)
 WDBC_ORIGIN = "Wisconsin diagnostic breast cancer, UCI, doi 10.24432/C5DW2B, CC BY 4.0, as scikit-learn ships it"
 
 
+BREAST_CANCER_MONITOR = """\
+# Wisconsin diagnostic breast cancer: trained on benign records, alerts on records unlike them.
+name: breast-cancer
+
+source:
+  training: training                # normal (benign) records only
+  inbox: inbox                      # one file a day arrives here
+
+record_id: record_id
+label: {{column: diagnosis, anomalous: [malignant]}}   # only measures how many were found; never trains
+
+columns:                            # 30 measurements of cell nuclei, none ever missing
+{columns}
+
+threshold: {{method: conformal, alpha: 0.05}}   # 5 % false alarms; 250 records support no much smaller rate
+output: output
+seed: 0
+"""
+
+
 def write_breast_cancer(folder: Path, *, seed: int = 0) -> None:
-    """Write 569 real records, benign = normal, as training records, three daily batches and two broken files.
+    """Write 569 real records, benign = normal, as training records, three daily batches and two broken files, and
+    the ``monitor.yml`` that goes with them.
 
     A seeded permutation pi of the 357 benign records gives pi[:250] to ``training/benign.parquet`` and splits the
     other 107 evenly over three batches; a permutation of the 212 malignant ones is cut into 20, 70 and 122; the rows
@@ -57,6 +78,9 @@ def write_breast_cancer(folder: Path, *, seed: int = 0) -> None:
     _write(inbox / f"{_day(3)}.parquet", whole[: len(whole) * 3 // 5])
     renamed = ["radius_mean" if name == "mean_radius" else name for name in table.column_names]
     _write(inbox / f"{_day(4)}.parquet", _parquet(batches[1].rename_columns(renamed)))
+    columns = [name for name in table.column_names if name not in ("record_id", "diagnosis")]
+    lines = "\n".join(f"  {name + ':':<24} {{kind: number}}" for name in columns)
+    _write(folder / "monitor.yml", BREAST_CANCER_MONITOR.format(columns=lines).encode())
 
 
 def _wdbc() -> pa.Table:

@@ -55,17 +55,24 @@ WRONG_DTYPE, NAIVE = "wrong_dtype", "naive_timestamp"
 
 @dataclass(frozen=True)
 class Column:
-    """A column that the model sees; ``timezone`` (an IANA name) is that of a timestamp's values without an offset."""
+    """A column that the model sees.
+
+    ``timezone`` (an IANA name) is that of a timestamp's values without an offset; ``scale`` ``"log"`` says that ratios
+    of a number matter, not differences.
+    """
 
     name: str
     kind: Kind
     timezone: str | None = None
+    scale: Literal["linear", "log"] = "linear"
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             known = list(get_args(Kind))
             hint = suggestion(str(self.kind), known)
             raise ConfigError(f"Kind of column {self.name!r} must be one of {known}. Got {self.kind!r}.{hint}")
+        if self.scale not in ("linear", "log") or (self.scale == "log" and self.kind != "number"):
+            raise ConfigError(f"Scale of column {self.name!r} must be 'linear', or 'log' for a number. Got {self.scale!r}.")
         if self.timezone is None:
             return
         if self.kind != "timestamp":
@@ -292,8 +299,9 @@ def _refuse(cells: _Cells, column: Column, first_row: int, file: str) -> None:
 def _flat(column: pa.ChunkedArray) -> pa.Array:
     """One array; the only chunk as it is, so that nothing is copied. Dictionaries are decoded by value."""
     chunks = column.chunks or [pa.array([], column.type)]
-    array = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
-    return array.dictionary_decode() if pat.is_dictionary(array.type) else array
+    if pat.is_dictionary(column.type):  # before they are joined: together they may have more values than codes
+        chunks = [chunk.dictionary_decode() for chunk in chunks]
+    return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
 
 
 def _mask(array: pa.Array | pa.ChunkedArray) -> Mask:
@@ -339,17 +347,14 @@ def _number_from_text(column: pa.Array) -> _Cells:
     text, missing = _trimmed(column)
     try:
         values = text.cast(pa.float64()).to_numpy(zero_copy_only=False)
-        clean = not (np.isnan(values) & ~missing).any()  # Arrow reads "NAN" and "nan(x)", which are no tokens of ours
     except pa.ArrowInvalid:
-        clean = False
-    if not clean:
         readable = pc.if_else(pc.match_substring_regex(text, NUMBER), text, pa.scalar(None, pa.string()))
         values = readable.cast(pa.float64()).to_numpy(zero_copy_only=False)
     beyond = np.zeros(len(text), bool)
     for i in np.flatnonzero(np.isfinite(values) & (np.abs(values) >= LARGEST_EXACT)):
         digits = text[i].as_py().lstrip("+-")
         beyond[i] = digits.isdigit() and Decimal(digits) > LARGEST_EXACT
-    bad = np.isnan(values) & ~missing
+    bad = np.isnan(values) & ~missing  # also Arrow's "NAN" and "nan(x)", which are no tokens of ours
     return _Cells(values, missing, _problems(wrong_dtype=bad, non_finite=np.isinf(values), integer_beyond_2_53=beyond))
 
 
@@ -393,17 +398,13 @@ def _timestamp(column: pa.Array, spec: Column) -> _Cells:
     else:
         missing = _mask(column.is_null())
         micros, bad = _micros(column), np.zeros(len(column), bool)
-        local, clock = np.full(len(column), getattr(column.type, "tz", None) is None), bad
+        local, clock = bad if getattr(column.type, "tz", None) else ~missing, bad
     ambiguous = np.zeros(len(column), bool)
     if spec.timezone:
-        clock = ambiguous
-        if local.any():
-            instants, shifted = _localise(micros, spec.timezone)
-            micros, ambiguous = np.where(local, instants, micros), local & shifted
-    far, present = (micros < FIRST_MICRO) | (micros > LAST_MICRO), ~(missing | bad)
-    problems = _problems(
-        wrong_dtype=bad, out_of_range=far & present, ambiguous_time=ambiguous & present, naive_timestamp=clock
-    )
+        instants, shifted = _localise(micros, spec.timezone)
+        micros, ambiguous, clock = np.where(local, instants, micros), local & shifted, ambiguous
+    far = (micros < FIRST_MICRO) | (micros > LAST_MICRO)
+    problems = _problems(wrong_dtype=bad, out_of_range=far, ambiguous_time=ambiguous, naive_timestamp=clock)
     values = micros.astype("datetime64[us]")
     values[np.logical_or.reduce([missing, *problems.values()])] = np.datetime64("NaT")
     return _Cells(values, missing, problems)
@@ -429,10 +430,10 @@ def _instants_from_text(text: pa.Array) -> tuple[np.ndarray, Mask, Mask, Mask]:
     for zone in ("UTC", None):  # all with an offset, or all without: at Arrow's speed
         try:
             micros = text.cast(pa.timestamp("us", zone)).cast(pa.int64()).fill_null(0).to_numpy()
-            local = none if zone else ~none
-            return micros, local, local & _mask(pc.greater(pc.utf8_length(text), len("2026-01-31"))), none
         except pa.ArrowInvalid:
             continue
+        local = none if zone else ~_mask(text.is_null())
+        return micros, local, local & _mask(pc.greater(pc.utf8_length(text), len("2026-01-31"))), none
     found = [_instant(cell) for cell in text.to_pylist()]
     micros, local, clock, bad = (np.array(part) for part in zip(*found, strict=True))
     return micros, local, clock, bad

@@ -108,8 +108,13 @@ class Threshold:
 
 
 def allowed_exceedances(alpha: float, n: int) -> int:
-    """floor(alpha (n + 1)), exactly: alpha is read as the decimal number that was written."""
-    return math.floor(Fraction(repr(float(alpha))) * (n + 1))
+    """floor(alpha (n + 1)), exactly: alpha is read as the decimal number that was written.
+
+    Where alpha is the float of a fraction (b + 1) / (n + 1), such as 1/3, its decimals fall just short of it and b + 1
+    is meant: b is the largest number whose p-value b / (n + 1) is at most alpha.
+    """
+    b = math.floor(Fraction(repr(float(alpha))) * (n + 1))
+    return b + ((b + 1) / (n + 1) <= alpha)
 
 
 def conformal(scores: np.ndarray, *, alpha: float) -> Threshold:

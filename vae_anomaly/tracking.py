@@ -6,6 +6,7 @@ files' sha256 is; the files themselves are data, read by :class:`~vae_anomaly.de
 Scoring does not depend on a registry that answers: what it said last and the verified files are kept in a cache.
 """
 
+# ruff: noqa: E402 - MLflow's settings come before its import
 from __future__ import annotations
 
 import contextlib
@@ -24,7 +25,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -67,7 +67,7 @@ Kind = Literal["train", "score", "review"]
 T = TypeVar("T")
 
 MODEL_DIGEST = "digest.model"
-DETECTOR_FOLDER = "artifacts/detector"
+DETECTOR_FOLDER, PART = "artifacts/detector", ".part-"
 DOWNLOAD_SECONDS, LOGGING_SECONDS = 600.0, 60.0
 BATCH, PARAMS_BATCH, MAX_DATASETS, MAX_TEXT = 1000, 100, 200, 500
 FIGURE_RECORDS = 4000
@@ -106,16 +106,15 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-@dataclass(frozen=True, eq=False)
 class Tracker:
     """The tracking server and the registry of ``config``; connects when it is first used.
 
     ``patience`` is how many seconds the registry may take to answer.
     """
 
-    config: MlflowConfig
-    patience: float = 10.0
-    now: Callable[[], datetime] = utc_now
+    def __init__(self, config: MlflowConfig, *, patience: float = 10.0, now: Callable[[], datetime] = utc_now) -> None:
+        self.config, self.patience, self.now = config, patience, now
+        self._connected: tuple[MlflowClient, dict[str, str]] | None = None
 
     # ---- the server ----
 
@@ -129,7 +128,7 @@ class Tracker:
         ConfigError
             A variable of ``server.credentials_env`` is not set, or an experiment was deleted.
         """
-        with self._explained():
+        with self.explained():
             self._connection  # noqa: B018 - connects
 
     @property
@@ -137,8 +136,13 @@ class Tracker:
         """The client of both stores."""
         return self._connection[0]
 
-    @cached_property
+    @property
     def _connection(self) -> tuple[MlflowClient, dict[str, str]]:
+        # no lock: two threads may connect, none waits for a connection that hangs
+        self._connected = self._connected or self._connect()
+        return self._connected
+
+    def _connect(self) -> tuple[MlflowClient, dict[str, str]]:
         server = self.config.server
         if unset := [name for name in server.credentials_env if name not in os.environ]:
             raise ConfigError(f"server.credentials_env must name variables that are set. Got {unset}, which are not.")
@@ -156,8 +160,9 @@ class Tracker:
     def _experiment(self, client: MlflowClient, name: str) -> str:
         found = client.get_experiment_by_name(name)
         if found is None:
-            root, folder = self.config.server.artifact_root, re.sub(r"[^A-Za-z0-9._-]", "-", name)
-            return str(client.create_experiment(name, artifact_location=f"{root.rstrip('/')}/{folder}" if root else None))
+            root = self.config.server.artifact_root
+            place = f"{root.rstrip('/')}/{re.sub(r'[^A-Za-z0-9._-]', '-', name)}" if root else None
+            return str(client.create_experiment(name, artifact_location=place))
         if found.lifecycle_stage != "active":
             raise ConfigError(
                 f"experiment {name!r} must not be deleted. Restore it with"
@@ -166,7 +171,7 @@ class Tracker:
         return str(found.experiment_id)
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def explained(self) -> Iterator[None]:
         """MLflow's, its database's and its connection's errors as one that names the server and the remedy."""
         try:
             yield
@@ -218,45 +223,48 @@ class Tracker:
         ArtifactError
             The store does not answer. No alias points to an incomplete version, whenever this stops.
         """
-        client, detector, name = self.client, fit.detector, self.registered_name(monitor.name)
+        detector, name = fit.detector, self.registered_name(monitor.name)
         about = {"monitor": monitor.name, "code.version": _public("vae-anomaly")}
         about |= _digests(detector, monitor, data_digests)
         note = {"mlflow.note.content": f"False-alarm rate: {detector.threshold.promise}."}
-        with self._explained():
+        with self.explained():
             found = self._registered(name, detector.digest)
             if found is None:
                 with self.run("train", f"fit {monitor.name} {detector.digest[:8]}", about | note) as run_id:
-                    model = client.create_logged_model(
-                        self._connection[1]["train"], name="detector", source_run_id=run_id, tags=about
-                    )
+                    model = self._logged_model(run_id, detector, example, about)
                     self._log_details(run_id, model.model_id, fit, monitor, validation, corruption, data_digests)
-                    version = self._register(name, model, detector, example)
+                    version = self._register(name, model, about)
                 found = Registered(run_id, name, version, detector.digest)
-            client.set_registered_model_alias(name, self.config.registry.aliases.candidate, found.version)
+            self.client.set_registered_model_alias(name, self.config.registry.aliases.candidate, found.version)
         return found
 
     def _registered(self, name: str, digest: str) -> Registered | None:
         """The newest version of this digest whose files are still there."""
         for version in self.client.search_model_versions(f"name = '{name}' and tags.`{MODEL_DIGEST}` = '{digest}'"):
-            with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ArtifactError):
-                self._download(self._resolved(version), Path(folder))
+            with contextlib.suppress(ArtifactError):
+                self.verify(self._resolved(version))
                 return Registered(str(version.run_id), name, str(version.version), digest, already=True)
         return None
 
-    def _register(self, name: str, model: LoggedModel, detector: Detector, example: pd.DataFrame) -> str:
-        client = self.client
+    def _logged_model(
+        self, run_id: str, detector: Detector, example: pd.DataFrame, about: Mapping[str, str]
+    ) -> LoggedModel:
+        client, experiments = self._connection
+        model = client.create_logged_model(experiments["train"], name="detector", source_run_id=run_id, tags=about)
         with tempfile.TemporaryDirectory() as folder:
             client.log_model_artifacts(model.model_id, str(_package(detector, example, Path(folder))))
-        client.finalize_logged_model(model.model_id, "READY")
-        client.log_outputs(model.source_run_id, [LoggedModelOutput(model.model_id, step=0)])
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        return client.finalize_logged_model(model.model_id, "READY")
+
+    def _register(self, name: str, model: LoggedModel, about: Mapping[str, str]) -> str:
         with contextlib.suppress(MlflowException):  # it exists; else the next call says what is wrong
-            client.create_registered_model(name, tags={"monitor": model.tags["monitor"]})
+            self.client.create_registered_model(name, tags={"monitor": about["monitor"]})
         # a registry of its own knows neither this run nor this model
         shared = self.config.server.registry_uri in (None, self.config.server.tracking_uri)
         link = {"run_id": model.source_run_id, "model_id": model.model_id} if shared else {}
         # the tags come with the version in one transaction: a version with a digest is a complete one
-        version = client.create_model_version(
-            name, model.artifact_location, tags=model.tags, await_creation_for=0, **link
+        version = self.client.create_model_version(
+            name, model.artifact_location, tags=dict(about), await_creation_for=0, **link
         )
         return str(version.version)
 
@@ -274,11 +282,9 @@ class Tracker:
         parameters["columns"] = f"{len(monitor.columns)}: {', '.join(monitor.columns)}"
         for chunk in _chunks([Param(k, v[:MAX_TEXT]) for k, v in parameters.items()], PARAMS_BATCH):
             self.client.log_batch(run_id, params=chunk)
-        at = int(self.now().timestamp() * 1000)
-        metrics = [*_epoch_metrics(fit, at, self.config.tracking.metrics_every_n_epochs)]
-        metrics += [Metric(k, v, at, 0, model_id=model_id) for k, v in _final_metrics(fit, corruption).items()]
-        for chunk in _chunks(metrics, BATCH):
+        for chunk in _chunks([*self._epochs(fit)], BATCH):
             self.client.log_batch(run_id, metrics=chunk)
+        self.log_metrics(run_id, _final_metrics(fit, corruption), model_id=model_id)
         self.client.log_inputs(run_id, [_dataset(*item) for item in sorted(data_digests.items())[:MAX_DATASETS]])
         inputs = fit.detector.encode(validation.take(np.arange(min(len(validation), FIGURE_RECORDS))))
         figures = of_fit(fit, inputs, latent=self.config.tracking.log_latent_plots)
@@ -289,9 +295,27 @@ class Tracker:
             "corruption_recall": dict(corruption),
         }.items():
             files[f"{name}.json"] = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode()
-        self._log_files(run_id, files)
+        self.log_files(run_id, files)
 
-    def _log_files(self, run_id: str, files: Mapping[str, bytes]) -> None:
+    def _epochs(self, fit: Fit) -> Iterator[Metric]:
+        last, every = fit.epochs[-1].epoch, self.config.tracking.metrics_every_n_epochs
+        for log in fit.epochs:
+            if log.epoch % every == 0 or log.best or log.epoch == last:
+                for key in ("beta", "loss", "validation_elbo", "validation_log_likelihood", "validation_kl"):
+                    yield Metric(f"epoch.{key}", getattr(log, key), self._millis(), log.epoch)
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], *, model_id: str | None = None) -> None:
+        """Store the finite ones of ``metrics`` with a run, and with a logged model."""
+        clean = {re.sub(r"[^A-Za-z0-9_.\- ]", "_", k)[:240]: float(v) for k, v in metrics.items() if np.isfinite(v)}
+        values = [Metric(key, value, self._millis(), 0, model_id=model_id) for key, value in clean.items()]
+        for chunk in _chunks(values, BATCH):
+            self.client.log_batch(run_id, metrics=chunk)
+
+    def _millis(self) -> int:
+        return int(self.now().timestamp() * 1000)
+
+    def log_files(self, run_id: str, files: Mapping[str, bytes]) -> None:
+        """Store ``files``, by name, with a run."""
         with tempfile.TemporaryDirectory() as folder:
             for name, data in files.items():
                 path = Path(folder, name)
@@ -357,7 +381,7 @@ class Tracker:
         uri = redacted(self.config.server.registry_uri or self.config.server.tracking_uri)
         try:
             kept = json.loads((memory or Path(os.devnull)).read_bytes())
-            age = self.now() - datetime.fromisoformat(kept.pop("at"))
+            hours = (self.now() - datetime.fromisoformat(kept.pop("at"))).total_seconds() / 3600
             found = Resolved(**kept)
             if found.name != name or not _SHA256.fullmatch(found.digest):
                 raise ValueError(name)
@@ -366,7 +390,9 @@ class Tracker:
                 f"the registry {uri} must answer within {self.patience:g} s. Got {_said(error)}, and no earlier answer"
                 f" for {which!r} of {name} is kept. Start it, or mend server.tracking_uri in mlflow.yml."
             ) from error
-        note = f"the registry {uri} did not answer ({_said(error)}): version {found.version} as it was {_ago(age)} ago"
+        note = (
+            f"the registry {uri} did not answer ({_said(error)}): version {found.version} as of {hours:.1f} hours ago"
+        )
         logger.warning("%s: %s", name, note)
         return Resolved(found.name, found.version, found.digest, found.source, note)
 
@@ -399,6 +425,11 @@ class Tracker:
                     raise
         return folder
 
+    def verify(self, version: Resolved) -> None:
+        """Download the version's files and check every byte; raises :class:`ArtifactError`."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._download(version, Path(folder))
+
     def _download(self, version: Resolved, folder: Path) -> Path:
         where = f"{version.source.rstrip('/')}/{DETECTOR_FOLDER}"
         try:
@@ -429,22 +460,23 @@ class Tracker:
 
         def log() -> str:
             with self.run("score", f"score {monitor}", {"monitor": monitor, **(tags or {})}) as run_id:
-                at = int(self.now().timestamp() * 1000)
-                values = [Metric(_key(k), float(v), at, 0) for k, v in metrics.items() if np.isfinite(v)]
-                for chunk in _chunks(values, BATCH):
-                    self.client.log_batch(run_id, metrics=chunk)
+                self.log_metrics(run_id, metrics)
                 for file in files:
                     self.client.log_artifact(run_id, str(file), "reports")
                 return run_id
 
         try:
+            _within(self.patience, lambda: self.client)
             return _within(LOGGING_SECONDS, log)
         except Exception as error:
-            logger.warning("%s: the scoring run was not recorded in MLflow (%s); the scores are.", monitor, _said(error))
+            logger.warning(
+                "%s: MLflow has no record of this scoring run (%s); the scores are kept.", monitor, _said(error)
+            )
             return None
 
 
 # ---- what is recorded of a fit ----
+
 
 def latent_units(detector: Detector) -> tuple[np.ndarray, int]:
     """Mean KL of each latent dimension over the reference records in nats, (K,), and how many dimensions are active.
@@ -467,14 +499,6 @@ def _digests(detector: Detector, monitor: MonitorConfig, data: Mapping[str, str]
     }
 
 
-def _epoch_metrics(fit: Fit, at: int, every: int) -> Iterator[Metric]:
-    last = fit.epochs[-1].epoch
-    for log in fit.epochs:
-        if log.epoch % every == 0 or log.best or log.epoch == last:
-            for key in ("beta", "loss", "validation_elbo", "validation_log_likelihood", "validation_kl"):
-                yield Metric(f"epoch.{key}", getattr(log, key), at, log.epoch)
-
-
 def _final_metrics(fit: Fit, corruption: Mapping[str, float]) -> dict[str, float]:
     detector, promise = fit.detector, fit.detector.threshold.promise
     kl, active = latent_units(detector)
@@ -489,9 +513,7 @@ def _final_metrics(fit: Fit, corruption: Mapping[str, float]) -> dict[str, float
     metrics |= {f"kl.{k:02d}": float(value) for k, value in enumerate(kl)}
     if corruption:
         metrics["corruption_recall.median"] = float(np.median(list(corruption.values())))
-    for column, value in corruption.items():
-        metrics.setdefault(_key(f"corruption_recall.column.{column}"), value)
-    return metrics
+    return metrics | {f"corruption_recall.column.{column}": value for column, value in corruption.items()}
 
 
 def _dataset(name: str, digest: str) -> DatasetInput:
@@ -529,8 +551,6 @@ def _public(package: str) -> str:
 
 # ---- small parts ----
 
-PART = ".part-"
-
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
     """The result of ``call``; TimeoutError after ``seconds``, for MLflow's own limits are for each request."""
@@ -563,8 +583,7 @@ def _first_start(database: Path) -> Iterator[None]:
                 head = file.read(16)
             if head and head != b"SQLite format 3\0":
                 raise ArtifactError(
-                    f"{database} must be an SQLite file. Got other content. Restore it from a backup, or move it away to"
-                    " begin anew."
+                    f"{database} must be an SQLite file. Got other content. Restore it from a backup, or move it away."
                 )
         yield
 
@@ -573,11 +592,6 @@ def _said(error: BaseException) -> str:
     """The first line of an error's text, without credentials."""
     text = str(error).strip() or type(error).__name__
     return redacted(text.splitlines()[0][:300])
-
-
-def _ago(age: Any) -> str:
-    hours = age.total_seconds() / 3600
-    return f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -600,14 +614,9 @@ def _file_safe(text: str) -> str:
     return text
 
 
-def _key(name: str) -> str:
-    """``name`` as MLflow takes it for a metric."""
-    return re.sub(r"[^A-Za-z0-9_.\- ]", "_", name)[:240]
-
-
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested ``values`` as dotted names and texts."""
-    flat = {}
+    flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             flat |= _flat(value, f"{prefix}{key}.")

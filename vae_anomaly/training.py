@@ -11,6 +11,7 @@ criterion for variational auto-encoding, arXiv 1511.06406.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,13 +37,15 @@ class TrainingPlan:
     input_noise: float = 0.1
 
     @staticmethod
-    def for_records(records: int, *, steps: int = 8000, epochs: int | None = None, minibatch: int | None = None,
+    def for_records(records: int, *, steps: int | None = None, epochs: int | None = None, minibatch: int | None = None,
                     learning_rate: float = 3e-3, patience: int | None = None, input_noise: float = 0.1) -> TrainingPlan:  # fmt: skip
-        """Fill what is not given from the number of training ``records``: about ``steps`` optimiser steps.
+        """Fill what is not given from the number of training ``records``.
 
-        The minibatch is an eighth of the records, between 64 and 512; patience a fifth of the epochs.
+        The minibatch is an eighth of the records, between 64 and 512; ``steps`` 4,000 at a minibatch of 64 and fewer
+        with the square root of a larger one; patience a fifth of the epochs.
         """
         size = minibatch or min(512, max(64, records // 8))
+        steps = steps or round(4000 * math.sqrt(64 / size))
         total = epochs or max(20, math.ceil(steps / math.ceil(records / size)))
         return TrainingPlan(total, size, learning_rate, patience or max(5, total // 5), input_noise)
 
@@ -65,6 +68,17 @@ def build_seeded(builder: Callable[[], VAE], seed: int) -> VAE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return builder()
+
+
+@contextlib.contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Run torch with ``count`` intra-op threads; more than one is slower for small networks on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def train(vae: VAE, training: Inputs, validation: Inputs, objective: BetaElbo, plan: TrainingPlan, seed: int) -> Iterator[EpochLog]:  # fmt: skip

@@ -1,7 +1,9 @@
 """Kill the store at every I/O operation, disturb every operation, race two writers: whole files, once, the same bytes.
 
-This file is also the program that does it (``python test_store_crash.py MODE WRITER FOLDER``): it imports once and forks
-for each fault, in a process of its own that has no threads. Known-bad writers must be caught by the same harness.
+This file is also the program that does it (``python test_store_crash.py FOLDER``): it imports once and forks for each
+fault, in a process of its own that has no threads. Known-bad writers must be caught by the same harness.
+A kill leaves what was written to the operating system, synced or not, so the faults run without syncing; that syncs
+come where they must is told from the trace of a run.
 """
 
 from __future__ import annotations
@@ -30,7 +32,6 @@ from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.files import Store
 
 OPERATIONS = ("open", "write", "fsync", "link", "replace", "unlink", "mkdir")
-ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
 ROUNDS = 50
 
 
@@ -41,7 +42,7 @@ def run(root: Path) -> None:
     """Score what is pending, quarantine what is broken, render, deliver: every kind of write that the store has."""
     store = Store(root / "output").prepare(MONITOR)
     ledger = Ledger(store)
-    contents = {"a.csv": b"1", "again.csv": b"1", "b.csv": b"22", "broken.csv": b"?"}
+    contents = {"a.csv": b"1", "again.csv": b"1", "broken.csv": b"?"}
     for row in ledger.pending([(name, sha256(content)) for name, content in contents.items()], CONTRACT):
         if row.name == "broken.csv":
             ledger.quarantine(refusal(row.name, contents[row.name]))
@@ -112,7 +113,7 @@ WRITERS: dict[str, Callable[[], None]] = {f.__name__: f for f in (naive, record_
 
 
 class Faults:
-    """Counts operations; at the one numbered ``at`` it dies, dies half-way, fails, or writes only half."""
+    """Counts operations; at number ``at``: kill, torn (half a write, then kill) or error; short: all of them."""
 
     def __init__(self, at: int, action: str) -> None:
         self.at, self.action, self.count = at, action, 0
@@ -122,19 +123,18 @@ class Faults:
     def _disturbed(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             self.count += 1
+            if self.action == "short":
+                return real(args[0], memoryview(args[1])[: len(args[1]) // 2 + 1])
             if self.count != self.at:
                 return real(*args, **kwargs)
-            if self.action in ERRORS:
-                raise OSError(ERRORS[self.action], os.strerror(ERRORS[self.action]), str(args[0]))
-            if name == "write" and self.action in ("torn", "short"):
-                half = real(args[0], memoryview(args[1])[: max(1, len(args[1]) // 2)])
-                if self.action == "short":
-                    return half
-            if self.action in ("kill", "torn"):
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args, **kwargs)
+            if self.action == "error":
+                number = errno.EIO if name == "fsync" else errno.ENOSPC
+                raise OSError(number, os.strerror(number), str(args[0]))
+            if self.action == "torn":
+                real(args[0], memoryview(args[1])[: len(args[1]) // 2 + 1])
+            return os.kill(os.getpid(), signal.SIGKILL)
 
-        return call
+        return call if name == "write" or self.action in ("kill", "error") else real
 
 
 def forked(work: Callable[[], int]) -> int:
@@ -162,12 +162,13 @@ def problems(store: Store, reference: dict[str, str]) -> list[str]:
     return told + [f"{path} differs" for path, digest in found.items() if reference.get(path) != digest]
 
 
-def disturb(folder: Path, action: str) -> dict[str, Any]:
+def undisturbed(root: Path) -> Callable[[], int]:
+    return lambda: run(root) or 0
+
+
+def disturb(folder: Path, action: str, *, enough: int) -> dict[str, Any]:
     """Fault ``action`` at every operation in turn; what was wrong after it, and after another, undisturbed run."""
-
-    def undisturbed(root: Path) -> Callable[[], int]:
-        return lambda: run(root) or 0
-
+    os.fsync = lambda handle: None
     assert forked(undisturbed(folder / "reference")) == 0
     reference = tree(folder / "reference" / "output")
     outcomes: dict[str, int] = {}
@@ -182,7 +183,7 @@ def disturb(folder: Path, action: str) -> dict[str, Any]:
             return 1 if faults.count < at else 0
 
         code = forked(faulty)
-        if code == 1:  # there are fewer operations than that
+        if code == 1 or len(bad) >= enough:  # there are not so many operations
             return {"operations": at - 1, "outcomes": outcomes, "bad": bad, "files": len(reference)}
         outcomes[str(code)] = outcomes.get(str(code), 0) + 1
         wrong = problems(Store(root / "output"), reference)
@@ -192,6 +193,8 @@ def disturb(folder: Path, action: str) -> dict[str, Any]:
             wrong = ["the next run's bytes differ"]
         bad += [f"{at}: {wrong[0]}"] if wrong else []
         shutil.rmtree(root)
+        if action == "short":
+            return {"outcomes": outcomes, "bad": bad}
     raise AssertionError("the run never ended")
 
 
@@ -233,49 +236,73 @@ def _competitor(store: Store, gate: tuple[int, int], codes: tuple[int, int], mod
         os._exit(code)
 
 
-def program(mode: str, writer: str, folder: Path) -> None:
+JOBS = [("ours", "kill"), ("ours", "torn"), ("ours", "error"), ("ours", "short"), ("ours", "compete")]
+JOBS += [("naive", "torn"), ("overwriting", "torn"), ("record_first", "kill"), ("no_sweep", "kill")]
+
+
+def program(folder: Path) -> None:
+    run(folder / "warm")  # what is imported late is imported here, once
+    for writer, action in JOBS:
+        place = folder / f"{writer}-{action}"
+        place.mkdir()
+        forked(lambda w=writer, a=action, p=place: job(w, a, p))
+
+
+def job(writer: str, action: str, folder: Path) -> int:
     if writer in WRITERS:
         WRITERS[writer]()
-    print(json.dumps(compete(folder) if mode == "compete" else disturb(folder, mode)))
-
-
-def start(mode: str, writer: str, folder: Path) -> dict[str, Any]:
-    command = [sys.executable, __file__, mode, writer, str(folder)]
-    place = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ | place, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    result: dict[str, Any] = json.loads(done.stdout)
-    result["stderr"] = done.stderr
-    return result
+    enough = 2 if writer in WRITERS else 1000
+    result = compete(folder) if action == "compete" else disturb(folder, action, enough=enough)
+    (folder / "result.json").write_text(json.dumps(result))
+    return 0
 
 
 # ---------------------------------------------------------------- tests
 
+Results = Callable[[str, str], dict[str, Any]]
 
-@pytest.mark.parametrize("action", ["kill", "torn", "ENOSPC", "EIO", "short"])
-def test_a_fault_at_every_operation_leaves_whole_files_and_is_healed(tmp_path: Path, action: str) -> None:
-    result = start(action, "ours", tmp_path)
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What came of a writer under an action; ``stderr`` is that of all jobs."""
+    folder = tmp_path_factory.mktemp("faults")
+    place = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, __file__, str(folder)]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=280, env=place, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    def result(writer: str, action: str) -> dict[str, Any]:
+        path = folder / f"{writer}-{action}" / "result.json"
+        assert path.exists(), done.stderr[-2000:]
+        return json.loads(path.read_text()) | {"stderr": done.stderr[-2000:]}
+
+    return result
+
+
+@pytest.mark.parametrize("action", ["kill", "torn", "error"])
+def test_a_fault_at_every_operation_leaves_whole_files_and_is_healed(results: Results, action: str) -> None:
+    result = results("ours", action)
     assert result["bad"] == []
-    assert result["operations"] > 100
-    assert result["files"] == 15
-    killed = {code: n for code, n in result["outcomes"].items() if code == "-9"}
-    if action in ("kill", "torn"):
-        assert killed == result["outcomes"]
-    elif action == "short":
-        assert result["outcomes"].keys() == {"0"}
-    else:  # loud, in words for users, unless only a file that is swept later could not be deleted
-        assert result["outcomes"]["3"] > 0.7 * result["operations"]
-        assert result["outcomes"].keys() <= {"0", "2", "3"}, result["stderr"]
+    assert result["operations"] >= (40 if action == "torn" else 100)
+    assert result["files"] == 12
+    # an error is loud and in words for users; it is passed over only where what is left is deleted by the next run
+    assert result["outcomes"].keys() == ({"3", "0"} if action == "error" else {"-9"}), result["stderr"]
+    assert result["outcomes"].get("0", 0) <= 2
 
 
-@pytest.mark.parametrize(("writer", "action"), [(w, a) for w in WRITERS for a in ("kill", "torn")])
-def test_known_bad_writers_are_caught(tmp_path: Path, writer: str, action: str) -> None:
-    assert len(start(action, writer, tmp_path)["bad"]) >= 2
+def test_short_writes_are_completed(results: Results) -> None:
+    result = results("ours", "short")
+    assert (result["bad"], result["outcomes"]) == ([], {"0": 1})
 
 
-def test_two_processes_commit_once(tmp_path: Path) -> None:
-    result = start("compete", "ours", tmp_path)
-    assert result["bad"] == [], result["stderr"]
+@pytest.mark.parametrize(("writer", "action"), [job for job in JOBS if job[0] in WRITERS])
+def test_known_bad_writers_are_caught(results: Results, writer: str, action: str) -> None:
+    assert len(results(writer, action)["bad"]) >= 2
+
+
+def test_two_processes_commit_once(results: Results) -> None:
+    result = results("ours", "compete")
+    assert (result["rounds"], result["bad"]) == (ROUNDS, []), result["stderr"]
 
 
 def test_everything_is_durable_before_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,4 +363,4 @@ def _undurable(trace: list[tuple[str, str]]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    program(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    program(Path(sys.argv[1]))

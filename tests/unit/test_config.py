@@ -50,14 +50,14 @@ def test_defaults_and_absolute_paths() -> None:
     assert config.output == Path("/data/output")
     assert (config.split.validation, config.split.calibration) == (0.1, 0.3)
     assert config.training.model_dump() == {
-        "steps": 8000,
+        "steps": None,
         "epochs": None,
         "minibatch": None,
         "learning_rate": 0.003,
         "patience": None,
         "input_noise": 0.1,
     }
-    assert config.objective.model_dump() == {"beta": 1.0, "warmup": 0.1}
+    assert config.objective.model_dump() == {"beta": 1.0, "warmup": 0.5}
     assert (config.model.kind, config.score.kind, config.model.options) == ("mlp", "latent_neighbours", {})
     assert config.threshold.model_dump() == {"method": "conformal", "alpha": 0.01}
     assert [s.kind for s in config.sinks] == ["log", "file"]

@@ -138,6 +138,13 @@ def test_categories_of_other_types(cells: Any, text: list[str | None]) -> None:
     assert isinstance(records.values["c"], pa.StringArray)
 
 
+def test_dictionaries_of_several_chunks_may_have_more_values_than_codes() -> None:
+    words = [[f"{part}-{i}" for i in range(100)] for part in "abc"]
+    codes = pa.array(range(100), pa.int8())
+    chunks = pa.chunked_array([pa.DictionaryArray.from_arrays(codes, w) for w in words])
+    assert values(convert(chunks, "category")) == [w for part in words for w in part]
+
+
 # ---------------------------------------------------------------- timestamps
 
 NOON = dt.datetime(2026, 3, 1, 12, 0)
@@ -185,6 +192,8 @@ def test_a_clock_change_makes_local_times_unscorable() -> None:
         records = convert(cells, "timestamp", timezone=BERLIN)
         assert reasons(records) == ["ambiguous_time", "ambiguous_time", OK]
         assert values(records) == [None, None, dt.datetime(2026, 10, 25, 11)]
+    records = convert([repeated, "2026-10-25 02:30:00Z", None], "timestamp", timezone=BERLIN)
+    assert reasons(records) == ["ambiguous_time", OK, OK]  # an offset leaves no doubt
 
 
 def test_dates_are_midnights() -> None:
@@ -237,6 +246,8 @@ def test_wrong_types_are_refused(kind: Any, cells: list[Any], rule: str) -> None
 
 def test_a_file_is_refused_when_more_than_half_of_the_cells_are_unreadable() -> None:
     assert reasons(convert(["x", "1", None], "number")) == ["wrong_dtype", OK, OK]
+    with pytest.raises(DataError, match="more than half"):
+        convert(["x", None, None], "number")  # of the cells that are there
     with pytest.raises(DataError) as caught:
         convert(["x", "y", "1"] * 4, "number")
     assert (caught.value.rule, caught.value.column) == ("wrong_type", "c")

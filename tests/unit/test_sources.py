@@ -163,6 +163,7 @@ def test_a_side_file_vouches_for_the_content(tmp_path: Path) -> None:
         assert refused(path).rule == "checksum_mismatch"
 
 
+@pytest.mark.timeout(10)  # a pipe must not be waited for
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     target = write(tmp_path, "target", b"a\n1\n")
     (tmp_path / "link.csv").symlink_to(target)

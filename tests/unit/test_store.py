@@ -220,6 +220,14 @@ def test_score_bytes_do_not_depend_on_the_slices(
     assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [64, 64, 22]
 
 
+def test_score_bytes_do_not_depend_on_the_order_of_the_provenance(store: Store) -> None:
+    digests = set()
+    for provenance in ({"b": "2", "a": "1"}, {"a": "1", "b": "2"}):
+        with ScoreWriter(store, provenance) as writer:
+            digests.add(writer.close().sha256)
+    assert len(digests) == 1
+
+
 def test_scores_read_back_as_they_were(store: Store, tmp_path: Path) -> None:
     values, path = arrays(37), tmp_path / "scores.parquet"
     path.write_bytes(write(store, 37, [10]))
@@ -375,8 +383,11 @@ def test_contents_that_share_the_head_of_their_digest_are_told_apart(store: Stor
     first = put(store, "a.csv", b"1")
     commit, file, report = scored(store, "a.csv", b"1", model="2")
     twin = replace(commit, batch=replace(commit.batch, sha256=commit.sha256[:12] + "0" * 52))
+    before = tree(store.root)
+    del before[f"_tmp/{file.tmp.name}"]
     with pytest.raises(Conflict):
         Ledger(store).commit(twin, file, report=report)
+    assert tree(store.root) == before
     assert list(Ledger(store).commits()) == [first]
 
 
@@ -393,6 +404,7 @@ def test_quarantine_is_kept_until_the_contract_changes(store: Store) -> None:
     assert ledger.pending(inbox, "contract-2") == []
     put(store, "a.csv", b"1")
     assert [row.state for row in ledger.state(inbox, CONTRACT)] == ["committed"]
+    assert [row.state for row in ledger.state([], CONTRACT)] == ["committed"]
     assert not ledger.quarantine(refusal("a.csv", b"1", contract="contract-3"))
 
 
@@ -718,6 +730,26 @@ def column(name: str, words: list[str]) -> Callable[[pa.Table], pa.Table]:
     )
 
 
+def set_value(table: pa.Table, name: str, at: int, value: float | None) -> pa.Table:
+    values = table[name].to_pylist()
+    values[at] = value
+    return table.set_column(
+        table.schema.get_field_index(name), table.schema.field(name), pa.array(values, pa.float64())
+    )
+
+
+def another_count(store: Store) -> str:
+    commit = next(Ledger(store).commits())
+    return with_record(flagged=commit.flagged + 1)(store).replace("commits", "scores").replace("json", "parquet")
+
+
+def another_name(store: Store) -> str:
+    record = next(store.commits.iterdir())
+    copy = record.with_name(f"copy-{record.name.rpartition('-')[2]}")
+    copy.write_bytes(record.read_bytes())
+    return f"commits/{copy.name}"
+
+
 def shuffled(table: pa.Table) -> pa.Table:
     return table.take(pa.array([1, 0, *range(2, table.num_rows)]))
 
@@ -729,6 +761,7 @@ def repeated(table: pa.Table) -> pa.Table:
 CORRUPTED: dict[str, tuple[str, Callable[[Store], str]]] = {
     "record counts a row twice": ("I1", with_record(scored=20)),
     "record counts more flags than rows": ("I1", with_record(flagged=99)),
+    "record counts another flag": ("I1", another_count),
     "a row is missing": ("I1", with_table(lambda table: table.slice(0, table.num_rows - 1))),
     "a reason is another": ("I1", with_scores(status=row(4, "unscorable:missing"))),
     "committed and quarantined": ("I1", quarantined_too),
@@ -743,14 +776,17 @@ CORRUPTED: dict[str, tuple[str, Callable[[Store], str]]] = {
     "report missing": ("I3", with_file("reports/ID.json", None)),
     "a bit of the report flipped": ("I3", flip("reports/ID.json", 0.5)),
     "record truncated": ("I3", with_file("commits/ID.json", b'{"format": 1,')),
-    "record of another batch": ("I3", with_file("commits/other-000000000000.json", b"{}")),
+    "record under another name": ("I3", another_name),
     "broken reason file": ("I3", with_file("quarantine/x-000000000000.json", b"{}")),
     "foreign file": ("I3", with_file("scores/notes.txt", b"x")),
     "hidden file": ("I3", with_file("commits/.x.json", b"x")),
     "foreign temporary": ("I3", with_file("_tmp/x.parquet", b"x")),
     "scores are a link": ("I3", linked),
     "broken store.json": ("I3", with_file("store.json", b"[]")),
-    "a number where a score is null": ("I4", with_scores(score=row(0, np.nan))),
+    "a score that is no number": ("I4", with_scores(score=row(0, np.nan))),
+    "a score for an unscorable row": ("I4", with_table(lambda table: set_value(table, "score", 4, 1.0))),
+    "no score for a row that is well": ("I4", with_table(lambda table: set_value(table, "score", 0, None))),
+    "scores over the threshold, not flagged": ("I4", with_scores(score=lambda score: score + 5)),
     "a p-value of nought": ("I4", with_scores(p_value=row(0, 0.0))),
     "a p-value over one": ("I4", with_scores(p_value=row(0, 1.5))),
     "flagged below the threshold": ("I4", with_scores(is_anomaly=lambda flags: ~flags)),

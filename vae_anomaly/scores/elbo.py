@@ -1,7 +1,7 @@
 r"""Scores from the terms of the evidence lower bound at the posterior mean.
 
-* ``negative_elbo``: :math:`-\log p(x|\mu) + KL(q(z|x) \| p(z))` + evidence of missing and unseen values;
-* ``reconstruction``: :math:`-\log p(x|\mu)` + that evidence; * ``kl``: the KL alone.
+* ``negative_elbo``: :math:`-\log p(x|\mu) + KL(q(z|x) \| p(z))`; * ``reconstruction``: :math:`-\log p(x|\mu)`;
+* ``kl``: the KL alone; each with the evidence of missing and unseen values, which no network gives.
 
 Reference: An and Cho, Variational autoencoder based anomaly detection using reconstruction probability, SNU 2015.
 """
@@ -24,7 +24,7 @@ def by_column(entries: Tensor, column: Tensor, columns: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ElboScore:
-    """Weighted sum of the negative log-likelihood and the KL; stateless."""
+    """The negative log-likelihood, the KL or both, and the evidence; stateless."""
 
     likelihood: bool
     kl: bool
@@ -36,15 +36,15 @@ class ElboScore:
 
     def __call__(self, evaluation: Evaluation) -> Tensor:
         """(B,) nats, float64."""
-        inputs = evaluation.inputs
-        score = torch.zeros(len(inputs), dtype=torch.float64)
+        inputs, parts = evaluation.inputs, []
         if self.likelihood:
-            score -= evaluation.likelihood.log_prob(inputs.x, inputs.observed)
-            if inputs.evidence is not None:
-                score += inputs.evidence.sum(-1)
+            parts.append(-evaluation.likelihood.entry_log_prob(inputs.x, inputs.observed))
         if self.kl:
-            score += evaluation.kl.sum(-1)
-        return score
+            parts.append(evaluation.kl)
+        if inputs.evidence is not None:
+            parts.append(inputs.evidence)
+        # summed in float64 as the terms are, which would agree to 1e-7 only otherwise
+        return torch.stack([part.sum(-1, dtype=torch.float64) for part in parts]).sum(0)
 
     def terms(self, evaluation: Evaluation) -> Tensor:
         """(B, Q + 1) nats: each column's negative log-likelihood, then the KL."""
@@ -53,10 +53,10 @@ class ElboScore:
         if self.likelihood:
             entries = evaluation.likelihood.entry_log_prob(inputs.x, inputs.observed).double()
             terms[:, :-1] = -by_column(entries, layout.column_of_feature, layout.columns)
-            if inputs.evidence is not None:
-                terms[:, :-1] += inputs.evidence
         if self.kl:
             terms[:, -1] = evaluation.kl.double().sum(-1)
+        if inputs.evidence is not None:
+            terms[:, :-1] += inputs.evidence
         return terms
 
 

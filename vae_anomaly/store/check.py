@@ -197,7 +197,7 @@ def _content(commit: Commit, path: Path) -> Iterator[Problem]:
         yield from _decisions(commit, group, rows)
         rows, flagged = rows + group.num_rows, flagged + (pc.sum(group["is_anomaly"]).as_py() or 0)
         status.update({v["values"]: v["counts"] for v in group["status"].cast(pa.string()).value_counts().to_pylist()})
-    yield from _totals(commit, rows, flagged, status)
+    yield from _totals(commit, flagged, status)
 
 
 def _constants(commit: Commit, group: pa.Table) -> Iterator[Problem]:
@@ -233,10 +233,8 @@ def _law(invariant: Invariant, law: str, holds: np.ndarray, first: int) -> Itera
         yield invariant, f"In every row {law}. It is not in {len(wrong)} rows, first {rows}."
 
 
-def _totals(commit: Commit, rows: int, flagged: int, status: Counter[str]) -> Iterator[Problem]:
+def _totals(commit: Commit, flagged: int, status: Counter[str]) -> Iterator[Problem]:
     stated = {OK: commit.scored, **{f"unscorable:{reason}": n for reason, n in commit.unscorable.items()}}
-    if rows != commit.rows:
-        yield "I1", f"Must have {commit.rows} rows, as in the commit. Got {rows}."
     if +status != +Counter(stated):
         yield "I1", f"Rows by status must be {stated}, as in the commit. Got {dict(status)}."
     if flagged != commit.flagged:

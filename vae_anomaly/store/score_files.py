@@ -57,8 +57,8 @@ def score_table(
         pa.array(np.arange(first_row, first_row + rows, dtype=np.int64)),
         pa.array(record_ids, pa.string()),
         pa.array(status, pa.string()).dictionary_encode(),
-        pa.array(np.asarray(score, dtype=np.float64), mask=unscorable),
-        pa.array(np.asarray(p_value, dtype=np.float64), mask=unscorable),
+        pa.array(np.asarray(score, dtype=np.float64), mask=unscorable, from_pandas=False),  # a NaN stays one: check
+        pa.array(np.asarray(p_value, dtype=np.float64), mask=unscorable, from_pandas=False),  # reports it
         pa.array(np.asarray(is_anomaly, dtype=bool)),
         _constant(model_version, rows),
         _constant(threshold_version, rows),

@@ -1,0 +1,337 @@
+"""Laws of every score, over the table ``SCORES`` itself: a record's score is a function of this record alone."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+
+from vae_anomaly import VAEDetector
+from vae_anomaly.batch import Records
+from vae_anomaly.detector import Detector, Part
+from vae_anomaly.errors import ConfigError
+from vae_anomaly.fitting import Recipe, fit_detector
+from vae_anomaly.registry import build
+from vae_anomaly.scores import SCORES
+from vae_anomaly.scores.latent_neighbours import latent_neighbours
+from vae_anomaly.training import limited_threads
+from vae_anomaly.vae import Inputs, evaluate
+
+ROWS, HOLED = 5003, 1024  # holes, unseen and absurd values in the first chunk only, and a padded tail
+THREADS = (1, 2, 3, 4, 7)
+EXTREMES = (1e300, -1e300, 1.7e308, -1.7e308, 1e30, 5e-324, -0.0)
+Scorer = Callable[[np.ndarray], np.ndarray]  # positions of records -> their scores
+
+each_score = pytest.mark.parametrize("kind", SCORES)
+
+
+def with_values(records: Records, **columns: np.ndarray | pa.Array) -> Records:
+    return Records(records.first_row, records.record_ids, {**records.values, **columns}, records.status)
+
+
+@pytest.fixture(scope="module")
+def stream(make_records) -> Records:
+    """Whole records, but for the first chunk: missing cells, values never seen, and absurd ones."""
+    holed, whole = make_records(HOLED, 5, holes=0.05), make_records(ROWS - HOLED, 6, holes=0.0)
+    shop = pa.array(["unheard of" if i % 7 == 0 else v for i, v in enumerate(holed.values["shop"].to_pylist())])
+    amount = holed.values["amount"].copy()
+    amount[100 : 100 + len(EXTREMES)] = EXTREMES
+    holed = with_values(holed, shop=shop, amount=amount)
+    values = {
+        name: pa.concat_arrays([v, whole.values[name]]) if isinstance(v, pa.Array) else np.append(v, whole.values[name])
+        for name, v in holed.values.items()
+    }
+    return Records(0, np.arange(ROWS).astype(str), values, np.append(holed.status, whole.status))
+
+
+def dependence(scores: Scorer, rows: int = ROWS, threads: tuple[int, ...] = THREADS) -> list[str]:
+    """What the score of a record depends on beside the record: nothing, or the law is broken. Bits are compared."""
+    g = np.random.default_rng(0)
+    everything = np.arange(rows)
+    base = scores(everything)
+    orders = {
+        "order": [g.permutation(rows), everything[::-1]],
+        "records with holes": [everything[HOLED:], everything[HOLED + 500 :]],
+        "subset": [np.sort(g.choice(rows, size, replace=False)) for size in (2, 3, 7, 64, 1023, 1024, 1025, 4000)],
+        "batch of one": [np.array([i]) for i in g.integers(0, rows, 20)],
+        "repetition": [everything, np.full(1500, 2), np.full(1500, rows - 1)],
+    }
+    broken = [what for what, indices in orders.items() for i in indices if not same(scores(i), base[i])]
+    for count in threads:
+        with limited_threads(count):
+            if not same(scores(everything), base) or not same(scores(orders["order"][0]), base[orders["order"][0]]):
+                broken.append(f"{count} threads")
+    return sorted(set(broken))
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    """The same bits, whatever they mean."""
+    return a.tobytes() == b.tobytes()
+
+
+@each_score
+def test_scores_are_finite_for_finite_records(kind, fitted, stream):
+    found = fitted(kind).detector.detect(stream)
+    assert found.score.dtype == np.float64
+    assert np.isfinite(found.score).all()
+    assert (found.status == "ok").all()
+    assert ((found.p_value > 0) & (found.p_value <= 1)).all()
+
+
+@each_score
+def test_a_score_depends_on_nothing_but_its_record(kind, fitted, stream):
+    detector = fitted(kind).detector
+    assert dependence(lambda index: detector.detect(stream.take(index)).score) == []
+
+
+@each_score
+@pytest.mark.parametrize("hidden", [(96,), (80, 57)])  # wide enough that torch would share one layer among threads
+def test_a_score_does_not_depend_on_the_threads_for_wide_layers(kind, hidden, make_records, schema, stream):
+    recipe = Recipe(model=Part("mlp", {"hidden": hidden}), score=Part(kind), training={"epochs": 1}, calibration=0.3)
+    detector = fit_detector(make_records(300), schema, recipe).detector
+    assert dependence(lambda index: detector.detect(stream.take(index)).score) == []
+
+
+@each_score
+def test_dependence_is_seen(kind, fitted, stream):
+    detector = fitted(kind).detector
+
+    def centred(index: np.ndarray) -> np.ndarray:
+        scores = detector.detect(stream.take(index)).score
+        return scores - np.median(scores)
+
+    def in_one_go(index: np.ndarray) -> np.ndarray:
+        # a mask for everyone as soon as one has a hole, and something that forgets to mask its normalisation
+        inputs = detector.encode(stream.take(index))
+        return detector.scores(inputs) * (1.0 if inputs.observed is None else 1.0 + 2**-52)
+
+    assert "order" not in dependence(centred)
+    assert {"subset", "batch of one", "records with holes"} <= set(dependence(centred))
+    assert "records with holes" in dependence(in_one_go)
+
+
+@each_score
+def test_absent_masks_and_evidence_are_the_same_as_empty_ones(kind, fitted, stream):
+    detector = fitted(kind).detector
+    inputs = detector.encode(stream.take(np.arange(HOLED, ROWS)))
+    assert inputs.observed is None
+    assert inputs.evidence is None
+    ones, columns = torch.ones_like(inputs.x), len(detector.preprocessor.states)
+    for zero in (0.0, -0.0):
+        full = Inputs(inputs.x, ones, torch.full((len(inputs), columns), zero))
+        assert same(detector.scores(full), detector.scores(inputs))
+        assert same(detector.terms(full), detector.terms(inputs))
+
+
+@each_score
+def test_a_negative_zero_is_a_zero(kind, fitted, stream):
+    detector, some = fitted(kind).detector, stream.take(np.arange(HOLED, HOLED + 50))
+    zeros = [with_values(some, a=np.full(50, zero), b=np.full(50, zero)) for zero in (0.0, -0.0)]
+    assert same(detector.detect(zeros[0]).score, detector.detect(zeros[1]).score)
+
+
+@functools.cache
+def estimator(kind: str) -> VAEDetector:
+    X = matrix(600, 1)
+    X[np.random.default_rng(4).random(X.shape) < 0.02] = np.nan
+    options = {"hidden": (32, 16), "latent": 4}
+    return VAEDetector(scoring=kind, model_options=options, training={"steps": 60}, calibration=0.3, alpha=0.05).fit(X)
+
+
+def matrix(rows: int, seed: int) -> np.ndarray:
+    g = np.random.default_rng(seed)
+    return g.normal(size=(rows, 5)) @ g.normal(size=(5, 5))
+
+
+def holed_matrix() -> np.ndarray:
+    X, g = matrix(ROWS, 2), np.random.default_rng(3)
+    X[:HOLED][g.random((HOLED, 5)) < 0.05] = np.nan
+    X[g.random(X.shape) < 0.01] = -0.0
+    X[7:14, 2] = EXTREMES
+    return X
+
+
+@each_score
+def test_the_estimator_gives_the_bits_of_its_detector_in_every_order_and_layout(kind):
+    X, model = holed_matrix(), estimator(kind)
+    base = model.anomaly_score(X)
+    assert np.isfinite(base).all()
+    assert dependence(lambda index: model.anomaly_score(X[index])) == []
+    detector = model.detector_
+    names = [c.name for c in detector.schema.columns]
+    status = np.full(ROWS, "ok", dtype=object)
+    records = Records(0, np.arange(ROWS).astype(str), {n: X[:, i].copy() for i, n in enumerate(names)}, status)
+    usable = ~np.isnan(X).all(1)
+    assert same(detector.detect(records).score[usable], base[usable])
+    assert same(detector.scores(detector.preprocessor.encode_matrix(X)), base)
+    assert same(detector.scores(detector.preprocessor.encode_matrix(np.asfortranarray(X))), base)
+    assert same(model.anomaly_score(np.asfortranarray(X)), base)
+    assert same(model.anomaly_score(np.repeat(X, 2, axis=1)[:, ::2]), base)
+    assert same(model.anomaly_score(X.tolist()), base)
+
+
+@each_score
+def test_a_frame_scores_like_its_matrix(kind):
+    X = matrix(300, 1)
+    frame = pd.DataFrame(X, columns=list("vwxyz"))
+    options = {"scoring": kind, "model_options": {"hidden": (16,), "latent": 2}, "training": {"steps": 20}}
+    by_frame, by_matrix = VAEDetector(**options).fit(frame), VAEDetector(**options).fit(X)
+    assert same(by_frame.anomaly_score(frame), by_matrix.anomaly_score(X))
+
+
+@each_score
+def test_terms_sum_to_the_score(kind, fitted, stream):
+    detector = fitted(kind).detector
+    inputs = detector.encode(stream)
+    scores, terms = detector.scores(inputs), detector.terms(inputs)
+    assert terms.shape == (ROWS, len(detector.preprocessor.states) + 1)
+    assert (np.abs(terms.sum(1) - scores) <= 1e-9 * np.abs(terms).sum(1)).all()
+    rounded = terms.astype(np.float32).sum(1)  # sums in single precision would be caught
+    assert (np.abs(rounded - scores) > 1e-9 * np.abs(terms).sum(1)).any()
+
+
+@each_score
+@pytest.mark.parametrize("column", ["a", "b", "amount", "at", "flag", "shop"])
+def test_a_cell_that_was_never_missing_raises_the_score_when_it_is(kind, column, fitted, make_records):
+    detector, whole = fitted(kind, holes=0.0).detector, make_records(300, 8, holes=0.0)
+    empty = {
+        "at": np.full(300, np.datetime64("NaT"), "datetime64[us]"),
+        "shop": pa.array([None] * 300, pa.string()),
+    }.get(column, np.full(300, np.nan))
+    raised = detector.detect(with_values(whole, **{column: empty})).score - detector.detect(whole).score
+    assert (raised > 0).mean() > 0.95
+
+
+@each_score
+def test_evidence_counts_in_full(kind, fitted, stream):
+    detector = fitted(kind).detector
+    inputs = detector.encode(stream.take(np.arange(HOLED)))
+    bare = Inputs(inputs.x, inputs.observed)
+    nats = inputs.evidence.double().numpy()
+    assert (nats.sum(1) > 0).mean() > 0.1
+    np.testing.assert_allclose(detector.scores(inputs), detector.scores(bare) + nats.sum(1), rtol=1e-12)
+    np.testing.assert_allclose(detector.terms(inputs)[:, :-1], detector.terms(bare)[:, :-1] + nats, rtol=1e-12)
+
+
+@each_score
+def test_a_value_never_seen_raises_the_score(kind, fitted, make_records):
+    detector, whole = fitted(kind).detector, make_records(300, 8, holes=0.0)
+    unseen = with_values(whole, shop=pa.array(["unheard of"] * 300))
+    raised = detector.detect(unseen).score - detector.detect(whole).score
+    assert (raised > 0).mean() > 0.95
+    assert np.median(raised) > 2
+    other = with_values(whole, shop=pa.array(["no such shop"] * 300))
+    assert same(detector.detect(other).score, detector.detect(unseen).score)
+
+
+@each_score
+@pytest.mark.parametrize("column", ["a", "b", "amount"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_value_far_out_scores_higher_the_farther_and_is_flagged(kind, column, sign, fitted, make_records):
+    detector, whole = fitted(kind).detector, make_records(60, 8, holes=0.0)
+    state = next(s for s in detector.preprocessor.states if s.column == column)
+    distances = np.array([20, 50, 200, 1e3, 1e4, 1e6, 1e12, 1e50, 1e150, 1e300])
+    scores, flagged = [], []
+    for distance in distances:
+        value = np.full(60, state.center[0] + sign * distance * state.scale[0])
+        found = detector.detect(with_values(whole, **{column: value}))
+        scores.append(found.score)
+        flagged.append(found.is_anomaly)
+    assert (np.diff(np.array(scores), axis=0) > 0)[distances[:-1] >= 200].all()
+    assert np.array(flagged)[distances >= 1e3].all()
+
+
+@each_score
+def test_what_is_not_a_number_is_never_normal(kind, fitted, make_records):
+    detector, records = fitted(kind).detector, make_records(50, 8, holes=0.0)
+
+    class Broken:
+        def __call__(self, evaluation):
+            scores = detector.score(evaluation)
+            scores[:2] = torch.tensor([torch.nan, torch.inf])
+            return scores
+
+    found = replace(detector, score=Broken()).detect(records)
+    assert (found.status[:2] == "unscorable:non_finite_score").all()
+    assert np.isnan(found.score[:2]).all()
+    assert np.isnan(found.p_value[:2]).all()
+    assert (found.status[2:] == "ok").all()
+    assert detector.threshold.flag(np.array([np.nan])).all()
+
+
+@each_score
+def test_the_estimator_never_calls_an_unscorable_record_normal(kind):
+    g = np.random.default_rng(0)
+    frame = pd.DataFrame({"v": g.normal(size=200), "w": g.normal(size=200), "shop": g.choice(["north", "south"], 200)})
+    model = VAEDetector(scoring=kind, model_options={"hidden": (16,), "latent": 2}, training={"steps": 20}).fit(frame)
+    broken = frame.head(4).copy()
+    broken.loc[0, "v"] = np.inf
+    broken.loc[1, ["v", "w"]], broken.loc[1, "shop"] = np.nan, None
+    assert np.isnan(model.anomaly_score(broken)[:2]).all()
+    assert (model.predict(broken)[:2] == -1).all()
+    agree = (model.predict(frame) == -1) == model.detector_.threshold.flag(model.anomaly_score(frame))
+    assert agree.all()
+
+
+@each_score
+def test_unscorable_records_keep_their_reason_and_change_no_other(kind, fitted, stream):
+    detector, some = fitted(kind).detector, stream.take(np.arange(2000))
+    status = some.status.copy()
+    status[::3] = "unscorable:wrong_dtype:a"
+    values = {**some.values, "a": np.where(status == "ok", some.values["a"], np.inf)}
+    found, base = detector.detect(Records(0, some.record_ids, values, status)), detector.detect(some)
+    assert (found.status == status).all()
+    good = status == "ok"
+    assert same(found.score[good], base.score[good])
+    assert same(found.p_value[good], base.p_value[good])
+    assert np.isnan(found.score[~good]).all()
+    assert not found.is_anomaly[~good].any()
+
+
+@each_score
+def test_no_record_and_one_record_are_batches_too(kind, fitted, stream):
+    detector = fitted(kind).detector
+    assert len(detector.detect(stream.take(np.arange(0))).score) == 0
+    assert detector.detect(stream.take(np.arange(1))).score.shape == (1,)
+
+
+@each_score
+def test_a_score_rebuilt_from_its_tensors_is_the_same(kind, fitted, stream):
+    detector: Detector = fitted(kind).detector
+    saved = {name: tensor.clone() for name, tensor in detector.score.tensors.items()}
+    rebuilt = replace(detector, score=build("score", SCORES, kind, None, saved))
+    inputs = detector.encode(stream)
+    assert same(rebuilt.scores(inputs), detector.scores(inputs))
+
+
+@each_score
+def test_an_unknown_option_is_refused_with_the_known_ones(kind, fitted):
+    known = [n for n, p in inspect.signature(SCORES[kind]).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    with pytest.raises(ConfigError, match="no_such_option") as caught:
+        build("score", SCORES, kind, None, {}, no_such_option=1)
+    assert all(repr(name) in str(caught.value) for name in known)
+    with pytest.raises(ConfigError, match=kind):
+        build("score", SCORES, kind + "x", None, {})
+
+
+def test_latent_neighbours_are_those_of_brute_force(fitted, stream):
+    detector = fitted("latent_neighbours").detector
+    inputs = detector.encode(stream.take(np.arange(HOLED, HOLED + 200)))
+    with torch.no_grad():
+        v = detector.score.embed(evaluate(detector.vae, inputs)).double()
+    vectors = detector.score.vectors.double()
+    squares = torch.cdist(v, vectors, compute_mode="donot_use_mm_for_euclid_dist").square()
+    expected = 0.5 * squares.topk(detector.score.k, largest=False).values.mean(1)
+    np.testing.assert_allclose(detector.scores(inputs), expected, rtol=1e-4)
+    with torch.no_grad():
+        reference = evaluate(detector.vae, detector.reference.inputs)
+    for k in (0, len(detector.reference.inputs) + 1):
+        with pytest.raises(ConfigError, match="must lie between 1 and"):
+            latent_neighbours(reference, None, k=k)

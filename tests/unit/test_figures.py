@@ -1,0 +1,114 @@
+"""Figures show the numbers that they are given, whatever those are, and leave matplotlib as it was."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from vae_anomaly import figures
+from vae_anomaly.thresholds import conformal
+from vae_anomaly.training import EpochLog
+
+RNG = np.random.default_rng(0)
+SCORES = np.exp(RNG.normal(size=300))
+EPOCHS = [EpochLog(e, min(1.0, e / 5), 9.0 - e / 9, -12.0 + e / 9, -10.0, 2.0, e % 3 == 0) for e in range(20)]
+
+
+def drawn(figure: Figure) -> bytes:
+    """The PNG."""
+    data = figures.png(figure)
+    assert data.startswith(b"\x89PNG")
+    return data
+
+
+def test_equal_figures_are_equal_bytes_and_nothing_global_changes() -> None:
+    before = dict(mpl.rcParams)
+    assert drawn(figures.training_curves(EPOCHS)) == drawn(figures.training_curves(EPOCHS))
+    assert dict(mpl.rcParams) == before
+
+
+def test_training_curves_mark_the_kept_epoch() -> None:
+    left, right = figures.training_curves(EPOCHS).axes[:2]
+    assert left.get_legend_handles_labels()[1][-1] == "kept: epoch 18"
+    assert [line.get_ydata()[0] for line in right.lines[:2]] == [2.0, 2.0]
+
+
+def test_training_curves_of_one_epoch_without_a_best() -> None:
+    drawn(figures.training_curves([EpochLog(0, 0.1, 5.0, -6.0, -5.0, 1.0, False)]))
+
+
+@pytest.mark.parametrize(
+    ("calibration", "others"),
+    [
+        (SCORES, {"validation": SCORES[:40] * 3}),
+        (SCORES - 5, {"batch": np.array([-1e4, 0.0, 1e9])}),
+        (SCORES, {"batch": np.array([1e-30, 1e30])}),
+        (np.array([1.0, 2.0]), {}),
+        (SCORES, {"empty": np.zeros(0)}),
+    ],
+)
+def test_score_histogram_takes_any_score(calibration: np.ndarray, others: dict[str, np.ndarray]) -> None:
+    figure = figures.score_histogram(calibration, 3.0, others=others)
+    axes = figure.axes[0]
+    assert axes.lines[-1].get_xdata()[0] == 3.0
+    for patch in axes.patches[: 1 + len(others)]:
+        assert patch.get_data().values.sum() in (pytest.approx(1.0), 0.0)
+    drawn(figure)
+
+
+def test_score_histogram_marks_what_is_flagged() -> None:
+    axes = figures.score_histogram(SCORES, 2.0, others={"batch": np.array([0.5, 2.5, 7.0, 2.0])}).axes[0]
+    assert axes.lines[0].get_xdata().tolist() == [2.5, 7.0]
+
+
+def test_calibration_curve_shows_the_realised_shares() -> None:
+    threshold, held_out = conformal(SCORES, alpha=0.05), np.exp(np.random.default_rng(1).normal(size=200))
+    figure = figures.calibration_curve(threshold, held_out)
+    line = next(line for line in figure.axes[0].lines if line.get_label().startswith("validation"))
+    for alpha, share in zip(*line.get_data(), strict=True):
+        assert share == conformal(SCORES, alpha=alpha + 1e-9).flag(held_out).mean()
+    point = figure.axes[0].lines[-1]
+    assert (point.get_xdata()[0], point.get_ydata()[0]) == (0.05, threshold.flag(held_out).mean())
+    drawn(figure)
+
+
+@pytest.mark.parametrize(("alpha", "n"), [(0.5, 3), (0.001, 2000), (0.9, 50)])
+def test_calibration_curve_at_any_alpha(alpha: float, n: int) -> None:
+    drawn(figures.calibration_curve(conformal(np.arange(n) + 0.5, alpha=alpha), np.array([0.0, n + 1.0])))
+
+
+@pytest.mark.parametrize("latent", [1, 2, 5])
+@pytest.mark.parametrize("shift", [0.0, -9.0])
+def test_latent_map_rings_what_is_flagged(latent: int, shift: float) -> None:
+    mean, flagged = RNG.normal(size=(300, latent)), SCORES > 4
+    figure = figures.latent_map(mean, SCORES + shift, flagged, background=mean[:50] + 1)
+    ground, dots, rings = (c.get_offsets() for c in figure.axes[0].collections[:3])
+    assert (len(ground), len(dots), len(rings)) == (50, 300, flagged.sum())
+    if latent == 2:
+        assert np.allclose(rings, mean[flagged])
+    drawn(figure)
+
+
+def test_latent_map_keeps_the_flagged_of_very_many_records() -> None:
+    flagged = np.zeros(9000, bool)
+    flagged[-3:] = True
+    figure = figures.latent_map(RNG.normal(size=(9000, 4)), np.ones(9000), flagged)
+    assert [len(c.get_offsets()) for c in figure.axes[0].collections] == [figures.MAX_POINTS + 3, 3]
+
+
+@pytest.mark.parametrize(("records", "variables"), [(4, 3), (1, 1), (2, 90)])
+def test_reconstructions_show_the_furthest_off(records: int, variables: int) -> None:
+    found, expected = np.zeros((records, variables)), np.zeros((records, variables))
+    found[0, -1] = 50.0
+    found[-1, 0] = np.nan
+    names = [f"cost in $ of {i} " + "x" * 50 for i in range(variables)]
+    figure = figures.reconstructions(
+        names, found, expected, np.ones_like(found), titles=[f"record {i}" for i in range(records)]
+    )
+    assert len(figure.axes) == records
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert len(labels) == min(variables, figures.MAX_VARIABLES)
+    assert labels[-1].startswith(rf"cost in \$ of {variables - 1} ")
+    drawn(figure)

@@ -1,0 +1,106 @@
+"""What people see: progress on stderr, results on stdout, tables, short paths."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from vae_anomaly.pipelines import ScoreOutcome, Workspace
+
+
+@contextmanager
+def progress_display() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress display on stderr: a bar on a terminal, one line for each stage elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_progress()
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description:<40}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("starting", total=None)
+
+        def show(stage: str, done: int, total: int) -> None:
+            bars.update(task, description=stage, completed=done, total=total if total > 1 else None)
+
+        yield show
+
+
+def _plain_progress() -> Callable[[str, int, int], None]:
+    said: list[str] = []
+
+    def show(stage: str, done: int, total: int) -> None:
+        if stage not in said[-1:]:
+            said.append(stage)
+            sys.stderr.write(f"{stage} ...\n")
+            sys.stderr.flush()
+
+    return show
+
+
+def say(text: str = "") -> None:
+    """One line of the result."""
+    typer.echo(text)
+
+
+def say_json(value: Any) -> None:
+    """The result for a machine."""
+    typer.echo(json.dumps(value, indent=1, sort_keys=True, default=str))
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table as wide as the terminal, or 160 characters where there is none."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    grid = Table(*columns, title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
+    for row in rows:
+        grid.add_row(*(escape(cell) for cell in row))
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width, highlight=False).print(grid)
+
+
+def show_score(ws: Workspace, outcome: ScoreOutcome) -> None:
+    """The table of a scoring run, and what a person should look at."""
+    if outcome.batches:
+        rows = []
+        for b in outcome.batches:
+            c, q = b.commit, b.quarantine
+            if c:
+                found = f"{c.labelled.found} of {c.labelled.anomalies}" if c.labelled else ""
+                lost = f"{c.rows - c.scored}"
+                rows.append([b.name, f"{c.rows:,}", f"{c.flagged:,}", f"{c.expected_flagged:.1f}", found, lost, ""])
+            else:
+                why = f"{q.rule}{f': {q.column}' if q.column else ''}" if q else f"failed: {b.problem}"
+                rows.append([b.name, "", "", "", "", "", why])
+        table(
+            f"{ws.monitor.name}, model version {outcome.model.version if outcome.model else '-'}",
+            ["batch", "records", "flagged", "expected false alarms", "found of labelled", "unscorable", "quarantined"],
+            rows,
+        )
+        for b in outcome.batches:
+            if b.report:
+                say(f"{'report ' if b.commit else 'reason '} {shown(b.report)}")
+    else:
+        say(f"Nothing to score: {outcome.already} files in the inbox are done already.")
+    for name in outcome.waiting:
+        say(f"Still being written, left for the next run: {name}")
+    for problem in outcome.undelivered:
+        say(f"Alert not delivered, will be tried again: {problem}")
+
+
+def shown(path: Path) -> str:
+    """The path as short as it can be written from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
