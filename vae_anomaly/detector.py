@@ -267,7 +267,7 @@ def over_parts(vae: VAE, parts: Iterable[Inputs], function: Callable[[Evaluation
     Whether a part has a mask depends on its records; a mask of ones gives the same bits as none. One thread, for where
     several share a tensor the elements at the borders are rounded otherwise than those in the middle.
     """
-    with torch.inference_mode(), limited_threads(1):
+    with torch.no_grad(), limited_threads(1):
         done = [function(evaluate(vae, padded(rows)))[: len(rows)] for rows in parts]
     return torch.cat(done) if done else torch.zeros(0, dtype=torch.float64)
 

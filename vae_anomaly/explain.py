@@ -78,7 +78,7 @@ def latent_shares(detector: Detector, inputs: Inputs, nearest: torch.Tensor) -> 
 
 def _neighbours(detector: Detector, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
     """(B, NEIGHBOURS) nearest reference records and distances in natural units, whatever the score is."""
-    with torch.inference_mode():
+    with torch.no_grad():
         k = min(NEIGHBOURS, len(detector.reference.inputs))
         space = latent_neighbours(evaluate(detector.vae, detector.reference.inputs), None, k=k)
         evaluation = evaluate(detector.vae, inputs)

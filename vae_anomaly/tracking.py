@@ -178,7 +178,7 @@ class Tracker:
         except AWAY as error:
             uri = redacted(self.config.server.tracking_uri)
             raise ArtifactError(
-                f"the MLflow store {uri} must answer. Got: {_said(error)} Start it, or check server.tracking_uri in"
+                f"the MLflow store {uri} must answer. Got: {_said(error)}. Start it, or check server.tracking_uri in"
                 " mlflow.yml."
             ) from error
 
@@ -439,7 +439,7 @@ class Tracker:
         except (ArtifactError, *AWAY) as error:
             raise ArtifactError(
                 f"version {version.version} of {version.name} must have its files in {redacted(where)}."
-                f" Got: {_said(error)} If the artifacts were moved, move them back; else `vae-anomaly fit` again."
+                f" Got: {_said(error)}. If the artifacts were moved, move them back; else `vae-anomaly fit` again."
             ) from error
         return Path(got)
 
@@ -589,9 +589,11 @@ def _first_start(database: Path) -> Iterator[None]:
 
 
 def _said(error: BaseException) -> str:
-    """The first line of an error's text, without credentials."""
+    """The first line of an error's text, without credentials and without its period."""
     text = str(error).strip() or type(error).__name__
-    return redacted(text.splitlines()[0][:300])
+    if "Max retries exceeded" in text and (cause := re.search(r"Caused by (\w+)", text)):
+        return f"no connection ({cause[1]})"
+    return redacted(text.splitlines()[0][:300]).rstrip(".")
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -132,7 +132,7 @@ def _step(vae: VAE, rows: Inputs, objective: BetaElbo, plan: TrainingPlan, progr
     return objective.loss(elbo_terms(vae, rows, noise, encoded=encoded), progress)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def validation_elbo(vae: VAE, inputs: Inputs) -> tuple[float, float, float]:
     """Mean ELBO, log-likelihood and KL at the posterior mean, in nats."""
     likelihood, kl = 0.0, 0.0

@@ -163,8 +163,8 @@ def flattened(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
 def standardise(values: np.ndarray, center: np.ndarray | float, scale: np.ndarray | float) -> np.ndarray:
     """float32 (values - center) / scale, logarithmic beyond ``TAIL``; NaN stays NaN, every finite value finite."""
     # in torch, which handles the broadcast rows twice as fast as numpy does
-    shift, unit = (torch.as_tensor(v, dtype=torch.float64) for v in (center, scale))
-    t = torch.from_numpy(values.copy()).sub_(shift).div_(unit)
+    shift, spread = (torch.as_tensor(v, dtype=torch.float64) for v in (center, scale))
+    t = torch.from_numpy(values.copy()).sub_(shift).div_(spread)
     x = t.float().numpy()
     # NaN compares false; most chunks are inside and done
     if len(x) and not (x.min() >= -TAIL and x.max() <= TAIL):

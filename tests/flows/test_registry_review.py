@@ -1,0 +1,383 @@
+"""Laws of the way to champion: nothing unreviewed, altered or unloadable gets there unforced, and there is a way back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tracking_samples import mlflow, monitor, register, sample
+
+from vae_anomaly import registry_review
+from vae_anomaly.config import GatesConfig, MlflowConfig, MonitorConfig
+from vae_anomaly.errors import ArtifactError, ConfigError, ReviewError
+from vae_anomaly.registry_review import Evidence, Promotion, Review, evaluate_gates, history, promote, rollback
+from vae_anomaly.report.review import Gate, Measure, to_html
+from vae_anomaly.thresholds import conformal
+from vae_anomaly.tracking import Tracker
+
+LIMITS = GatesConfig(min_corruption_recall=0.3)
+NOW = 1_790_000_000.25
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reviews")
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path) -> MlflowConfig:
+    return mlflow(folder)
+
+
+@pytest.fixture(scope="module")
+def tracker(config: MlflowConfig) -> Tracker:
+    made = Tracker(config)
+    made.initialise()
+    return made
+
+
+@pytest.fixture
+def payments(tracker: Tracker, folder: Path, request: pytest.FixtureRequest) -> MonitorConfig:
+    """A monitor of this test's own, with two versions of its model."""
+    made = monitor(re.sub(r"[^a-z-]", "-", request.node.name)[-40:].strip("-"), folder)
+    for seed in (0, 1):
+        register(tracker, made, sample(seed))
+    return made
+
+
+def review(payments: MonitorConfig, config: MlflowConfig, version: str | None = None, **changes: object) -> Review:
+    options = {"records": sample().records, "recipe": sample().recipe, "cache": payments.output / "models", "now": NOW}
+    return registry_review.review(payments, config, version=version, **(options | changes))
+
+
+def champion(tracker: Tracker, payments: MonitorConfig) -> str | None:
+    name = tracker.registered_name(payments.name)
+    return tracker.client.get_registered_model(name).aliases.get("champion")
+
+
+def tags(tracker: Tracker, payments: MonitorConfig, version: str) -> dict[str, str]:
+    return tracker.client.get_model_version(tracker.registered_name(payments.name), version).tags
+
+
+# ---- gates ----
+
+DETECTOR = sample().fit.detector
+EVIDENCE = Evidence.of(DETECTOR, sample().validation)
+
+
+def verdicts(detector=DETECTOR, evidence=EVIDENCE, known=None, limits=LIMITS) -> dict[str, bool]:
+    return {gate.name: gate.passed for gate in evaluate_gates(detector, evidence, known, limits)}
+
+
+def test_a_good_detector_passes_every_gate() -> None:
+    assert verdicts() == dict.fromkeys(verdicts(), True)
+    assert verdicts(known=EVIDENCE)["recall lost"]
+
+
+RECORDS = len(EVIDENCE.scores)
+WRONG = {
+    "false-alarm rate": {"evidence": replace(EVIDENCE, flagged=np.arange(RECORDS) < RECORDS // 3)},
+    "distinct scores": {"evidence": replace(EVIDENCE, scores=np.full(RECORDS, 3.0))},
+    "corruption recall": {"evidence": replace(EVIDENCE, recall={"a": 1.0, "b": 0.2, "c": 0.0})},
+    "recall lost": {"known": replace(EVIDENCE, recall=dict.fromkeys(EVIDENCE.recall, 1.0))},
+    "calibration records": {"limits": GatesConfig(min_calibration_records=161)},
+    "active latent units": {"limits": GatesConfig(min_active_units=4)},
+    "supported alpha": {"detector": replace(DETECTOR, threshold=replace(DETECTOR.threshold, alpha=1 / 162))},
+}
+
+
+@pytest.mark.parametrize("gate", WRONG)
+def test_each_gate_fails_by_its_own_fault(gate: str) -> None:
+    assert [name for name, passed in verdicts(**WRONG[gate]).items() if not passed] == [gate]
+
+
+def test_without_records_what_needs_them_does_not_hold() -> None:
+    failed = {name for name, passed in verdicts(evidence=None).items() if not passed}
+    assert failed == {"false-alarm rate", "distinct scores", "corruption recall"}
+
+
+@pytest.mark.parametrize("sense", ["at least", "at most"])
+def test_what_was_not_measured_never_passes(sense) -> None:
+    assert not any(Gate("g", value, sense, 0.5, "").passed for value in (None, float("nan")))
+
+
+@pytest.mark.parametrize(("n", "m", "alpha"), [(100, 40, 0.05), (1000, 300, 0.01), (5000, 2000, 0.1)])
+def test_chance_alone_hardly_ever_fails_the_false_alarm_gate(n: int, m: int, alpha: float) -> None:
+    detector = replace(DETECTOR, threshold=conformal(np.arange(n) + 0.5, alpha=alpha))
+    limit = next(g.limit for g in evaluate_gates(detector, replace(EVIDENCE, flagged=np.zeros(m, bool)), None,
+                                                 GatesConfig(max_false_alarm_ratio=0.5)) if g.name == "false-alarm rate")  # fmt: skip
+    rng, b = np.random.default_rng(0), detector.threshold.rank
+    flagged = rng.binomial(m, rng.beta(b, n + 1 - b, 200_000)) / m
+    assert (flagged > limit).mean() < 0.0008
+    assert (flagged >= limit - 1 / m).mean() > 0.0003
+
+
+# ---- reviews ----
+
+
+def test_a_review_is_recorded_with_its_hash(tracker: Tracker, payments: MonitorConfig, config: MlflowConfig) -> None:
+    found = review(payments, config)
+    assert (found.version, found.passed, found.champion) == ("2", True, {})
+    kept = tags(tracker, payments, "2")
+    data = Path(tracker.client.download_artifacts(kept["review.run_id"], "review.json")).read_bytes()
+    assert data == found.to_json() == (found.page.parent / "v2.review.json").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == kept["review.sha256"]
+    assert (kept["review.digest"], kept["review.passed"]) == (found.digest, "true")
+    run = tracker.client.get_run(kept["review.run_id"])
+    assert run.data.tags["model.version"] == "2"
+    assert run.data.metrics["corruption_recall"] == pytest.approx(np.median(list(found.recall.values())))
+    assert found.page.read_text() == to_html(found)
+
+
+def test_the_same_review_is_the_same_bytes(payments: MonitorConfig, config: MlflowConfig) -> None:
+    first, second = review(payments, config), review(payments, config)
+    assert first.to_json() == second.to_json()
+    assert first.reviewed_at == "2026-09-21T14:13:20.250000+00:00"
+    assert json.loads(first.to_json())["passed"] is True
+
+
+def test_a_blind_column_is_a_warning(payments: MonitorConfig, config: MlflowConfig) -> None:
+    found = review(payments, config)
+    blind = [column for column, recall in found.recall.items() if recall < 0.1]
+    assert blind
+    assert [w for w in found.warnings if all(column in w for column in blind)]
+
+
+def test_a_review_compares_with_the_champion(payments: MonitorConfig, config: MlflowConfig) -> None:
+    promote(payments, config, version="1", by="Ada", now=NOW, force=True, reason="first")
+    found = review(payments, config)
+    assert found.champion["version"] == "1"
+    assert "recall lost" in [gate.name for gate in found.gates]
+    assert 0.5 < found.agreement <= 1
+    assert -1 <= found.rank_correlation <= 1
+    threshold = next(m for m in found.measures if m.name.startswith("threshold"))
+    assert threshold.candidate != threshold.champion
+    assert review(payments, config, version="1").champion == {}
+
+
+def test_changed_training_records_are_said(payments: MonitorConfig, config: MlflowConfig, folder: Path) -> None:
+    said = "may have been trained on some of the validation records"
+    assert not [w for w in review(payments, config, version="1").warnings if said in w]
+    fewer = sample().records.take(np.arange(300))
+    assert [w for w in review(payments, config, version="1", records=fewer).warnings if said in w]
+    reseeded = payments.model_copy(update={"seed": 9})
+    assert [w for w in review(reseeded, config, version="1").warnings if said in w]
+
+
+def test_without_records_a_review_does_not_pass(payments: MonitorConfig, config: MlflowConfig) -> None:
+    found = review(payments, config, records=None)
+    assert not found.passed
+    assert "No records were given: nothing was measured on them." in found.warnings
+
+
+# ---- promotion ----
+
+
+def test_promotion_needs_a_review(tracker: Tracker, payments: MonitorConfig, config: MlflowConfig) -> None:
+    with pytest.raises(ReviewError, match="version 2 of .* must be reviewed before it is promoted. Got no review"):
+        promote(payments, config, by="Ada", now=NOW)
+    assert champion(tracker, payments) is None
+    done = None if review(payments, config) is None else promote(payments, config, by="Ada", now=NOW, reason="best")
+    assert done == Promotion(tracker.registered_name(payments.name), "2", "", "promoted", "Ada",
+                             "2026-09-21T14:13:20.250000+00:00", "best")  # fmt: skip
+    assert champion(tracker, payments) == "2"
+    kept = {k: v for k, v in tags(tracker, payments, "2").items() if k.startswith("promoted.")}
+    assert kept == {
+        "promoted.by": "Ada",
+        "promoted.at": done.at,
+        "promoted.reason": "best",
+        "promoted.previous": "",
+        "promoted.forced": "false",
+    }
+
+
+def test_promoting_the_champion_changes_nothing(
+    tracker: Tracker, payments: MonitorConfig, config: MlflowConfig
+) -> None:
+    review(payments, config)
+    promote(payments, config, by="Ada", now=NOW)
+    before = tags(tracker, payments, "2")
+    again = promote(payments, config, by="Bob", now=NOW + 1)
+    assert not again.changed
+    assert "already" in str(again)
+    assert tags(tracker, payments, "2") == before
+    assert len(history(payments, config)) == 1
+
+
+def altered(tracker: Tracker, payments: MonitorConfig, version: str = "2") -> Path:
+    run = tracker.client.get_run(tags(tracker, payments, version)["review.run_id"])
+    return Path(run.info.artifact_uri) / "review.json"
+
+
+def test_an_altered_review_is_refused(tracker: Tracker, payments: MonitorConfig, config: MlflowConfig) -> None:
+    strict = config.registry.review.model_copy(update={"gates": GatesConfig(min_corruption_recall=1.0)})
+    refusing = config.model_copy(update={"registry": config.registry.model_copy(update={"review": strict})})
+    assert not review(payments, refusing).passed
+    with pytest.raises(ReviewError, match="These do not: corruption recall"):
+        promote(payments, config, by="Ada", now=NOW)
+    path = altered(tracker, payments)
+    path.write_text(path.read_text().replace('"passed": false', '"passed": true'))
+    with pytest.raises(ReviewError, match=r"Got an altered review.json"):
+        promote(payments, config, by="Ada", now=NOW)
+    path.unlink()
+    with pytest.raises(ReviewError, match="must be in its run. Got none"):
+        promote(payments, config, by="Ada", now=NOW)
+    assert champion(tracker, payments) is None
+
+
+def test_the_review_of_another_version_is_refused(
+    tracker: Tracker, payments: MonitorConfig, config: MlflowConfig
+) -> None:
+    review(payments, config, version="1")
+    for key, value in tags(tracker, payments, "1").items():
+        if key.startswith("review."):
+            tracker.client.set_model_version_tag(tracker.registered_name(payments.name), "2", key, value)
+    with pytest.raises(ReviewError, match="must be of this very detector"):
+        promote(payments, config, version="2", by="Ada", now=NOW)
+    assert champion(tracker, payments) is None
+
+
+def test_force_needs_a_reason_and_records_it(tracker: Tracker, payments: MonitorConfig, config: MlflowConfig) -> None:
+    with pytest.raises(ConfigError, match="--force must come with --reason"):
+        promote(payments, config, by="Ada", now=NOW, force=True)
+    done = promote(payments, config, by="Ada", now=NOW, force=True, reason="the old one is broken")
+    assert (champion(tracker, payments), done.action) == ("2", "forced")
+    assert tags(tracker, payments, "2")["promoted.forced"] == "true"
+
+
+def test_a_review_that_is_not_required_is_not_asked_for(
+    tracker: Tracker, payments: MonitorConfig, config: MlflowConfig
+) -> None:
+    loose = config.registry.review.model_copy(update={"required": False})
+    promote(payments, config.model_copy(update={"registry": config.registry.model_copy(update={"review": loose})}),
+            by="Ada", now=NOW)  # fmt: skip
+    assert champion(tracker, payments) == "2"
+
+
+@pytest.mark.parametrize("by", ["", "  ", "Ada\nadmin", "x\x1b[31m", "x" * 501, "a\u202eb"])
+def test_names_that_forge_a_line_are_refused(config: MlflowConfig, folder: Path, by: str) -> None:
+    with pytest.raises(ConfigError, match="--by must be"):
+        promote(monitor("any", folder), config, by=by, now=NOW)
+    with pytest.raises(ConfigError, match="--reason must be|--by must be"):
+        rollback(monitor("any", folder), config, by="Ada", reason=by or "\n", now=NOW)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_cannot_be_loaded_is_never_promoted(
+    tracker: Tracker, payments: MonitorConfig, config: MlflowConfig, force: bool
+) -> None:
+    review(payments, config)
+    source = Path(tracker.resolve(payments.name, "candidate").source)
+    weights = source / "artifacts" / "detector" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(ArtifactError, match=r"version 2 of .*weights.safetensors"):
+        promote(payments, config, by="Ada", now=NOW, force=force, reason="now")
+    assert champion(tracker, payments) is None
+
+
+def test_rollback_restores_the_version_before(tracker: Tracker, payments: MonitorConfig, config: MlflowConfig) -> None:
+    review(payments, config, version="1")
+    promote(payments, config, version="1", by="Ada", now=NOW)
+    with pytest.raises(ReviewError, match="version 1 of .* must have a version before it"):
+        rollback(payments, config, by="Ada", now=NOW)
+    promote(payments, config, version="2", by="Ada", now=NOW + 1, force=True, reason="try")
+    done = rollback(payments, config, by="Bob", reason="too many alerts", now=NOW + 2)
+    assert (champion(tracker, payments), done.previous, str(done).count("rolled back by Bob")) == ("1", "2", 1)
+    assert tags(tracker, payments, "2")["rolled_back.reason"] == "too many alerts"
+    with pytest.raises(ReviewError, match="must have a version before it"):
+        rollback(payments, config, by="Ada", now=NOW + 3)
+    moves = [(m.previous, m.version, m.action, m.by) for m in history(payments, config)]
+    assert moves == [
+        ("", "1", "promoted", "Ada"),
+        ("1", "2", "forced", "Ada"),
+        ("2", "1", "rolled back", "Bob"),
+    ]
+
+
+def test_rollback_to_files_that_are_gone_is_refused(
+    tracker: Tracker, payments: MonitorConfig, config: MlflowConfig
+) -> None:
+    for version in ("1", "2"):
+        promote(payments, config, version=version, by="Ada", now=NOW, force=True, reason="try")
+    shutil.rmtree(tracker.resolve(payments.name, "1").source)
+    with pytest.raises(ArtifactError, match="version 1 of"):
+        rollback(payments, config, by="Ada", now=NOW)
+    assert champion(tracker, payments) == "2"
+
+
+def test_a_promotion_cut_short_is_finished_by_the_next(
+    tracker: Tracker, payments: MonitorConfig, config: MlflowConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    review(payments, config)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tracker.client), "set_registered_model_alias", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            promote(payments, config, by="Ada", now=NOW)
+    assert champion(tracker, payments) is None
+    assert promote(payments, config, by="Ada", now=NOW).changed
+    assert champion(tracker, payments) == "2"
+
+
+# ---- the page ----
+
+
+class Elements(HTMLParser):
+    """Tags and attributes of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=y> \u202e {{ 7 * 7 }}'
+
+
+def page(text: str) -> str:
+    gate = Gate(text, 0.1, "at least", 0.2, text, "share")
+    return to_html(
+        Review(
+            text,
+            text,
+            text,
+            text,
+            text,
+            (gate,),
+            warnings=(text,),
+            champion={"version": text, "digest": text},
+            measures=(Measure(text, 1.0, None),),
+            agreement=0.9,
+            rank_correlation=None,
+            recall={text: 0.5, **{f"{i}{text}": 0.1 for i in range(300)}},
+            facts={text: text},
+        )  # fmt: skip
+    )
+
+
+def test_hostile_text_is_inert_on_the_page() -> None:
+    hostile, plain = Elements(page(HOSTILE)), Elements(page("plain"))
+    assert [tag for tag, _ in hostile.seen] == [tag for tag, _ in plain.seen]
+    assert not [a for tag, a in hostile.seen if tag in ("script", "img", "link") or "src" in a or "href" in a]
+    assert "\u202e" not in page(HOSTILE)
+    assert "49" not in re.findall(r"\{\{.{0,9}|49", page(HOSTILE))
+
+
+def test_the_page_says_what_fails() -> None:
+    text = page("plain")
+    assert "Not to be promoted" in text
+    assert "1 of 1 gates does not hold: plain." in text
+    assert "101 more columns" in text
+    assert len(text) < 400_000
