@@ -6,10 +6,13 @@ Nothing heavy is imported before a test asks for it, and every random number com
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread only waits where several things run at a time
 
 SMALL = {"hidden": (32, 16), "latent": 4}
 

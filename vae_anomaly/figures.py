@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -135,6 +136,7 @@ def score_histogram(
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     _label(axes, x="score, nats", y="share of records, square-root scale")
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
 
@@ -144,16 +146,21 @@ def _score_axis(axes: Axes, scores: np.ndarray, usual: np.ndarray) -> np.ndarray
     bins = int(np.clip(2.5 * len(usual) ** 0.5, 12, 60)) + 1
     if low > 0:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e4 * low else (1,), numticks=9))
-        axes.xaxis.set_minor_locator(NullLocator())
+        _log_ticks(axes.xaxis, low, high)
         edges = np.geomspace(low * 0.97, high * 1.03, bins)
     else:
         width = float(np.subtract(*np.quantile(usual, [0.9, 0.1]))) or 1.0
         axes.set_xscale("asinh", linear_width=width)
         edges = np.sinh(np.linspace(np.arcsinh(low / width) - 0.05, np.arcsinh(high / width) + 0.05, bins)) * width
         axes.set_xticks([float(f"{v:.2g}") for v in edges[:: max(1, bins // 8)]])
-    axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
     return edges
+
+
+def _log_ticks(axis: Axis, low: float, high: float) -> None:
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e4 * low else (1,), numticks=9))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(_plain))
 
 
 def _outline(axes: Axes, scores: np.ndarray, edges: np.ndarray, *, color: str, fill: bool, label: str) -> None:
@@ -233,7 +240,8 @@ def latent_map(
     bar = figure.colorbar(dots, ax=axes, fraction=0.05, pad=0.02)
     bar.set_label("score, nats", color=INK)
     bar.outline.set_visible(False)
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(_plain))
+    if isinstance(norm, LogNorm):
+        _log_ticks(bar.ax.yaxis, *_ends(color))
     _label(axes, x=names[0], y=names[1])
     return figure
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from vae_anomaly.batch import Records
-from vae_anomaly.detector import Detector, Part, Reference
+from vae_anomaly.detector import Detector, Part, Reference, over_chunks
 from vae_anomaly.errors import DataError, TrainingError
 from vae_anomaly.models import MODELS
 from vae_anomaly.objectives import BetaElbo
@@ -110,6 +110,11 @@ def _fit(
         epochs.append(log)
         if on_epoch is not None:
             on_epoch(log, plan.epochs)
+    validation = parts["validation"]
+    vae.likelihood.rescale(
+        over_chunks(vae, validation, lambda e: e.likelihood.residuals(e.inputs.x, e.inputs.observed)),
+        validation.observed,
+    )
     kept = splits["training"][:REFERENCE_RECORDS]
     reference = Reference(_bare(preprocessor.encode(records.take(kept))), tuple(map(str, records.record_ids[kept])))
     # not in inference mode: explanations take gradients through the fitted score

@@ -24,11 +24,11 @@ class Perceptron(nn.Sequential):
     """Linear layers with SiLU between them and none after the last."""
 
     def forward(self, x: Tensor) -> Tensor:
-        *hidden, last = self
-        for layer in hidden:
+        *hidden, last = ((layer.weight, layer.bias) for layer in self)
+        for weight, bias in hidden:
             # in place: nothing else sees the layer's output, and its memory is still in the cache
-            x = functional.silu(layer(x), inplace=True)
-        return last(x)  # type: ignore[no-any-return]
+            x = functional.silu(functional.linear(x, weight, bias), inplace=True)
+        return functional.linear(x, *last)
 
 
 def mlp(sizes: Sequence[int]) -> Perceptron:

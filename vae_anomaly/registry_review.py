@@ -167,9 +167,8 @@ def review(
 def _champion(tracker: Tracker, monitor: str, candidate: Resolved) -> Resolved | None:
     """The champion that a candidate is compared with; None without one, or when it is the candidate itself."""
     with tracker.explained():
-        aliases = tracker.client.get_registered_model(candidate.name).aliases
-    number = aliases.get(tracker.config.registry.aliases.champion)
-    return None if number in (None, candidate.version) else tracker.resolve(monitor, str(number))
+        number = tracker.aliases(candidate.name).get(tracker.config.registry.aliases.champion)
+    return None if number in (None, candidate.version) else tracker.resolve(monitor, number)
 
 
 def _changes(
@@ -360,7 +359,7 @@ def history(monitor: MonitorConfig, mlflow: MlflowConfig) -> tuple[Promotion, ..
 def _move(tracker: Tracker, to: Resolved, action: str, by: str, reason: str, at: str) -> Promotion:
     """Tags first, then the alias, then the line of the history: whatever is cut short can be done again."""
     alias = tracker.config.registry.aliases.champion
-    previous = str(tracker.client.get_registered_model(to.name).aliases.get(alias, ""))
+    previous = tracker.aliases(to.name).get(alias, "")
     done = Promotion(to.name, to.version, previous, action, by, at, reason, changed=previous != to.version)
     if not done.changed:
         return done

@@ -331,6 +331,10 @@ class Tracker:
             raise ConfigError(f"a monitor's name must match {NAME}. Got {monitor[:80]!r}.")
         return self.config.registered_name(monitor)
 
+    def aliases(self, name: str) -> dict[str, str]:
+        """Alias to version of the registered model ``name``."""
+        return {a: str(v) for a, v in self.client.get_registered_model(name).aliases.items()}
+
     def resolve(self, monitor: str, which: str = "champion", *, cache: Path | None = None) -> Resolved:
         """The version of a monitor's model that ``which`` means now: ``champion``, ``candidate``, an alias, a number.
 
@@ -354,7 +358,7 @@ class Tracker:
 
     def _lookup(self, name: str, monitor: str, which: str) -> Resolved:
         try:
-            aliases = self.client.get_registered_model(name).aliases
+            aliases = self.aliases(name)
             alias = getattr(self.config.registry.aliases, which, which)
             number = which if which.isascii() and which.isdigit() else aliases.get(alias)
             if number is not None:

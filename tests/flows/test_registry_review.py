@@ -1,4 +1,4 @@
-"""Laws of the way to champion: nothing unreviewed, altered or unloadable gets there unforced, and there is a way back."""
+"""Laws of the way to champion: nothing unreviewed or altered gets there unforced, and there is a way back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tracking_samples import mlflow, monitor, register, sample
 
-from vae_anomaly import registry_review
+from vae_anomaly import registry_review, tracking
 from vae_anomaly.config import GatesConfig, MlflowConfig, MonitorConfig
 from vae_anomaly.errors import ArtifactError, ConfigError, ReviewError
 from vae_anomaly.registry_review import Evidence, Promotion, Review, evaluate_gates, history, promote, rollback
@@ -47,8 +47,11 @@ def tracker(config: MlflowConfig) -> Tracker:
 
 
 @pytest.fixture
-def payments(tracker: Tracker, folder: Path, request: pytest.FixtureRequest) -> MonitorConfig:
-    """A monitor of this test's own, with two versions of its model."""
+def payments(
+    tracker: Tracker, folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> MonitorConfig:
+    """A monitor of this test's own, with two versions of its model; no figures, they take a second each time."""
+    monkeypatch.setattr(tracking, "of_fit", lambda *_, **__: ())
     made = monitor(re.sub(r"[^a-z-]", "-", request.node.name)[-40:].strip("-"), folder)
     for seed in (0, 1):
         register(tracker, made, sample(seed))
@@ -62,7 +65,7 @@ def review(payments: MonitorConfig, config: MlflowConfig, version: str | None = 
 
 def champion(tracker: Tracker, payments: MonitorConfig) -> str | None:
     name = tracker.registered_name(payments.name)
-    return tracker.client.get_registered_model(name).aliases.get("champion")
+    return tracker.aliases(name).get("champion")
 
 
 def tags(tracker: Tracker, payments: MonitorConfig, version: str) -> dict[str, str]:
@@ -114,8 +117,8 @@ def test_what_was_not_measured_never_passes(sense) -> None:
 @pytest.mark.parametrize(("n", "m", "alpha"), [(100, 40, 0.05), (1000, 300, 0.01), (5000, 2000, 0.1)])
 def test_chance_alone_hardly_ever_fails_the_false_alarm_gate(n: int, m: int, alpha: float) -> None:
     detector = replace(DETECTOR, threshold=conformal(np.arange(n) + 0.5, alpha=alpha))
-    limit = next(g.limit for g in evaluate_gates(detector, replace(EVIDENCE, flagged=np.zeros(m, bool)), None,
-                                                 GatesConfig(max_false_alarm_ratio=0.5)) if g.name == "false-alarm rate")  # fmt: skip
+    evidence, limits = replace(EVIDENCE, flagged=np.zeros(m, bool)), GatesConfig(max_false_alarm_ratio=0.5)
+    limit = {gate.name: gate.limit for gate in evaluate_gates(detector, evidence, None, limits)}["false-alarm rate"]
     rng, b = np.random.default_rng(0), detector.threshold.rank
     flagged = rng.binomial(m, rng.beta(b, n + 1 - b, 200_000)) / m
     assert (flagged > limit).mean() < 0.0008
@@ -184,7 +187,7 @@ def test_without_records_a_review_does_not_pass(payments: MonitorConfig, config:
 
 
 def test_promotion_needs_a_review(tracker: Tracker, payments: MonitorConfig, config: MlflowConfig) -> None:
-    with pytest.raises(ReviewError, match="version 2 of .* must be reviewed before it is promoted. Got no review"):
+    with pytest.raises(ReviewError, match=r"version 2 of .* must be reviewed before it is promoted. Got no review"):
         promote(payments, config, by="Ada", now=NOW)
     assert champion(tracker, payments) is None
     done = None if review(payments, config) is None else promote(payments, config, by="Ada", now=NOW, reason="best")
@@ -230,7 +233,7 @@ def test_an_altered_review_is_refused(tracker: Tracker, payments: MonitorConfig,
     with pytest.raises(ReviewError, match=r"Got an altered review.json"):
         promote(payments, config, by="Ada", now=NOW)
     path.unlink()
-    with pytest.raises(ReviewError, match="must be in its run. Got none"):
+    with pytest.raises(ReviewError, match=r"must be in its run. Got none"):
         promote(payments, config, by="Ada", now=NOW)
     assert champion(tracker, payments) is None
 
@@ -268,7 +271,7 @@ def test_a_review_that_is_not_required_is_not_asked_for(
 def test_names_that_forge_a_line_are_refused(config: MlflowConfig, folder: Path, by: str) -> None:
     with pytest.raises(ConfigError, match="--by must be"):
         promote(monitor("any", folder), config, by=by, now=NOW)
-    with pytest.raises(ConfigError, match="--reason must be|--by must be"):
+    with pytest.raises(ConfigError, match=r"--reason must be|--by must be"):
         rollback(monitor("any", folder), config, by="Ada", reason=by or "\n", now=NOW)
 
 
@@ -288,7 +291,7 @@ def test_what_cannot_be_loaded_is_never_promoted(
 def test_rollback_restores_the_version_before(tracker: Tracker, payments: MonitorConfig, config: MlflowConfig) -> None:
     review(payments, config, version="1")
     promote(payments, config, version="1", by="Ada", now=NOW)
-    with pytest.raises(ReviewError, match="version 1 of .* must have a version before it"):
+    with pytest.raises(ReviewError, match=r"version 1 of .* must have a version before it"):
         rollback(payments, config, by="Ada", now=NOW)
     promote(payments, config, version="2", by="Ada", now=NOW + 1, force=True, reason="try")
     done = rollback(payments, config, by="Bob", reason="too many alerts", now=NOW + 2)
@@ -363,7 +366,7 @@ def page(text: str) -> str:
             rank_correlation=None,
             recall={text: 0.5, **{f"{i}{text}": 0.1 for i in range(300)}},
             facts={text: text},
-        )  # fmt: skip
+        )
     )
 
 
@@ -372,12 +375,12 @@ def test_hostile_text_is_inert_on_the_page() -> None:
     assert [tag for tag, _ in hostile.seen] == [tag for tag, _ in plain.seen]
     assert not [a for tag, a in hostile.seen if tag in ("script", "img", "link") or "src" in a or "href" in a]
     assert "\u202e" not in page(HOSTILE)
-    assert "49" not in re.findall(r"\{\{.{0,9}|49", page(HOSTILE))
+    assert "{{ 7 * 7 }}" in page(HOSTILE)
 
 
 def test_the_page_says_what_fails() -> None:
     text = page("plain")
     assert "Not to be promoted" in text
-    assert "1 of 1 gates does not hold: plain." in text
+    assert "1 of 1 gates does not hold: <bdi>plain</bdi>." in text
     assert "101 more columns" in text
     assert len(text) < 400_000

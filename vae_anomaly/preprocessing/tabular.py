@@ -115,7 +115,8 @@ class TabularPreprocessor:
     @functools.cached_property
     def _numbers(self) -> np.ndarray:
         """(5, Q): center, scale, unit, nats of a missing and of a present cell of each number."""
-        return np.array([(*s.center, *s.scale, s.unit, s.missing_nats, s.present_nats) for s in self.states]).T
+        rows = [(*s.center, *s.scale, s.unit, s.missing_nats, s.present_nats) for s in self.states]
+        return np.ascontiguousarray(np.transpose(rows))
 
     def encode_matrix(self, values: np.ndarray) -> Inputs:
         """As :meth:`encode` for a float64 matrix (B, Q) in the order of :attr:`columns`, numbers only."""
@@ -156,7 +157,8 @@ def flattened(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
     if not heavy.size:
         return values
     values = values.copy()
-    values[:, heavy] = np.arcsinh(values[:, heavy] / unit[heavy])
+    with np.errstate(over="ignore"):
+        values[:, heavy] = np.arcsinh(values[:, heavy] / unit[heavy])
     return values
 
 
@@ -164,7 +166,7 @@ def standardise(values: np.ndarray, center: np.ndarray | float, scale: np.ndarra
     """float32 (values - center) / scale, logarithmic beyond ``TAIL``; NaN stays NaN, every finite value finite."""
     # in torch, which handles the broadcast rows twice as fast as numpy does
     shift, spread = (torch.as_tensor(v, dtype=torch.float64) for v in (center, scale))
-    t = torch.from_numpy(values.copy()).sub_(shift).div_(spread)
+    t = torch.from_numpy(np.require(values, np.float64, "CW")).sub(shift).div_(spread)
     x = t.float().numpy()
     # NaN compares false; most chunks are inside and done
     if len(x) and not (x.min() >= -TAIL and x.max() <= TAIL):
@@ -236,7 +238,8 @@ def robust_scale(values: np.ndarray) -> tuple[float, float]:
     center = float(np.median(values))
     q25, q75 = np.quantile(values, [0.25, 0.75])
     scale = float(q75 - q25) / 1.349
-    floor = 1e-9 * max(abs(center), float(np.abs(values).max()), 1e-30)
+    # by the median's size and not the largest: one absurd training value would blind the column
+    floor = 1e-9 * max(abs(center), 1e-30)
     if scale <= floor:
         scale = float(np.clip(values, *np.quantile(values, [0.01, 0.99])).std())
     if scale <= floor:

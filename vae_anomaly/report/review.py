@@ -115,7 +115,7 @@ class Review:
 def shown(value: float, unit: str) -> str:
     """``value`` in its unit."""
     if unit == "share":
-        return formatting.percent(value)
+        return formatting.percent(value).replace("-", "−")
     return f"{value:,.0f}" if unit == "count" else formatting.number(value)
 
 

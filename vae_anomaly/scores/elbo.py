@@ -36,15 +36,15 @@ class ElboScore:
 
     def __call__(self, evaluation: Evaluation) -> Tensor:
         """(B,) nats, float64."""
-        inputs, parts = evaluation.inputs, []
-        if self.likelihood:
-            parts.append(-evaluation.likelihood.entry_log_prob(inputs.x, inputs.observed))
-        if self.kl:
-            parts.append(evaluation.kl)
-        if inputs.evidence is not None:
-            parts.append(inputs.evidence)
+        inputs, score = evaluation.inputs, torch.zeros((), dtype=torch.float64)
         # summed in float64 as the terms are, which would agree to 1e-7 only otherwise
-        return torch.stack([part.sum(-1, dtype=torch.float64) for part in parts]).sum(0)
+        if self.kl:
+            score = evaluation.kl.sum(-1, dtype=torch.float64)
+        if self.likelihood:
+            score = score - evaluation.likelihood.entry_log_prob(inputs.x, inputs.observed).sum(-1, dtype=torch.float64)
+        if inputs.evidence is not None:
+            score = score + inputs.evidence.sum(-1, dtype=torch.float64)
+        return score
 
     def terms(self, evaluation: Evaluation) -> Tensor:
         """(B, Q + 1) nats: each column's negative log-likelihood, then the KL."""

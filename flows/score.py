@@ -1,0 +1,112 @@
+"""The flow ``vae-anomaly-score``: score what has arrived in the inbox of one monitor.
+
+==============  ============  ==================================================================================
+state           name          when
+==============  ============  ==================================================================================
+Completed       Completed     every new batch was committed; also when there was none
+Completed       Quarantined   a file breaks the contract: a person has to look, another run would not help
+Completed       Skipped       the run before is still going: it takes what has arrived since
+Failed          Incomplete    a batch could not be read or an alert not delivered; the next run tries again
+Failed          Refused       configuration or model: a person has to mend it; nothing was scored
+Failed, Crashed               anything else
+==============  ============  ==================================================================================
+
+No state holds the next run back, for each run takes its work from what lies in the inbox and the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from flows.job import from_this_process, in_process, publish, work, worth_a_retry
+from vae_anomaly import pipelines
+from vae_anomaly.pipelines import Progress, ScoreOutcome, Workspace, silent
+from vae_anomaly.store.files import Busy
+
+
+@task(
+    name="score",
+    retries=1,
+    retry_delay_seconds=10,
+    retry_condition_fn=worth_a_retry,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def score_task(monitor: str, mlflow: str | None) -> dict[str, Any] | State[Any]:
+    """Score; see :func:`vae_anomaly.pipelines.score`."""
+    return work(pipelines.score, counts, monitor=monitor, mlflow=mlflow)
+
+
+@flow(name="vae-anomaly-score", persist_result=False, validate_parameters=False)
+def score_flow(monitor: str, mlflow: str | None = None) -> Any:
+    """Score every batch in the inbox of ``monitor`` (a monitor.yml) that has no committed result."""
+    with ExitStack() as stack:
+        if not from_this_process():
+            try:
+                stack.enter_context(_alone(Workspace.open(monitor, mlflow)))
+            except Busy:
+                return Completed(name="Skipped", message="the run before is still going and takes what has arrived")
+        done = score_task(monitor, mlflow, return_state=True)
+    return _final(done.result()) if done.is_completed() else done
+
+
+@contextmanager
+def _alone(ws: Workspace) -> Iterator[None]:
+    """Hold the store against other scheduled runs; a lock of the kernel, which no dead run can keep."""
+    store = ws.store.prepare(ws.monitor.name)
+    with store.lock(store.root, patience=0):
+        yield
+
+
+def _final(counts: dict[str, Any]) -> State[Any]:
+    """The state that an operator should see."""
+    message = ", ".join(f"{counts[name]} {name}" for name in counts)
+    if counts["failed"] or counts["undelivered"]:
+        return Failed(name="Incomplete", message=message)
+    if counts["quarantined"]:
+        get_run_logger().warning("%s", message)
+        return Completed(name="Quarantined", message=message)
+    return Completed(message=message)
+
+
+def run(ws: Workspace, progress: Progress = silent) -> ScoreOutcome:
+    """Run the flow in this process."""
+    outcome: ScoreOutcome = in_process(score_flow, ws, progress)
+    return outcome
+
+
+def counts(outcome: ScoreOutcome) -> dict[str, Any]:
+    """What Prefect shows of a scoring run."""
+    commits = [b.commit for b in outcome.batches if b.commit]
+    verdicts = [b.verdict for b in outcome.batches]
+    if outcome.batches:
+        monitor = outcome.model.name if outcome.model else "batches"
+        publish(f"{monitor}-score", [_row(b) for b in outcome.batches])
+    return {
+        "committed": len(commits),
+        "quarantined": verdicts.count("quarantined"),
+        "failed": verdicts.count("failed"),
+        "undelivered": len(outcome.undelivered),
+        "done before": outcome.already,
+        "records": sum(c.rows for c in commits),
+        "flagged": sum(c.flagged for c in commits),
+    }
+
+
+def _row(batch: pipelines.BatchOutcome) -> dict[str, Any]:
+    c, q = batch.commit, batch.quarantine
+    return {
+        "batch": batch.name,
+        "verdict": batch.verdict,
+        "records": c.rows if c else None,
+        "flagged": c.flagged if c else None,
+        "expected": round(c.expected_flagged, 1) if c else None,
+        "why": f"{q.rule} {q.column or ''}".strip() if q else batch.problem,
+    }
