@@ -20,7 +20,7 @@ def run_demo(ws: Workspace, progress: Progress) -> DemoRun:
     ReviewError
         A gate does not hold; nothing is promoted or scored.
     """
-    with session(ws, progress):
+    with session(progress):
         fitted = train.run(ws, progress)
         promoted = _promote(ws, fitted, progress)
         return DemoRun(fitted, promoted, score.run(ws, progress))

@@ -13,18 +13,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect import Flow, Task
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import disable_run_logger
-from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_HOME, temporary_settings
 from prefect.states import Failed
 
 from flows.server import local_server
-from vae_anomaly.errors import VaeAnomalyError
+from vae_anomaly.errors import ConfigError, VaeAnomalyError
 from vae_anomaly.pipelines import Progress, Workspace, silent
 
 _log = logging.getLogger(__name__)
@@ -88,8 +87,17 @@ def in_process(flow: Flow[[str, str | None], Any], ws: Workspace, progress: Prog
     call, mlflow = Call(ws, progress), ws.mlflow.path
     token = _call.set(call)
     try:
-        with session(ws, progress), disable_run_logger():
+        with session(progress), disable_run_logger():
             flow(str(ws.monitor.path), str(mlflow) if mlflow else None, return_state=True)
+    except VaeAnomalyError:
+        raise
+    except Exception as error:  # not the work's: those end in a state
+        if call.outcome is None:
+            raise ConfigError(
+                f"Prefect must be able to run a flow, on the server of PREFECT_API_URL where that is set. Got"
+                f" {type(error).__name__}: {error}. Start that server, or run without --flow."
+            ) from error
+        _log.warning("the work is done, but Prefect has no record of it (%s: %s)", type(error).__name__, error)
     finally:
         _call.reset(token)
     if call.error:
@@ -98,13 +106,13 @@ def in_process(flow: Flow[[str, str | None], Any], ws: Workspace, progress: Prog
 
 
 @contextmanager
-def session(ws: Workspace, progress: Progress = silent) -> Iterator[None]:
+def session(progress: Progress = silent) -> Iterator[None]:
     """A Prefect server for the flows in the block: that of PREFECT_API_URL, or a temporary one."""
     if PREFECT_API_URL.value():
         yield
         return
     progress("starting Prefect", 0, 1)
-    with local_server(state_folder(ws) / "prefect") as server:
+    with local_server(PREFECT_HOME.value()) as server:
         # what the pipelines import anyway; it takes as long as the server does
         for module in ("vae_anomaly.tracking", "vae_anomaly.fitting"):
             importlib.import_module(module)
@@ -113,7 +121,3 @@ def session(ws: Workspace, progress: Progress = silent) -> Iterator[None]:
         with temporary_settings({PREFECT_API_URL: server.url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             yield
 
-
-def state_folder(ws: Workspace) -> Path:
-    """Where Prefect's files lie."""
-    return ws.monitor.output.parent / "state"

@@ -16,16 +16,17 @@ No state holds the next run back, for each run takes its work from what lies in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import os
+from contextlib import ExitStack
 from typing import Any
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.job import from_this_process, in_process, publish, work, worth_a_retry
+from flows.server import RUNNER, bind_to_parent
 from vae_anomaly import pipelines
 from vae_anomaly.pipelines import Progress, ScoreOutcome, Workspace, silent
 from vae_anomaly.store.files import Busy
@@ -41,39 +42,37 @@ from vae_anomaly.store.files import Busy
 )
 def score_task(monitor: str, mlflow: str | None) -> dict[str, Any] | State[Any]:
     """Score; see :func:`vae_anomaly.pipelines.score`."""
-    return work(pipelines.score, counts, monitor=monitor, mlflow=mlflow)
+    return work(pipelines.score if from_this_process() else score_alone, counts, monitor=monitor, mlflow=mlflow)
 
 
 @flow(name="vae-anomaly-score", persist_result=False, validate_parameters=False)
 def score_flow(monitor: str, mlflow: str | None = None) -> Any:
     """Score every batch in the inbox of ``monitor`` (a monitor.yml) that has no committed result."""
-    with ExitStack() as stack:
-        if not from_this_process():
-            try:
-                stack.enter_context(_alone(Workspace.open(monitor, mlflow)))
-            except Busy:
-                return Completed(name="Skipped", message="the run before is still going and takes what has arrived")
-        done = score_task(monitor, mlflow, return_state=True)
+    if runner := os.environ.get(RUNNER):
+        bind_to_parent(int(runner))
+    done = score_task(monitor, mlflow, return_state=True)
     return _final(done.result()) if done.is_completed() else done
 
 
-@contextmanager
-def _alone(ws: Workspace) -> Iterator[None]:
-    """Hold the store against other scheduled runs; a lock of the kernel, which no dead run can keep."""
+def score_alone(ws: Workspace, progress: Progress) -> ScoreOutcome | None:
+    """Score unless another scheduled run does: None then. The kernel holds the lock, so no dead run can keep it."""
     store = ws.store.prepare(ws.monitor.name)
-    with store.lock(store.root, patience=0):
-        yield
+    with ExitStack() as held:
+        try:
+            held.enter_context(store.lock(store.root, patience=0))
+        except Busy:
+            return None
+        return pipelines.score(ws, progress)
 
 
-def _final(counts: dict[str, Any]) -> State[Any]:
+def _final(counts: Any) -> State[Any]:
     """The state that an operator should see."""
-    message = ", ".join(f"{counts[name]} {name}" for name in counts)
+    if not counts:
+        return Completed(name="Skipped", message="the run before is still going and takes what has arrived")
+    message = ", ".join(f"{number:,} {what}" for what, number in counts.items() if number) or "nothing in the inbox"
     if counts["failed"] or counts["undelivered"]:
         return Failed(name="Incomplete", message=message)
-    if counts["quarantined"]:
-        get_run_logger().warning("%s", message)
-        return Completed(name="Quarantined", message=message)
-    return Completed(message=message)
+    return Completed(name="Quarantined" if counts["quarantined"] else "Completed", message=message)
 
 
 def run(ws: Workspace, progress: Progress = silent) -> ScoreOutcome:
@@ -82,8 +81,10 @@ def run(ws: Workspace, progress: Progress = silent) -> ScoreOutcome:
     return outcome
 
 
-def counts(outcome: ScoreOutcome) -> dict[str, Any]:
-    """What Prefect shows of a scoring run."""
+def counts(outcome: ScoreOutcome | None) -> dict[str, Any]:
+    """What Prefect shows of a scoring run; nothing where it was skipped."""
+    if outcome is None:
+        return {}
     commits = [b.commit for b in outcome.batches if b.commit]
     verdicts = [b.verdict for b in outcome.batches]
     if outcome.batches:

@@ -25,6 +25,7 @@ from vae_anomaly.errors import ConfigError
 
 HOST, PORT = "127.0.0.1", 4200
 START_SECONDS = 180.0
+RUNNER = "VAE_ANOMALY_RUNNER_PID"  # the process whose end also ends the scheduled runs that it started
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
@@ -108,7 +109,7 @@ def local_server(home: Path, *, serving: bool = False) -> Iterator[LocalServer]:
     """
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     port, log = _free_port(PORT if serving else 0), home / "server.log"
-    env = serving_env() | {"PREFECT_SERVER_LOGGING_LEVEL": "WARNING"} if serving else {**os.environ, **TEMPORARY}
+    env = {"PREFECT_SERVER_LOGGING_LEVEL": "WARNING", **serving_env()} if serving else {**os.environ, **TEMPORARY}
     env |= {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://{HOST}:{port}/api"}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     process = start_child(command, env, log)
@@ -120,7 +121,9 @@ def local_server(home: Path, *, serving: bool = False) -> Iterator[LocalServer]:
 
 def serving_env() -> dict[str, str]:
     """The environment without what :mod:`flows.settings` sets for temporary servers, which schedule nothing."""
-    return {name: value for name, value in os.environ.items() if TEMPORARY.get(name) != value}
+    env = {name: value for name, value in os.environ.items() if TEMPORARY.get(name) != value}
+    # one line when a run begins and one, with the counts, when it ends
+    return {"PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "INFO"} | env
 
 
 def _free_port(wanted: int) -> int:

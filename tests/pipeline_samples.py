@@ -97,14 +97,15 @@ class Said:
 
 
 def cli(*args: object, env: Mapping[str, str] | None = None) -> Said:
-    """The command line in this process, as the installed program runs it; what it sets up is undone."""
+    """The command line in this process, as the installed program runs it but for syncs; what it sets up is undone."""
+    import vae_anomaly.tracking  # noqa: F401 - it sets variables that are to stay
     from vae_anomaly.cli import main
 
     out, err, code = io.StringIO(), io.StringIO(), 0
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("VAE_ANOMALY_", "MLFLOW_TRACKING", "PREFECT"))}
     with (
         mock.patch.object(sys, "argv", ["vae-anomaly", *map(str, args)]),
-        mock.patch.dict(os.environ, clean | dict(env or {}), clear=True),
+        mock.patch.object(os, "fsync", lambda handle: None),
+        mock.patch.dict(os.environ, _clean(os.environ) | dict(env or {}), clear=True),
         _logging_kept(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
@@ -114,6 +115,11 @@ def cli(*args: object, env: Mapping[str, str] | None = None) -> Said:
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
     return Said(code, out.getvalue(), err.getvalue())
+
+
+def _clean(env: Mapping[str, str]) -> dict[str, str]:
+    ours = ("VAE_ANOMALY_", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    return {name: value for name, value in env.items() if not name.startswith(ours)}
 
 
 @contextlib.contextmanager
@@ -133,9 +139,8 @@ def _logging_kept() -> Iterator[None]:
 
 def program(*args: object, cwd: Path, env: Mapping[str, str] | None = None) -> Said:
     """The installed program in a process of its own."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("VAE_ANOMALY_", "MLFLOW_", "PREFECT_"))}
-    run = [str(PROGRAM), *map(str, args)]
-    done = subprocess.run(run, cwd=cwd, env=clean | dict(env or {}), capture_output=True, text=True, timeout=120)
+    run, env = [str(PROGRAM), *map(str, args)], _clean(os.environ) | dict(env or {})
+    done = subprocess.run(run, cwd=cwd, env=env, capture_output=True, text=True, timeout=120, check=False)
     return Said(done.returncode, done.stdout, done.stderr)
 
 
@@ -164,7 +169,9 @@ def story() -> dict[str, Said]:
 
 @functools.cache
 def _made() -> tuple[Path, dict[str, Said]]:
-    home = Path(tempfile.mkdtemp(prefix="vae-anomaly-test-"))
+    # in memory where that is possible: SQLite syncs a new store some hundred times
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    home = Path(tempfile.mkdtemp(prefix="vae-anomaly-test-", dir=memory))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     folder = write_monitor(home / "shops")
     (home / "mlflow.yml").write_text('server: {tracking_uri: "sqlite:///state/mlflow.db"}\n')

@@ -70,7 +70,9 @@ def main() -> None:
         app()
     except VaeAnomalyError as error:
         _fail(f"error: {error}", error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != 130:  # typer turns Ctrl-C into this code, without a word
+            raise
         _fail("interrupted; run again to finish what is unfinished", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -309,7 +311,7 @@ def check(monitor: Monitor, as_json: Json = False) -> None:
         for finding in findings:
             say(str(finding))
         say(f"{len(findings)} findings." if findings else "The store is sound.")
-    if findings:
+    if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(6)
 
 

@@ -92,8 +92,10 @@ def show_score(ws: Workspace, outcome: ScoreOutcome) -> None:
         for b in outcome.batches:
             if b.report:
                 say(f"{'report ' if b.commit else 'reason '} {shown(b.report)}")
-    else:
+    elif outcome.already:
         say(f"Nothing to score: {outcome.already} files in the inbox are done already.")
+    elif not outcome.waiting:
+        say("Nothing to score: the inbox is empty.")
     for name in outcome.waiting:
         say(f"Still being written, left for the next run: {name}")
     for problem in outcome.undelivered:

@@ -194,7 +194,7 @@ def _provenance(recipe: Recipe, records: Records) -> dict[str, str]:
     }
 
 
-def corruption_recall(detector: Detector, inputs: Inputs, *, size: float = 6.0, seed: int = 0) -> dict[str, float]:
+def corruption_recall(detector: Detector, inputs: Inputs, *, size: float = 10.0, seed: int = 0) -> dict[str, float]:
     """Share of records that are flagged after one column was corrupted, column by column.
 
     A number or time part moves by ``size`` robust deviations (either way), a boolean or category becomes the value

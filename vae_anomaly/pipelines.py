@@ -37,6 +37,7 @@ from vae_anomaly.store.records import (  # fmt: skip
     Quarantine,
     ThresholdRef,
     provenance,
+    read_record,
     report_ref,
     scores_ref,
 )
@@ -200,10 +201,9 @@ def fit(ws: Workspace, progress: Progress = silent) -> FitOutcome:
     from vae_anomaly.fitting import corruption_recall, fit_detector
     from vae_anomaly.tracking import Tracker
 
-    tracker = Tracker(ws.mlflow)
+    tracker, training = Tracker(ws.mlflow), read_training(ws, progress)
     progress("opening the tracking store", 0, 1)
     tracker.initialise()
-    training = read_training(ws, progress)
     fitted = fit_detector(
         training.records, ws.schema, ws.recipe, lambda log, total: progress("training", log.epoch + 1, total)
     )
@@ -297,18 +297,16 @@ def score(ws: Workspace, progress: Progress = silent) -> ScoreOutcome:
     scorer: _Scorer | None = None
     outcomes, already = [], 0
     for i, file in enumerate(listing.ready):
-        progress(f"scoring {file.name}", i, len(listing.ready))
-        known = _cached_hash(cache, file)
-        if known in done:
+        if _cached_hash(cache, file) in done:
             already += 1
             continue
+        progress(f"scoring {file.name}", i, len(listing.ready))
         outcome, sha256, scorer = _score_file(ws, ledger, cache, file, done, scorer)
         done.add(sha256)
         if outcome is None:
             already += 1
         else:
             outcomes.append(outcome)
-    progress("scoring", len(listing.ready), len(listing.ready))
     cache.save()
     undelivered = deliver_outbox(ws, ledger) if outcomes else undelivered
     result = ScoreOutcome(
@@ -438,6 +436,7 @@ class _Scorer:
                 batch_name=ref.name,
                 batch_sha256=ref.sha256,
                 extra_columns=extra,
+                notes=_superseding(ledger, ref),
                 provenance={**origin, "schema_digest": self.detector.schema.digest},
             )
         content = report.to_json().encode()
@@ -502,6 +501,15 @@ class _Scorer:
         return {f"score.q{q}": float(np.quantile(scores, q / 100)) for q in (5, 50, 95, 99)} if scores.size else {}
 
 
+def _superseding(ledger: Ledger, ref: BatchRef) -> list[str]:
+    """What the report says of batches that came under the same name with other content."""
+    store, ending = ledger.store, len("-0123456789ab.json")
+    like = [file for file in names(store.commits) if file[:-ending] == ref.id[: -len("-0123456789ab")]]
+    earlier = [c.batch_id for c in (read_record(store.commits / file, Commit) for file in like) if c.name == ref.name]
+    said = "a file of this name with other content was scored before, and its scores are kept."
+    return [f"Supersedes {', '.join(earlier)}: {said}"] if earlier else []
+
+
 def load_champion(ws: Workspace, tracker: Tracker) -> tuple[Detector, ModelRef]:
     """The serving detector, verified, from the local cache or the registry."""
     from vae_anomaly.detector import Detector, require_schema
@@ -517,8 +525,11 @@ def deliver_outbox(ws: Workspace, ledger: Ledger) -> list[str]:
     store, problems = ledger.store, []
     with store.lock(store.outbox):
         for commit in ledger.unrendered():
-            html = to_html(read_report(store, commit.batch_id)).encode()
-            store.replace(html, store.file(store.reports, commit.batch_id, ".html"))
+            try:
+                html = to_html(read_report(store, commit.batch_id)).encode()
+                store.replace(html, store.file(store.reports, commit.batch_id, ".html"))
+            except StoreError as error:
+                problems.append(f"report of batch {commit.batch_id}: {error}")
         sinks: dict[str, dict[str, Any]] = {s.kind: s.model_dump(exclude={"kind"}) for s in ws.monitor.sinks}
         for alert in ledger.pending_alerts(list(sinks)):
             try:
@@ -542,8 +553,15 @@ def _alert(ws: Workspace, store: Store, record: Commit | Quarantine) -> Alert:
 
 
 def read_report(store: Store, batch: str) -> Report:
-    """The report value of a committed batch."""
-    return Report.from_dict(json.loads(store.file(store.reports, batch, ".json").read_bytes()))
+    """The report value of a committed batch; raises :class:`StoreError` where it is missing or altered."""
+    path = store.file(store.reports, batch, ".json")
+    try:
+        return Report.from_dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{str(path)!r} must be the report of a committed batch. Got {type(error).__name__} on reading it. Run"
+            " 'vae-anomaly check' to see what to do."
+        ) from error
 
 
 def _with_report(store: Store, outcome: BatchOutcome) -> BatchOutcome:
@@ -586,9 +604,6 @@ def render(ws: Workspace, batch: str) -> tuple[Report, Path]:
 
 def status(ws: Workspace) -> list[BatchState]:
     """Where every file stands that was ever seen; pending ones are hashed, nothing is changed."""
-    store = ws.store
-    if not store.root.is_dir():
-        store = ws.store.prepare(ws.monitor.name)
     inbox = []
     for file in list_inbox(ws.monitor.source.inbox, settle_seconds=0).ready:
         try:
@@ -598,7 +613,7 @@ def status(ws: Workspace) -> list[BatchState]:
             inbox.append((file.name, hashlib.sha256(f"{file.name}|{_identity(file.path)}".encode()).hexdigest()))
         except OSError:
             continue
-    return Ledger(store).state(inbox, ws.contract_digest)
+    return Ledger(ws.store).state(inbox, ws.contract_digest)
 
 
 def last_reports(ws: Workspace) -> list[Path]:

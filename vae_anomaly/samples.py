@@ -52,6 +52,7 @@ columns:                            # 30 measurements of cell nuclei, none ever 
 
 threshold: {{method: conformal, alpha: 0.05}}   # 5 % false alarms; 250 records support no much smaller rate
 output: output
+sinks: [{{kind: file}}]               # alerts go to output/alerts; add {{kind: log}} for one line each in the log
 seed: 0
 """
 

@@ -90,8 +90,9 @@ class BatchSummary:
         batch_sha256: str,
         extra_columns: Sequence[str],
         provenance: Mapping[str, str],
+        notes: Sequence[str] = (),
     ) -> Report:
-        """The report of everything that was taken in."""
+        """The report of everything that was taken in; ``notes`` are said first."""
         threshold = self.detector.threshold
         expected, low, high = threshold.false_alarms(self.scored)
         promise = threshold.promise
@@ -115,7 +116,7 @@ class BatchSummary:
             columns=tuple(self._column(s) for s in self.detector.preprocessor.states),
             histogram=ScoreHistogram.of(threshold.calibration.tolist(), self.scores.tolist()),
             records=tuple(self._flagged_records()),
-            notes=tuple(self._notes()),
+            notes=(*notes, *self._notes()),
             extra_columns=tuple(extra_columns),
             provenance=dict(provenance),
             labelled={"anomalies": self.anomalies, "found": self.found} if self.labelled else None,

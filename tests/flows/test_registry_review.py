@@ -25,7 +25,7 @@ from vae_anomaly.report.review import Gate, Measure, to_html
 from vae_anomaly.thresholds import conformal
 from vae_anomaly.tracking import Tracker
 
-LIMITS = GatesConfig(min_corruption_recall=0.3)
+LIMITS = GatesConfig(min_corruption_recall=0.25)
 NOW = 1_790_000_000.25
 
 
@@ -95,7 +95,10 @@ WRONG = {
     "recall lost": {"known": replace(EVIDENCE, recall=dict.fromkeys(EVIDENCE.recall, 1.0))},
     "calibration records": {"limits": GatesConfig(min_calibration_records=161)},
     "active latent units": {"limits": GatesConfig(min_active_units=4)},
-    "supported alpha": {"detector": replace(DETECTOR, threshold=replace(DETECTOR.threshold, alpha=1 / 162))},
+    "supported alpha": {
+        "detector": replace(DETECTOR, threshold=replace(DETECTOR.threshold, alpha=1 / 162)),
+        "evidence": replace(EVIDENCE, flagged=np.zeros(RECORDS, bool)),
+    },
 }
 
 

@@ -1,0 +1,203 @@
+"""A machine that is left running: ``vae-anomaly serve MONITOR...`` scores on each monitor's cron schedule.
+
+The process that the user starts watches two others: Prefect's server (none where PREFECT_API_URL names one) and the
+runner, ``python -m flows.serve``, which starts each scheduled run as a process of its own. It ends them, with all that
+they started, within ten seconds of a signal, and when one of them ends. What a run leaves unfinished the next one
+finishes, so no run is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from flows.server import RUNNER, local_server, serving_env, start_child, stop_child
+from vae_anomaly.errors import ConfigError
+from vae_anomaly.pipelines import Workspace
+
+_log = logging.getLogger(__name__)
+STOP_SECONDS = 6.0
+FIRST_CHECK, RECHECK, CHECK_EVERY = 75.0, 10.0, 300.0
+HORIZON = timedelta(days=30)  # Prefect creates runs further ahead, so a schedule that is due earlier must have one
+
+
+# ---- the process that watches ----
+
+
+def serve_monitors(workspaces: Sequence[Workspace], say: Callable[[str], None]) -> None:
+    """Score now, then on every schedule, until a signal comes or a part of it fails.
+
+    Raises
+    ------
+    ConfigError
+        Two monitors share a name or an output folder, or the server does not start.
+    SystemExit
+        143 after SIGTERM, 1 when the server or the runner ended or no runs are scheduled.
+    KeyboardInterrupt
+        After SIGINT.
+    """
+    _distinct(workspaces)
+    env, url = serving_env(), os.environ.get("PREFECT_API_URL")
+    with ExitStack() as parts, _signals():
+        watched: dict[str, subprocess.Popen[bytes]] = {}
+        if not url:
+            say("Starting Prefect's server ...")
+            server = parts.enter_context(local_server(Path(env["PREFECT_HOME"]), serving=True))
+            server.wait()
+            url, watched["Prefect's server"] = server.url, server.process
+        say(f"Prefect's pages: {url.removesuffix('/api')}")
+        runner = start_child(_runner(workspaces), {**env, "PREFECT_API_URL": url})
+        parts.callback(stop_child, runner, seconds=STOP_SECONDS)
+        watched["the runner of scheduled runs"] = runner
+        for ws in workspaces:
+            schedule = ws.monitor.schedule
+            say(f"{ws.monitor.name}: scores now and at {schedule.cron!r} ({schedule.timezone}).")
+        _watch(watched)
+
+
+def _distinct(workspaces: Sequence[Workspace]) -> None:
+    for what in ("name", "output"):
+        values = [str(getattr(ws.monitor, what)) for ws in workspaces]
+        if twice := sorted({v for v in values if values.count(v) > 1}):
+            raise ConfigError(f"monitors that are served together must differ in {what!r}. Got {twice[0]!r} twice.")
+
+
+def _runner(workspaces: Sequence[Workspace]) -> list[str]:
+    pairs = [f"{ws.monitor.path}\n{ws.mlflow.path or ''}" for ws in workspaces]
+    return [sys.executable, "-m", "flows.serve", *pairs]
+
+
+def _watch(parts: dict[str, subprocess.Popen[bytes]]) -> None:
+    """Return never: a signal or the end of a part ends it."""
+    while True:
+        for name, part in parts.items():
+            if (code := part.poll()) is not None:
+                _log.error("%s ended with exit code %d; nothing is scored any more", name, code)
+                sys.exit(1)
+        time.sleep(0.5)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM as an exception, so that the parts are ended; a second signal does not disturb that."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---- the runner ----
+
+
+def run_scheduled(workspaces: Sequence[Workspace]) -> None:
+    """Deploy one scoring flow for each monitor, start one run of each, and run what the server schedules."""
+    from prefect.client.orchestration import get_client
+    from prefect.runner import Runner
+    from prefect.schedules import Cron
+    from prefect.types.entrypoint import EntrypointType
+
+    from flows.score import score_flow
+
+    os.environ[RUNNER] = str(os.getpid())
+    # at most one process for each processor; two runs of one monitor do not overlap, see flows/score.py
+    runner = Runner(name="vae-anomaly", limit=os.cpu_count(), pause_on_shutdown=False)
+    due: dict[UUID, Workspace] = {}
+    with get_client(sync_client=True) as client:
+        for ws in workspaces:
+            monitor = ws.monitor
+            deployment = score_flow.to_deployment(
+                name=monitor.name,
+                schedule=Cron(monitor.schedule.cron, timezone=monitor.schedule.timezone),
+                parameters={"monitor": str(monitor.path), "mlflow": str(ws.mlflow.path) if ws.mlflow.path else None},
+                entrypoint_type=EntrypointType.MODULE_PATH,
+                description=f"Scores what arrives in {monitor.source.inbox}",
+            )
+            found = runner.add_deployment(deployment)
+            due[found] = ws
+            _forget_missed(client, found)
+            client.create_flow_run_from_deployment(found, name=f"{monitor.name}-at-start")
+    threading.Thread(target=_check_schedules, args=(due,), daemon=True, name="schedules").start()
+    asyncio.run(runner.start())
+
+
+def _forget_missed(client: Any, deployment: UUID) -> None:
+    """Delete the runs that were due while nobody served: one run at the start does the work of them all."""
+    for run in _scheduled(client, deployment):
+        if run.expected_start_time <= datetime.now(UTC):
+            client.delete_flow_run(run.id)
+
+
+def _scheduled(client: Any, deployment: UUID) -> list[Any]:
+    """Runs that the server's scheduler created and that have not begun."""
+    from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+
+    runs = client.read_flow_runs(
+        deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [deployment]}}),
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["SCHEDULED"]}}}),
+    )
+    return [run for run in runs if run.auto_scheduled]
+
+
+def _check_schedules(due: dict[UUID, Workspace]) -> None:
+    """End this process, loudly, when the server creates no runs: with some versions it fails to and looks healthy."""
+    time.sleep(FIRST_CHECK)
+    while True:
+        if silent := _silent(due) and (time.sleep(RECHECK) or _silent(due)):
+            _log.error("no run is scheduled for %s: the scheduler of Prefect's server does not work", ", ".join(silent))
+            os._exit(1)
+        time.sleep(CHECK_EVERY)
+
+
+def _silent(due: dict[UUID, Workspace]) -> list[str]:
+    from prefect.client.orchestration import get_client
+
+    try:
+        with get_client(sync_client=True) as client:
+            return [ws.monitor.name for found, ws in due.items() if _is_silent(client, found, ws)]
+    except Exception as error:
+        _log.warning("the schedules could not be checked (%s: %s)", type(error).__name__, error)
+        return []
+
+
+def _is_silent(client: Any, deployment: UUID, ws: Workspace) -> bool:
+    """Whether a schedule that is due soon has no coming run."""
+    from cronsim import CronSim
+
+    now, schedule = datetime.now(UTC), ws.monitor.schedule
+    following = next(CronSim(schedule.cron, now.astimezone(ZoneInfo(schedule.timezone))), None)
+    if following is None or following - now > HORIZON:
+        return False
+    return not any(run.expected_start_time > now for run in _scheduled(client, deployment))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The runner's process; an argument is a monitor's file and its mlflow file, or nothing, on two lines."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    pairs = [argument.split("\n") for argument in arguments]
+    run_scheduled([Workspace.open(monitor, mlflow or None) for monitor, mlflow in pairs])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
