@@ -120,4 +120,3 @@ def session(progress: Progress = silent) -> Iterator[None]:
         # the heartbeat is for those who watch a lasting server, and costs a second for each flow
         with temporary_settings({PREFECT_API_URL: server.url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             yield
-

@@ -127,14 +127,14 @@ def run_scheduled(workspaces: Sequence[Workspace]) -> None:
     with get_client(sync_client=True) as client:
         for ws in workspaces:
             monitor = ws.monitor
-            deployment = score_flow.to_deployment(
+            deployment: Any = score_flow.to_deployment(
                 name=monitor.name,
                 schedule=Cron(monitor.schedule.cron, timezone=monitor.schedule.timezone),
                 parameters={"monitor": str(monitor.path), "mlflow": str(ws.mlflow.path) if ws.mlflow.path else None},
                 entrypoint_type=EntrypointType.MODULE_PATH,
                 description=f"Scores what arrives in {monitor.source.inbox}",
             )
-            found = runner.add_deployment(deployment)
+            found: Any = runner.add_deployment(deployment)
             due[found] = ws
             _forget_missed(client, found)
             client.create_flow_run_from_deployment(found, name=f"{monitor.name}-at-start")
@@ -163,11 +163,14 @@ def _scheduled(client: Any, deployment: UUID) -> list[Any]:
 def _check_schedules(due: dict[UUID, Workspace]) -> None:
     """End this process, loudly, when the server creates no runs: with some versions it fails to and looks healthy."""
     time.sleep(FIRST_CHECK)
+    before: list[str] = []
     while True:
-        if silent := _silent(due) and (time.sleep(RECHECK) or _silent(due)):
+        silent = _silent(due)
+        if silent and before:
             _log.error("no run is scheduled for %s: the scheduler of Prefect's server does not work", ", ".join(silent))
             os._exit(1)
-        time.sleep(CHECK_EVERY)
+        before = silent
+        time.sleep(RECHECK if silent else CHECK_EVERY)
 
 
 def _silent(due: dict[UUID, Workspace]) -> list[str]:

@@ -43,7 +43,7 @@ def start_child(command: Sequence[str], env: Mapping[str, str], log: Path | None
     parent = os.getpid()
     with open(log or os.devnull, "wb") as file:
         output = file if log else None
-        return subprocess.Popen(
+        return subprocess.Popen(  # noqa: S603 - our own commands
             command,
             env=dict(env),
             stdin=subprocess.DEVNULL,
@@ -123,7 +123,9 @@ def serving_env() -> dict[str, str]:
     """The environment without what :mod:`flows.settings` sets for temporary servers, which schedule nothing."""
     env = {name: value for name, value in os.environ.items() if TEMPORARY.get(name) != value}
     # one line when a run begins and one, with the counts, when it ends
-    return {"PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "INFO"} | env
+    lines = {"PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "INFO"}
+    # else what Prefect remembers of runs grows without bound
+    return lines | {"PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs"} | env
 
 
 def _free_port(wanted: int) -> int:

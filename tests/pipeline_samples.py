@@ -192,8 +192,13 @@ def copy(to: Path) -> Path:
     folder = to / "shops"
     shutil.copytree(home, folder, ignore=shutil.ignore_patterns("output"))
     shutil.copytree(home / "output" / "models", folder / "output" / "models")
-    (to / "mlflow.yml").write_text(f'server: {{tracking_uri: "sqlite:///{home.parent}/state/mlflow.db"}}\n')
+    (to / "mlflow.yml").write_text(shared_store())
     return folder
+
+
+def shared_store() -> str:
+    """An ``mlflow.yml`` for monitors of other names beside :func:`fitted`: making a store takes seconds."""
+    return f'server: {{tracking_uri: "sqlite:///{fitted().parent}/state/mlflow.db"}}\n'
 
 
 def deliver(folder: Path, **files: bytes | pa.Table) -> None:

@@ -689,7 +689,7 @@ def parse_yaml(text: str, where: str) -> Any:
     """``text`` as plain data; ``where`` names it in the :class:`ConfigError`."""
     try:
         _refuse_tricks(text)
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+        return _Loader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""

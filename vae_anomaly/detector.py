@@ -215,7 +215,9 @@ def _rebuild(folder: Path, head: Mapping[str, Any], weights: bytes) -> Detector:
     tensors = safetensors.torch.load(weights)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ArtifactError(f"{folder / 'weights.safetensors'}: tensor {name!r} must be finite. Got NaN or infinity.")
+            raise ArtifactError(
+                f"{folder / 'weights.safetensors'}: tensor {name!r} must be finite. Got NaN or infinity."
+            )
     preprocessor = TabularPreprocessor.from_dict(head["preprocessor"])
     model, score = Part(**head["model"]), Part(**head["score"])
     vae: VAE = build_seeded(lambda: build("model", MODELS, model.kind, preprocessor.layout, **model.options), 0)
@@ -287,4 +289,6 @@ def require_schema(detector: Detector, schema: Schema) -> None:
 
 def no_rows(file: str) -> DataError:
     """The error for a source without a single scorable record."""
-    return DataError("no_records", "at least one scorable record is needed. Got none.", file=file, remedy="Add records.")
+    return DataError(
+        "no_records", "at least one scorable record is needed. Got none.", file=file, remedy="Add records."
+    )

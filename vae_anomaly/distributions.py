@@ -45,12 +45,7 @@ def kl_divergence(q: DiagonalGaussian, p: DiagonalGaussian) -> Tensor:
 
     .. math:: \log\frac{\sigma_p}{\sigma_q} + \frac{\sigma_q^2 + (\mu_q - \mu_p)^2}{2 \sigma_p^2} - \frac12
     """
-    return (
-        p.scale.log()
-        - q.scale.log()
-        + 0.5 * ((q.scale / p.scale) ** 2 + ((q.mean - p.mean) / p.scale) ** 2)
-        - 0.5
-    )
+    return p.scale.log() - q.scale.log() + 0.5 * ((q.scale / p.scale) ** 2 + ((q.mean - p.mean) / p.scale) ** 2) - 0.5
 
 
 def standard_normal(size: int, like: Tensor) -> DiagonalGaussian:

@@ -72,7 +72,8 @@ class Column:
             hint = suggestion(str(self.kind), known)
             raise ConfigError(f"Kind of column {self.name!r} must be one of {known}. Got {self.kind!r}.{hint}")
         if self.scale not in ("linear", "log") or (self.scale == "log" and self.kind != "number"):
-            raise ConfigError(f"Scale of column {self.name!r} must be 'linear', or 'log' for a number. Got {self.scale!r}.")
+            problem = f"Scale of column {self.name!r} must be 'linear', or 'log' for a number."
+            raise ConfigError(f"{problem} Got {self.scale!r}.")
         if self.timezone is None:
             return
         if self.kind != "timestamp":

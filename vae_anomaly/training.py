@@ -37,8 +37,16 @@ class TrainingPlan:
     input_noise: float = 0.1
 
     @staticmethod
-    def for_records(records: int, *, steps: int | None = None, epochs: int | None = None, minibatch: int | None = None,
-                    learning_rate: float = 3e-3, patience: int | None = None, input_noise: float = 0.1) -> TrainingPlan:  # fmt: skip
+    def for_records(
+        records: int,
+        *,
+        steps: int | None = None,
+        epochs: int | None = None,
+        minibatch: int | None = None,
+        learning_rate: float = 3e-3,
+        patience: int | None = None,
+        input_noise: float = 0.1,
+    ) -> TrainingPlan:
         """Fill what is not given from the number of training ``records``.
 
         The minibatch is an eighth of the records, between 64 and 512; ``steps`` 4,000 at a minibatch of 64 and fewer
@@ -81,7 +89,9 @@ def limited_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def train(vae: VAE, training: Inputs, validation: Inputs, objective: BetaElbo, plan: TrainingPlan, seed: int) -> Iterator[EpochLog]:  # fmt: skip
+def train(
+    vae: VAE, training: Inputs, validation: Inputs, objective: BetaElbo, plan: TrainingPlan, seed: int
+) -> Iterator[EpochLog]:
     """Fit ``vae`` in place; same inputs, seed and thread count give the same weights.
 
     Raises
@@ -123,7 +133,9 @@ def train(vae: VAE, training: Inputs, validation: Inputs, objective: BetaElbo, p
     vae.eval()
 
 
-def _step(vae: VAE, rows: Inputs, objective: BetaElbo, plan: TrainingPlan, progress: float, generator: torch.Generator) -> Tensor:  # fmt: skip
+def _step(
+    vae: VAE, rows: Inputs, objective: BetaElbo, plan: TrainingPlan, progress: float, generator: torch.Generator
+) -> Tensor:
     encoded = rows.x
     if plan.input_noise:
         encoded = rows.x + plan.input_noise * torch.randn(rows.x.shape, generator=generator, dtype=rows.x.dtype)

@@ -16,13 +16,15 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from vae_anomaly.distributions import DiagonalGaussian, kl_divergence
-from vae_anomaly.likelihoods import TabularDistribution
+from vae_anomaly.likelihoods import TabularDistribution, TabularLikelihood
 
 
 class VAE(nn.Module):
     """posterior q(z given x, c), prior p(z given c), likelihood p(x given z, c)."""
 
-    def __init__(self, posterior: nn.Module, prior: nn.Module, likelihood: nn.Module) -> None:
+    likelihood: TabularLikelihood
+
+    def __init__(self, posterior: nn.Module, prior: nn.Module, likelihood: TabularLikelihood) -> None:
         super().__init__()
         self.posterior, self.prior, self.likelihood = posterior, prior, likelihood
 

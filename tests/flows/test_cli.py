@@ -17,16 +17,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import pipeline_samples as samples
-from pipeline_samples import PROGRAM, Said, cli, copy, deliver, parquet, program, table, tree, write_monitor
+from pipeline_samples import PROGRAM, Said, cli, copy, deliver, program, table, write_monitor
+from store_samples import tree
 
+from vae_anomaly import pipelines
 from vae_anomaly.config import load_monitor
+from vae_anomaly.demo import DemoRun, prepare_demo, show_demo
 
 COMMANDS = ("init", "fit", "review", "promote", "rollback", "score", "report", "status", "check", "serve", "demo")
 BROKEN = b"id,amount\n1,2\n"
@@ -143,23 +144,17 @@ def test_a_second_version_is_reviewed_promoted_and_rolled_back(tmp_path: Path) -
     refused(cli("rollback", folder, "--by", "ann"), 5, "version 1", "before it")
     env = {"VAE_ANOMALY_MONITOR__SEED": "3"}
     assert json.loads(cli("fit", folder, "--json", env=env).out)["version"] == "2"
+    (tmp_path / "strict.yml").write_text(
+        samples.shared_store() + "registry: {review: {gates: {min_calibration_records: 100000}}}\n"
+    )
+    strict = cli("review", folder, "--mlflow", tmp_path / "strict.yml", env=env)
+    assert (strict.code, "version 2: NOT passed" in strict.out) == (5, True)
+    refused(cli("promote", folder, "--by", "ann"), 5, "version 2", "calibration records")
     assert "Review of vae-anomaly.other version 2: passed" in cli("review", folder, env=env).out
     assert "version 2 is the champion now" in cli("promote", folder, "--by", "ann").out
     assert "champion already" in cli("promote", folder, "--by", "ann").out
     back = json.loads(cli("rollback", folder, "--by", "bob", "--reason", "odd", "--json").out)
     assert (back["version"], back["previous"], back["action"]) == ("1", "2", "rolled back")
-
-
-def test_a_gate_that_does_not_hold_ends_with_its_own_code(tmp_path: Path) -> None:
-    folder = copy(tmp_path)
-    text = (tmp_path / "mlflow.yml").read_text()
-    gates = "registry: {review: {gates: {min_calibration_records: 100000}}}\n"
-    (tmp_path / "strict.yml").write_text(text + gates)
-    said = cli("review", folder, "--version", "1", "--mlflow", tmp_path / "strict.yml")
-    assert said.code == 5
-    assert "NOT passed" in said.out
-    refused(cli("promote", folder, "--by", "ann"), 5, "calibration records")
-    assert cli("review", folder, "--json").code == 0  # for the other tests
 
 
 # ---------------------------------------------------------------- score, report, status, check
@@ -243,7 +238,9 @@ def test_status_says_where_every_file_stands(folder: Path) -> None:
     ]
     assert cli("check", folder).code == 0
     (folder / "inbox" / "mon.parquet").unlink()  # a producer may clean up
-    assert ("mon.parquet", "committed") in {(s["name"], s["state"]) for s in json.loads(cli("status", folder, "--json").out)}
+    assert ("mon.parquet", "committed") in {
+        (s["name"], s["state"]) for s in json.loads(cli("status", folder, "--json").out)
+    }
 
 
 def test_status_of_a_monitor_that_never_scored_changes_nothing(tmp_path: Path) -> None:
@@ -441,15 +438,13 @@ def test_the_output_of_another_monitor_is_refused(folder: Path) -> None:
     refused(cli("score", edited(folder, name="others")), 2, "output", "'others'")
 
 
-def test_an_altered_model_is_refused(folder: Path) -> None:
-    """A cached copy that was altered is fetched again; a registry whose files were altered scores nothing."""
+def test_an_altered_copy_of_the_model_is_fetched_again(folder: Path) -> None:
     deliver(folder, **{"mon.parquet": table(30, 3)})
     weights = next((folder / "output" / "models").glob("*/weights.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert cli("score", folder).code == 0
-    other = folder / "elsewhere.yml"
-    other.write_text('server: {tracking_uri: "sqlite:///nowhere/mlflow.db"}\n')
-    refused(cli("promote", folder, "--by", "ann", "--mlflow", other), 4, "vae-anomaly fit")
+    said = cli("score", folder)
+    assert said.code == 0
+    assert "Downloading it again" in said.err
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
@@ -460,8 +455,6 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 
 def test_an_error_of_ours_is_one_line_and_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vae_anomaly import pipelines
-
     monkeypatch.setattr(pipelines, "status", lambda ws: 1 / 0)
     said = cli("status", folder)
     assert said.code == 1
@@ -469,8 +462,6 @@ def test_an_error_of_ours_is_one_line_and_says_so(folder: Path, monkeypatch: pyt
 
 
 def test_an_error_of_ours_in_a_batch_costs_this_batch_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vae_anomaly import pipelines
-
     real = pipelines._Scorer.score
 
     def broken(self: Any, ledger: Any, delivery: Any) -> Any:
@@ -502,9 +493,8 @@ def test_the_installed_program(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
-    run = f"'{PROGRAM}' --help | true; test ${{PIPESTATUS[0]}} -ne 0 -o 1 = 1"
-    done = subprocess.run(["bash", "-c", run], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    run = ["bash", "-c", f"for i in 1 2 3; do '{PROGRAM}' --help | true; done"]
+    assert subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True).stderr == ""
 
 
 def test_ctrl_c_is_one_line_and_the_next_run_finishes(tmp_path: Path) -> None:
@@ -534,5 +524,25 @@ def test_ctrl_c_is_one_line_and_the_next_run_finishes(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- the demonstration
 
 
-def test_the_demonstration_without_prefect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demonstration_without_prefect(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What ``vae-anomaly demo`` prepares and shows; its flows have tests of their own."""
+    (tmp_path / "mlflow.yml").write_text(samples.shared_store())
+    monkeypatch.setenv("VAE_ANOMALY_MONITOR__TRAINING__STEPS", "300")
+    ws = prepare_demo(tmp_path)
+    fitted, reviewed = pipelines.fit(ws), pipelines.review(ws)
+    assert reviewed.passed
+    promoted = pipelines.promote(ws, by="demo")
+    show_demo(ws, DemoRun(fitted, promoted, pipelines.score(ws)), as_json=False, seconds=12.3)
+    text = capsys.readouterr().out
+    assert re.search(r"AUROC 0\.9\d\d; \d+ of \d+ malignant records found; \d+ of \d+ benign ones flagged", text)
+    assert re.search(r"2026-01-08\.parquet .*truncated", text)
+    assert re.search(r"2026-01-09\.parquet .*missing_column", text)
+    assert len(re.findall(r"^  .*/reports/2026-01-0\d-\w+\.html$", text, re.M)) == 3
+    assert "mlflow ui --backend-store-uri sqlite:////" in text
+    again = prepare_demo(tmp_path)
+    show_demo(again, DemoRun(None, None, pipelines.score(again)), as_json=True, seconds=1.0)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["scored"], found["already_done"], found["anomalies"] > 100) == (0, 5, True)
+    assert found["auroc"] > 0.9
