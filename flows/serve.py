@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
@@ -136,28 +136,39 @@ def run_scheduled(workspaces: Sequence[Workspace]) -> None:
             )
             found: Any = runner.add_deployment(deployment)
             due[found] = ws
-            _forget_missed(client, found)
+            _tidy(client, found)
             client.create_flow_run_from_deployment(found, name=f"{monitor.name}-at-start")
     threading.Thread(target=_check_schedules, args=(due,), daemon=True, name="schedules").start()
-    asyncio.run(runner.start())
+    asyncio.run(_until_stopped(runner))
 
 
-def _forget_missed(client: Any, deployment: UUID) -> None:
-    """Delete the runs that were due while nobody served: one run at the start does the work of them all."""
-    for run in _scheduled(client, deployment):
-        if run.expected_start_time <= datetime.now(UTC):
+async def _until_stopped(runner: Any) -> None:
+    """Run ``runner`` until SIGTERM, which cancels the runs; Prefect's own handler blocks the loop that it waits for."""
+    loop = asyncio.get_running_loop()
+    runner.handle_sigterm = lambda *_: asyncio.run_coroutine_threadsafe(runner.astop(), loop)
+    with suppress(asyncio.CancelledError):
+        await runner.start()
+
+
+def _tidy(client: Any, deployment: UUID) -> None:
+    """Delete the runs that were due while nobody served, for the one at the start does their work; end dead ones."""
+    from prefect.states import Crashed
+
+    for run in _runs(client, deployment, "SCHEDULED"):
+        if run.auto_scheduled and run.expected_start_time <= datetime.now(UTC):
             client.delete_flow_run(run.id)
+    for run in _runs(client, deployment, "PENDING", "RUNNING"):
+        client.set_flow_run_state(run.id, Crashed(message="vae-anomaly serve ended before it"), force=True)
 
 
-def _scheduled(client: Any, deployment: UUID) -> list[Any]:
-    """Runs that the server's scheduler created and that have not begun."""
+def _runs(client: Any, deployment: UUID, *states: str) -> list[Any]:
     from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 
-    runs = client.read_flow_runs(
+    found: list[Any] = client.read_flow_runs(
         deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [deployment]}}),
-        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["SCHEDULED"]}}}),
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": states}}}),
     )
-    return [run for run in runs if run.auto_scheduled]
+    return found
 
 
 def _check_schedules(due: dict[UUID, Workspace]) -> None:
@@ -192,7 +203,7 @@ def _is_silent(client: Any, deployment: UUID, ws: Workspace) -> bool:
     following = next(CronSim(schedule.cron, now.astimezone(ZoneInfo(schedule.timezone))), None)
     if following is None or following - now > HORIZON:
         return False
-    return not any(run.expected_start_time > now for run in _scheduled(client, deployment))
+    return not any(r.auto_scheduled and r.expected_start_time > now for r in _runs(client, deployment, "SCHEDULED"))
 
 
 def main(arguments: Sequence[str]) -> None:

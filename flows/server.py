@@ -55,12 +55,10 @@ def start_child(command: Sequence[str], env: Mapping[str, str], log: Path | None
 
 
 def stop_child(child: subprocess.Popen[bytes], *, seconds: float) -> None:
-    """Ask ``child`` and all that it started to end, wait, then kill what is left."""
-    if child.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(seconds)
+    """Ask ``child`` to end, wait, then kill what is left of it and of all that it started."""
+    child.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(seconds)
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()

@@ -104,7 +104,7 @@ def cli(*args: object, env: Mapping[str, str] | None = None) -> Said:
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
         mock.patch.object(sys, "argv", ["vae-anomaly", *map(str, args)]),
-        mock.patch.object(os, "fsync", lambda handle: None),
+        mock.patch.object(os, "fsync"),
         mock.patch.dict(os.environ, _clean(os.environ) | dict(env or {}), clear=True),
         _logging_kept(),
         contextlib.redirect_stdout(out),

@@ -22,6 +22,7 @@ from torch import Tensor
 from vae_anomaly.batch import Detections, Records
 from vae_anomaly.errors import ArtifactError, DataError
 from vae_anomaly.models import MODELS
+from vae_anomaly.nn import ROWS
 from vae_anomaly.preprocessing.tabular import TabularPreprocessor
 from vae_anomaly.registry import build
 from vae_anomaly.schema import Schema
@@ -30,7 +31,7 @@ from vae_anomaly.thresholds import Threshold
 from vae_anomaly.training import build_seeded, limited_threads
 from vae_anomaly.vae import VAE, Evaluation, Inputs, evaluate
 
-CHUNK = 1024
+CHUNK = 4 * ROWS
 FORMAT = 1
 FILES = ("detector.json", "weights.safetensors")
 MANIFEST = "manifest.json"
@@ -250,8 +251,8 @@ def _json(value: Any) -> bytes:
 
 
 def padded(rows: Inputs) -> Inputs:
-    """``rows``, at most ``CHUNK`` of them, padded with zeros to exactly ``CHUNK``."""
-    lack = CHUNK - len(rows)
+    """``rows`` padded with zeros to a multiple of ``ROWS``."""
+    lack = -len(rows) % ROWS
     if not lack:
         return rows
     parts = (rows.x, rows.observed, rows.evidence, rows.context)

@@ -25,7 +25,7 @@ from vae_anomaly.preprocessing.tabular import fit_tabular
 from vae_anomaly.registry import build, lookup
 from vae_anomaly.schema import Schema
 from vae_anomaly.scores import SCORES
-from vae_anomaly.thresholds import THRESHOLDS, Threshold
+from vae_anomaly.thresholds import THRESHOLDS, Threshold, require_supported
 from vae_anomaly.training import EpochLog, TrainingPlan, build_seeded, limited_threads, train
 from vae_anomaly.vae import Inputs, evaluate
 
@@ -88,6 +88,9 @@ def fit_detector(
             remedy="Collect more normal records.",
         )
     splits = split(records, recipe)
+    if recipe.alpha is not None:
+        # before minutes of training, not after them
+        require_supported(recipe.alpha, len(splits["calibration"]))
     with limited_threads(recipe.threads):
         return _fit(records, schema, recipe, splits, on_epoch)
 

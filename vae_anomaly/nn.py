@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,14 @@ from vae_anomaly.distributions import DiagonalGaussian
 # The posterior's scale lies in [e^-6, e^2]: below, a record would claim more precision than float32 arithmetic
 # carries through the network; above, the prior N(0, 1) is already wider than the data can ask for.
 LOG_SCALE_RANGE = (-6.0, 2.0)
+# A matrix product may round a record otherwise when it stands among another number of records: evaluation pads its
+# records to a multiple of this number, and then every product has exactly so many rows.
+ROWS = 1024
+# in place: nothing else sees the layer's output, and its memory is still in the cache
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": partial(functional.silu, inplace=True),
+    "relu": torch.relu_,
+}
 
 
 def bounded(raw: Tensor, low: float, high: float) -> Tensor:
@@ -21,19 +30,25 @@ def bounded(raw: Tensor, low: float, high: float) -> Tensor:
 
 
 class Perceptron(nn.Sequential):
-    """Linear layers with SiLU between them and none after the last."""
+    """Linear layers with an activation between them and none after the last."""
+
+    def __init__(self, layers: Iterable[nn.Linear], activation: str = "silu") -> None:
+        super().__init__(*layers)
+        self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs) to (B, outputs), ``ROWS`` records at a time: their layers stay in the cache."""
+        if len(x) > ROWS:
+            return torch.cat([self(rows) for rows in x.split(ROWS)])
         *hidden, last = ((layer.weight, layer.bias) for layer in self)
         for weight, bias in hidden:
-            # in place: nothing else sees the layer's output, and its memory is still in the cache
-            x = functional.silu(functional.linear(x, weight, bias), inplace=True)
+            x = self.activation(functional.linear(x, weight, bias))
         return functional.linear(x, *last)
 
 
-def mlp(sizes: Sequence[int]) -> Perceptron:
+def mlp(sizes: Sequence[int], activation: str = "silu") -> Perceptron:
     """A :class:`Perceptron` of the given ``sizes``, input first."""
-    return Perceptron(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+    return Perceptron((nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)), activation)
 
 
 def with_context(x: Tensor, context: Tensor | None) -> Tensor:

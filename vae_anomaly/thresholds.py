@@ -117,6 +117,16 @@ def allowed_exceedances(alpha: float, n: int) -> int:
     return b + ((b + 1) / (n + 1) <= alpha)
 
 
+def require_supported(alpha: float, n: int) -> None:
+    """Raise :class:`ConfigError` where ``n`` calibration records cannot hold ``alpha``: it must be >= 1 / (n + 1)."""
+    if allowed_exceedances(alpha, n) < 1:
+        needed = math.ceil(1 / Fraction(repr(float(alpha)))) - 1
+        raise ConfigError(
+            f"threshold.alpha must be at least 1 / (n + 1) = {1 / (n + 1):.4g} for {n} calibration records."
+            f" Got {alpha!r}. Raise alpha, or calibrate on {needed} normal records or more."
+        )
+
+
 def conformal(scores: np.ndarray, *, alpha: float) -> Threshold:
     """Split-conformal threshold from held-out normal ``scores`` (n,).
 
@@ -130,12 +140,7 @@ def conformal(scores: np.ndarray, *, alpha: float) -> Threshold:
         raise ConfigError(f"threshold.alpha must be greater than 0 and less than 1. Got {alpha!r}.")
     if not np.isfinite(scores).all():
         raise ConfigError(f"calibration scores must be finite. Got {int((~np.isfinite(scores)).sum())} that are not.")
-    if allowed_exceedances(alpha, len(scores)) < 1:
-        needed = math.ceil(1 / Fraction(repr(float(alpha)))) - 1
-        raise ConfigError(
-            f"threshold.alpha must be at least 1 / (n + 1) = {1 / (len(scores) + 1):.4g} for {len(scores)} calibration"
-            f" records. Got {alpha!r}. Raise alpha, or calibrate on {needed} normal records or more."
-        )
+    require_supported(alpha, len(scores))
     return Threshold("conformal", alpha, scores)
 
 

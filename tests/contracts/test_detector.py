@@ -21,10 +21,11 @@ import torch
 from vae_anomaly.batch import Records
 from vae_anomaly.detector import FILES, MANIFEST, Detector, require_schema
 from vae_anomaly.errors import ArtifactError
-from vae_anomaly.explain import explain
+from vae_anomaly.explain import explain, latent_shares
 from vae_anomaly.report.model import COMBINATION
 from vae_anomaly.schema import Column, Schema
 from vae_anomaly.scores import SCORES
+from vae_anomaly.vae import Inputs
 
 HEAD, WEIGHTS = FILES
 
@@ -340,6 +341,17 @@ def test_reasons_sum_to_the_score_largest_first(kind, fitted, strange):
         columns = {r.column for r in explanation.reasons}
         assert columns == {*detector.preprocessor.columns, COMBINATION}
     assert explain(detector, strange.take(np.arange(0))) == []
+
+
+def test_the_shares_of_the_latent_entry_sum_to_its_rise_from_the_nearest_record(fitted, strange):
+    detector = fitted("kl").detector
+    inputs, nearest = detector.encode(strange.take(np.arange(3))), torch.arange(3)  # nothing is missing
+    base = detector.reference.inputs[nearest]
+    rise = detector.terms(inputs)[:, -1] - detector.terms(Inputs(base.x))[:, -1]
+    shares = latent_shares(detector, inputs, nearest)
+    assert shares.shape == (3, len(detector.preprocessor.states))
+    np.testing.assert_allclose(shares.sum(1), rise, rtol=0.05, atol=1e-3)
+    assert np.argmax(shares[1]) == detector.preprocessor.columns.index("amount")
 
 
 def test_the_reason_is_the_column_that_was_changed(detector, strange):

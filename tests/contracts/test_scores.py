@@ -24,6 +24,7 @@ from vae_anomaly.scores.latent_neighbours import latent_neighbours
 from vae_anomaly.training import limited_threads
 from vae_anomaly.vae import Inputs, evaluate
 
+WIDTH = 30  # so many numbers that their sum depends on how they lie in memory
 ROWS, HOLED = 5003, 1024  # holes, unseen and absurd values in the first chunk only, and a padded tail
 THREADS = (1, 2, 3, 4, 7)
 EXTREMES = (1e300, -1e300, 1.7e308, -1.7e308, 1e30, 5e-324, -0.0)
@@ -147,12 +148,12 @@ def estimator(kind: str) -> VAEDetector:
 
 def matrix(rows: int, seed: int) -> np.ndarray:
     g = np.random.default_rng(seed)
-    return g.normal(size=(rows, 5)) @ g.normal(size=(5, 5))
+    return g.normal(size=(rows, 5)) @ g.normal(size=(5, WIDTH)) + g.normal(size=(rows, WIDTH))
 
 
 def holed_matrix() -> np.ndarray:
     X, g = matrix(ROWS, 2), np.random.default_rng(3)
-    X[:HOLED][g.random((HOLED, 5)) < 0.05] = np.nan
+    X[:HOLED][g.random((HOLED, WIDTH)) < 0.05] = np.nan
     X[g.random(X.shape) < 0.01] = -0.0
     X[7:14, 2] = EXTREMES
     return X
@@ -180,7 +181,7 @@ def test_the_estimator_gives_the_bits_of_its_detector_in_every_order_and_layout(
 @each_score
 def test_a_frame_scores_like_its_matrix(kind):
     X = matrix(300, 1)
-    frame = pd.DataFrame(X, columns=list("vwxyz"))
+    frame = pd.DataFrame(X, columns=[f"c{i}" for i in range(WIDTH)])
     options = {"scoring": kind, "model_options": {"hidden": (16,), "latent": 2}, "training": {"steps": 20}}
     by_frame, by_matrix = VAEDetector(**options).fit(frame), VAEDetector(**options).fit(X)
     assert same(by_frame.anomaly_score(frame), by_matrix.anomaly_score(X))

@@ -39,11 +39,11 @@ class ElboScore:
         inputs, score = evaluation.inputs, torch.zeros((), dtype=torch.float64)
         # summed in float64 as the terms are, which would agree to 1e-7 only otherwise
         if self.kl:
-            score = evaluation.kl.sum(-1, dtype=torch.float64)
+            score = evaluation.kl.sum(-1).double()
         if self.likelihood:
-            score = score - evaluation.likelihood.entry_log_prob(inputs.x, inputs.observed).sum(-1, dtype=torch.float64)
+            score = score - evaluation.likelihood.entry_log_prob(inputs.x, inputs.observed).double().sum(-1)
         if inputs.evidence is not None:
-            score = score + inputs.evidence.sum(-1, dtype=torch.float64)
+            score = score + inputs.evidence.double().sum(-1)
         return score
 
     def terms(self, evaluation: Evaluation) -> Tensor:
@@ -54,7 +54,7 @@ class ElboScore:
             entries = evaluation.likelihood.entry_log_prob(inputs.x, inputs.observed).double()
             terms[:, :-1] = -by_column(entries, layout.column_of_feature, layout.columns)
         if self.kl:
-            terms[:, -1] = evaluation.kl.double().sum(-1)
+            terms[:, -1] = evaluation.kl.sum(-1)
         if inputs.evidence is not None:
             terms[:, :-1] += inputs.evidence
         return terms
