@@ -25,6 +25,7 @@ from vae_anomaly.preprocessing.tabular import DAY, ColumnState, decode_number
 from vae_anomaly.report.model import COMBINATION, Contribution
 from vae_anomaly.scores.elbo import by_column
 from vae_anomaly.scores.latent_neighbours import latent_neighbours
+from vae_anomaly.training import limited_threads
 from vae_anomaly.vae import Inputs, evaluate
 
 NEIGHBOURS, STEPS = 3, 32
@@ -43,6 +44,12 @@ def explain(detector: Detector, records: Records) -> list[Explanation]:
     """Explain scorable ``records`` (a few: it costs some passes more than scoring)."""
     if not len(records):
         return []
+    # one thread, as in scoring: the bits of a report must not depend on the machine's number of processors
+    with limited_threads(1):
+        return _explain(detector, records)
+
+
+def _explain(detector: Detector, records: Records) -> list[Explanation]:
     inputs = detector.encode(records)
     nearest, distances = _neighbours(detector, inputs)
     terms = detector.terms(inputs)

@@ -142,10 +142,13 @@ def _fit(
 
 def split(records: Records, recipe: Recipe) -> dict[str, np.ndarray]:
     """Row positions of ``training``, ``validation`` and ``calibration``, disjoint in content, shuffled by the seed."""
-    _, group = np.unique(_content_hash(records), return_inverse=True)
-    order = np.random.default_rng(recipe.seed).permutation(group.max() + 1)[group]
+    _, group, size = np.unique(_content_hash(records), return_inverse=True, return_counts=True)
+    # a record that would fill half of a split by itself trains, and the shares are those of the other records
+    heavy = 2 * size > min(recipe.validation, recipe.calibration) * len(records)
+    heavy &= size > 1
+    order = (np.random.default_rng(recipe.seed).permutation(len(size)) + len(size) * heavy)[group]
     rows = np.argsort(order, kind="stable")
-    ranked, count = order[rows], len(rows)
+    ranked, count = order[rows], int((~heavy[group]).sum()) or len(rows)
 
     def cut(share: float) -> int:
         # move past the last record of a group of identical ones

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +16,20 @@ LOG_SCALE_RANGE = (-6.0, 2.0)
 # A matrix product may round a record otherwise when it stands among another number of records: evaluation pads its
 # records to a multiple of this number, and then every product has exactly so many rows.
 ROWS = 1024
-# in place: nothing else sees the layer's output, and its memory is still in the cache
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": partial(functional.silu, inplace=True),
-    "relu": torch.relu_,
-}
+
+
+def _silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    # in place: nothing else sees the product, and its memory is still in the cache
+    return functional.silu(functional.linear(x, weight, bias), inplace=True)
+
+
+def _relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    # relu(W x + b) = max(W x, -b) + b, and the last + b is the next layer's bias: one pass over memory less
+    return functional.linear(x, weight).clamp_min_(bias)
+
+
+# name -> hidden layer (x, weight, bias)
+ACTIVATIONS = {"silu": _silu, "relu": _relu}
 
 
 def bounded(raw: Tensor, low: float, high: float) -> Tensor:
@@ -34,16 +42,18 @@ class Perceptron(nn.Sequential):
 
     def __init__(self, layers: Iterable[nn.Linear], activation: str = "silu") -> None:
         super().__init__(*layers)
-        self.activation = ACTIVATIONS[activation]
+        self.hidden_layer = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs) to (B, outputs), ``ROWS`` records at a time: their layers stay in the cache."""
-        if len(x) > ROWS:
-            return torch.cat([self(rows) for rows in x.split(ROWS)])
-        *hidden, last = ((layer.weight, layer.bias) for layer in self)
-        for weight, bias in hidden:
-            x = self.activation(functional.linear(x, weight, bias))
-        return functional.linear(x, *last)
+        """(B, inputs) to (B, outputs), ``ROWS`` records at a time."""
+        *hidden, last = [(layer.weight, layer.bias) for layer in self]
+
+        def run(rows: Tensor) -> Tensor:
+            for weight, bias in hidden:
+                rows = self.hidden_layer(rows, weight, bias)
+            return functional.linear(rows, *last)
+
+        return run(x) if x.shape[0] <= ROWS else torch.cat([run(rows) for rows in x.split(ROWS)])
 
 
 def mlp(sizes: Sequence[int], activation: str = "silu") -> Perceptron:

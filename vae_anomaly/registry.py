@@ -28,4 +28,9 @@ def build(what: str, table: Mapping[str, Callable[..., Any]], kind: str, *args: 
             raise ConfigError(
                 f"{what} {kind!r} has no option {name!r}; its options are {known}.{suggestion(name, known)}"
             )
-    return builder(*args, **options)
+    try:
+        return builder(*args, **options)
+    except TypeError as error:
+        if not options:
+            raise
+        raise ConfigError(f"{what} {kind!r} must have options of the types of its signature. Got {options}.") from error
