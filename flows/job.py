@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from prefect import Flow, Task
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import FailedRun
 from prefect.logging import disable_run_logger
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_HOME, temporary_settings
 from prefect.states import Failed
@@ -66,6 +67,16 @@ def work(
         if isinstance(error, VaeAnomalyError):
             return Failed(name=REFUSED, message=str(error))
         raise
+
+
+def failure(name: str, message: str) -> State[Any]:
+    """A failed state for a flow to return, which says all: Prefect's engine would add a traceback of itself."""
+    logging.getLogger("prefect.flow_runs").addFilter(_says_more)
+    return Failed(name=name, message=message)
+
+
+def _says_more(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], FailedRun))
 
 
 def worth_a_retry(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:

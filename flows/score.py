@@ -23,9 +23,9 @@ from typing import Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
-from flows.job import from_this_process, in_process, publish, work, worth_a_retry
+from flows.job import failure, from_this_process, in_process, publish, work, worth_a_retry
 from flows.server import RUNNER, bind_to_parent
 from vae_anomaly import pipelines
 from vae_anomaly.pipelines import Progress, ScoreOutcome, Workspace, silent
@@ -51,7 +51,7 @@ def score_flow(monitor: str, mlflow: str | None = None) -> Any:
     if runner := os.environ.get(RUNNER):
         bind_to_parent(int(runner))
     done = score_task(monitor, mlflow, return_state=True)
-    return _final(done.result()) if done.is_completed() else done
+    return _final(done.result()) if done.is_completed() else failure(done.name or "Failed", done.message or "")
 
 
 def score_alone(ws: Workspace, progress: Progress) -> ScoreOutcome | None:
@@ -71,7 +71,7 @@ def _final(counts: Any) -> State[Any]:
         return Completed(name="Skipped", message="the run before is still going and takes what has arrived")
     message = ", ".join(f"{number:,} {what}" for what, number in counts.items() if number) or "nothing in the inbox"
     if counts["failed"] or counts["undelivered"]:
-        return Failed(name="Incomplete", message=message)
+        return failure("Incomplete", message)
     return Completed(name="Quarantined" if counts["quarantined"] else "Completed", message=message)
 
 

@@ -26,10 +26,11 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from flows.server import RUNNER, local_server, serving_env, start_child, stop_child
+from vae_anomaly.config import redacted
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.pipelines import Workspace
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("flows.serve")
 STOP_SECONDS = 6.0
 FIRST_CHECK, RECHECK, CHECK_EVERY = 75.0, 10.0, 300.0
 HORIZON = timedelta(days=30)  # Prefect creates runs further ahead, so a schedule that is due earlier must have one
@@ -52,14 +53,14 @@ def serve_monitors(workspaces: Sequence[Workspace], say: Callable[[str], None]) 
     """
     _distinct(workspaces)
     env, url = serving_env(), os.environ.get("PREFECT_API_URL")
-    with ExitStack() as parts, _signals():
+    with _signals(), ExitStack() as parts:
         watched: dict[str, subprocess.Popen[bytes]] = {}
         if not url:
             say("Starting Prefect's server ...")
             server = parts.enter_context(local_server(Path(env["PREFECT_HOME"]), serving=True))
             server.wait()
             url, watched["Prefect's server"] = server.url, server.process
-        say(f"Prefect's pages: {url.removesuffix('/api')}")
+        say(f"Prefect's pages: {redacted(url).removesuffix('/api')}. Ctrl-C ends it.")
         runner = start_child(_runner(workspaces), {**env, "PREFECT_API_URL": url})
         parts.callback(stop_child, runner, seconds=STOP_SECONDS)
         watched["the runner of scheduled runs"] = runner
@@ -122,7 +123,7 @@ def run_scheduled(workspaces: Sequence[Workspace]) -> None:
 
     os.environ[RUNNER] = str(os.getpid())
     # at most one process for each processor; two runs of one monitor do not overlap, see flows/score.py
-    runner = Runner(name="vae-anomaly", limit=os.cpu_count(), pause_on_shutdown=False)
+    runner = Runner(name="vae-anomaly", limit=os.cpu_count())
     due: dict[UUID, Workspace] = {}
     with get_client(sync_client=True) as client:
         for ws in workspaces:
@@ -131,6 +132,7 @@ def run_scheduled(workspaces: Sequence[Workspace]) -> None:
                 name=monitor.name,
                 schedule=Cron(monitor.schedule.cron, timezone=monitor.schedule.timezone),
                 parameters={"monitor": str(monitor.path), "mlflow": str(ws.mlflow.path) if ws.mlflow.path else None},
+                paused=False,  # stopping pauses it, so that a server of others creates no runs that nobody takes
                 entrypoint_type=EntrypointType.MODULE_PATH,
                 description=f"Scores what arrives in {monitor.source.inbox}",
             )
@@ -179,6 +181,7 @@ def _check_schedules(due: dict[UUID, Workspace]) -> None:
         silent = _silent(due)
         if silent and before:
             _log.error("no run is scheduled for %s: the scheduler of Prefect's server does not work", ", ".join(silent))
+            _log.error("install the versions of constraints.txt: it fails silently with sqlalchemy 2.1, for one")
             os._exit(1)
         before = silent
         time.sleep(RECHECK if silent else CHECK_EVERY)
@@ -210,7 +213,12 @@ def main(arguments: Sequence[str]) -> None:
     """The runner's process; an argument is a monitor's file and its mlflow file, or nothing, on two lines."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     pairs = [argument.split("\n") for argument in arguments]
-    run_scheduled([Workspace.open(monitor, mlflow or None) for monitor, mlflow in pairs])
+    try:
+        run_scheduled([Workspace.open(monitor, mlflow or None) for monitor, mlflow in pairs])
+    except Exception as error:
+        url, debug = redacted(os.environ.get("PREFECT_API_URL", "")), bool(os.environ.get("VAE_ANOMALY_DEBUG"))
+        _log.error("with Prefect's server at %s: %s: %s", url, type(error).__name__, error, exc_info=debug)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
-from flows.job import in_process, publish, work
+from flows.job import failure, in_process, publish, work
 from vae_anomaly import pipelines
 from vae_anomaly.pipelines import FitOutcome, Progress, Workspace, silent
 
@@ -26,7 +26,10 @@ def train_flow(monitor: str, mlflow: str | None = None) -> Any:
 
     A user's mistake, or training that diverges, ends as Failed with the name Refused; nothing is registered then.
     """
-    return fit_task(monitor, mlflow, return_state=True)
+    done = fit_task(monitor, mlflow, return_state=True)
+    if not done.is_completed():
+        return failure(done.name or "Failed", done.message or "")
+    return done.result()
 
 
 def run(ws: Workspace, progress: Progress = silent) -> FitOutcome:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vae_anomaly.distributions import DiagonalGaussian
+from vae_anomaly.registry import lookup
 
 # The posterior's scale lies in [e^-6, e^2]: below, a record would claim more precision than float32 arithmetic
 # carries through the network; above, the prior N(0, 1) is already wider than the data can ask for.
@@ -18,18 +19,12 @@ LOG_SCALE_RANGE = (-6.0, 2.0)
 ROWS = 1024
 
 
-def _silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    # in place: nothing else sees the product, and its memory is still in the cache
-    return functional.silu(functional.linear(x, weight, bias), inplace=True)
+def _silu(product: Tensor) -> Tensor:
+    # in place the memory is still in the cache; a gradient needs the product itself and would have it copied
+    return functional.silu(product, inplace=not product.requires_grad)
 
 
-def _relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    # relu(W x + b) = max(W x, -b) + b, and the last + b is the next layer's bias: one pass over memory less
-    return functional.linear(x, weight).clamp_min_(bias)
-
-
-# name -> hidden layer (x, weight, bias)
-ACTIVATIONS = {"silu": _silu, "relu": _relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": _silu, "relu": torch.relu_}
 
 
 def bounded(raw: Tensor, low: float, high: float) -> Tensor:
@@ -42,7 +37,7 @@ class Perceptron(nn.Sequential):
 
     def __init__(self, layers: Iterable[nn.Linear], activation: str = "silu") -> None:
         super().__init__(*layers)
-        self.hidden_layer = ACTIVATIONS[activation]
+        self.activation = lookup("activation", ACTIVATIONS, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs) to (B, outputs), ``ROWS`` records at a time."""
@@ -50,7 +45,7 @@ class Perceptron(nn.Sequential):
 
         def run(rows: Tensor) -> Tensor:
             for weight, bias in hidden:
-                rows = self.hidden_layer(rows, weight, bias)
+                rows = self.activation(functional.linear(rows, weight, bias))
             return functional.linear(rows, *last)
 
         return run(x) if x.shape[0] <= ROWS else torch.cat([run(rows) for rows in x.split(ROWS)])

@@ -32,14 +32,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pipeline_samples import PROGRAM, copy, deliver, parquet, table
 from store_samples import tree
 
-KILLS, TWIN_KILLS, ROUNDS, SEED = 50, 40, 10, 20260105
+KILLS, TWIN_KILLS, ROUNDS, SEED = 50, 40, 8, 20260105
 # not results: the cache of models, and what the clock of the inbox says
 OURS = ("scores", "commits", "reports", "quarantine", "alerts", "outbox", "store.json")
 
 
 def batches() -> dict[str, bytes]:
     """Three formats, labelled frauds, a renamed copy, an empty file, a truncated one and one with a column missing."""
-    daily = {f"day-{i}.parquet": parquet(table(30, 10 + i, frauds=i)) for i in range(4)}
+    daily = {f"day-{i}.parquet": parquet(table(30, 10 + i, frauds=i)) for i in range(3)}
     jsonl = "".join(json.dumps(row, default=str) + "\n" for row in table(20, 21).to_pylist()).encode()
     more = {"again.parquet": daily["day-2.parquet"], "cut.parquet": daily["day-1.parquet"][:-100], "lines.jsonl": jsonl}
     return daily | more | {"empty.csv": b"", "short.csv": b"id,amount\n1,2\n"}
@@ -119,7 +119,7 @@ def slow_disk() -> None:
     write = os.write
 
     def short(handle: int, data: Any) -> int:
-        time.sleep(0.0005)
+        time.sleep(0.0003)
         return write(handle, memoryview(data)[:256])
 
     os.write, os.fsync = short, lambda handle: None  # type: ignore[assignment]
@@ -131,8 +131,11 @@ def naive() -> None:
 
     def publish(store: Any, content: Path | bytes, final: Path, *, replaceable: bool = False) -> None:
         if not final.exists():
+            data = content if isinstance(content, bytes) else content.read_bytes()
             with Sink(final) as sink:
-                sink.write(content if isinstance(content, bytes) else content.read_bytes())
+                sink.write(data[:-100])
+                time.sleep(0.03)
+                sink.write(data[-100:])
         if isinstance(content, Path):
             os.unlink(content)
 
@@ -184,7 +187,7 @@ class Rounds:
         from vae_anomaly.store.check import check
         from vae_anomaly.store.files import Store
 
-        found = self.results()
+        found = {name: digest for name, digest in self.results().items() if complete or "/.part-" not in name}
         wrong = [f"{name} differs" for name, digest in found.items() if reference.get(name) != digest]
         if not self.output.is_dir() or wrong:
             return wrong
@@ -208,7 +211,7 @@ def kill(rounds: Rounds, kills: int, seed: int, *, enough: int) -> dict[str, Any
     """``kills`` kills at moments that are uniform over the run's duration, up to three in a row; then a whole run."""
     noise = random.Random(seed)
     undisturbed = [rounds.undisturbed() for _ in range(3)]
-    duration, (_, reference, keys) = sorted(run[0] for run in undisturbed)[1], undisturbed[0]
+    duration, (_, reference, keys) = min(run[0] for run in undisturbed), undisturbed[0]
     assert all(run[1:] == (reference, keys) for run in undisturbed), "two undisturbed runs differ"
     moments = iter(lambda: noise.uniform(0, duration), None)
     hit: Counter[str] = Counter()
@@ -218,7 +221,7 @@ def kill(rounds: Rounds, kills: int, seed: int, *, enough: int) -> dict[str, Any
         number += 1
         rounds.fresh()
         wrong: list[str] = []
-        for _ in range(noise.choice((1, 1, 2, 3))):
+        for _ in range(noise.choice((1, 2, 3))):
             phase = killed(rounds, moments)
             hit.update([phase] if phase else [])
             late += phase is None
@@ -318,7 +321,7 @@ def test_killed_at_random_moments_the_next_run_gives_the_same_bytes(results: Res
     assert result["bad"] == [], result["stderr"]
     assert sum(result["kills"].values()) >= KILLS
     assert len(result["kills"]) >= 4, "the kills hit few phases"
-    assert result["files"] > 30
+    assert result["files"] > 40
 
 
 def test_a_scorer_that_takes_what_is_there_for_done_is_caught(results: Results) -> None:

@@ -20,13 +20,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.scores.elbo import by_column
 from vae_anomaly.vae import Evaluation
+
+
+# Records at a time, so that their distances to all reference records stay in the cache; a divisor of every chunk.
+BLOCK = 64
+GROUPS = 512
 
 
 @dataclass(frozen=True)
@@ -48,17 +55,34 @@ class LatentNeighbours:
 
     def nearest(self, evaluation: Evaluation) -> Tensor:
         """(B, k) indices of the nearest reference records, nearest first."""
-        return self._nearest(self.embed(evaluation))
+        return torch.cat([self._nearest(v) for v in self.embed(evaluation).split(BLOCK)])
 
+    @cached_property
+    def _table(self) -> Tensor:
+        """(V + 1, M padded): -v_j and half its squared norm by columns; a padding column is infinitely far."""
+        half_norm = 0.5 * self.vectors.square().sum(-1, keepdim=True)
+        table = functional.pad(torch.cat([-self.vectors, half_norm], -1), (0, 0, 0, -len(half_norm) % GROUPS))
+        table[len(half_norm) :, -1] = torch.inf
+        return table.T.contiguous()
+
+    @torch.no_grad()
     def _nearest(self, v: Tensor) -> Tensor:
-        # |v|^2 is the same for every reference record and is left out
-        half_norm = 0.5 * self.vectors.square().sum(-1)
-        return torch.topk(torch.addmm(half_norm, v, self.vectors.T, alpha=-1.0), self.k, largest=False).indices
+        """(B, k) indices for the vectors of one block of records.
+
+        Record j belongs to group j mod ``GROUPS``. A group with one of the k nearest is, by its nearest record, among
+        the k nearest groups: one pass finds those, and only their records are sorted.
+        """
+        # half the squared distance; |v|^2 / 2 is the same for every reference record and is left out
+        distance = torch.cat([v, torch.ones_like(v[:, :1])], -1) @ self._table
+        by_group = distance.unflatten(-1, (-1, GROUPS))
+        groups = by_group.amin(1).topk(min(self.k, GROUPS), largest=False).indices
+        members = (groups[:, :, None] + GROUPS * torch.arange(by_group.shape[1])).flatten(1)
+        return members.gather(1, distance.gather(1, members).topk(self.k, largest=False).indices)
 
     def _squares(self, v: Tensor) -> Tensor:
         """(B, V) float64: half the mean squared difference to the k nearest, entry by entry."""
-        neighbours = self.vectors[self._nearest(v)]
-        return 0.5 * (v[:, None, :] - neighbours).double().square().mean(1)
+        differences = (rows[:, None, :] - self.vectors[self._nearest(rows)] for rows in v.split(BLOCK))
+        return torch.cat([0.5 * d.double().square().mean(1) for d in differences])
 
     def __call__(self, evaluation: Evaluation) -> Tensor:
         """(B,) nats, float64."""
