@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from pyod.models.vae import VAE as PyodVAE
 from pyod.utils.torch_utility import TorchDataset
@@ -33,7 +34,7 @@ from vae_anomaly.schema import Column, Schema, check
 from vae_anomaly.training import TrainingPlan, build_seeded, train
 
 COLUMNS, FACTORS = 30, 5
-ARCHITECTURE = {"hidden": (128, 64, 32), "latent": 2}  # PyOD's default
+ARCHITECTURE = {"hidden": (128, 64, 32), "latent": 2, "activation": "relu"}  # PyOD's default
 VALIDATION_SHARE = 0.3  # validation records for each training record, as in the default splits (15 % to 50 %)
 PYOD_FIT, PYOD_SCORE, FOREST = "PyOD VAE, fit", "PyOD VAE, score", "isolation forest, score"
 OURS_FIT, OURS_ELBO, OURS_NEIGHBOURS = "ours, fit", "ours, negative_elbo", "ours, latent_neighbours"
@@ -99,8 +100,6 @@ def fitting(X: np.ndarray, repeats: int) -> tuple[dict[str, list[float]], PyodVA
 
 def encode(X: np.ndarray) -> tuple[Any, Any]:
     """Our preprocessing fitted to ``X`` and the model's inputs; not part of the measurement."""
-    import pyarrow as pa
-
     names = [f"x{i}" for i in range(X.shape[1])]
     schema = Schema(tuple(Column(name, "number") for name in names))
     records = check(pa.table(dict(zip(names, X.T, strict=True))), schema, first_row=0, file="benchmark")
@@ -175,7 +174,7 @@ def processor() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--records", type=int, default=20_000, help="records to fit to, and to score (default 20000)")
+    parser.add_argument("--records", type=int, default=50_000, help="records to fit to, and to score (default 50000)")
     parser.add_argument("--repeats", type=int, default=9, help="rounds that count (default 9)")
     parser.add_argument("--json", type=Path, help="also write every measured value to this file")
     options = parser.parse_args()

@@ -58,12 +58,15 @@ def work(
     mlflow: str | None,
 ) -> dict[str, Any] | State[Any]:
     """The summary of what ``function`` gives; a user's mistake as a failed state named Refused, without a traceback."""
-    call = _call.get() or Call(Workspace.open(monitor, mlflow), silent)
+    call = _call.get()
     try:
+        if call is None:
+            return summary(function(Workspace.open(monitor, mlflow), silent))
         call.outcome, call.error = function(call.ws, call.progress), None
         return summary(call.outcome)
     except Exception as error:
-        call.error = error
+        if call is not None:
+            call.error = error
         if isinstance(error, VaeAnomalyError):
             return Failed(name=REFUSED, message=str(error))
         raise
@@ -103,12 +106,12 @@ def in_process(flow: Flow[[str, str | None], Any], ws: Workspace, progress: Prog
     except VaeAnomalyError:
         raise
     except Exception as error:  # not the work's: those end in a state
-        if call.outcome is None:
+        if call.outcome is None and call.error is None:
             raise ConfigError(
                 f"Prefect must be able to run a flow, on the server of PREFECT_API_URL where that is set. Got"
                 f" {type(error).__name__}: {error}. Start that server, or run without --flow."
             ) from error
-        _log.warning("the work is done, but Prefect has no record of it (%s: %s)", type(error).__name__, error)
+        _log.warning("Prefect has no record of how this ended (%s: %s)", type(error).__name__, error)
     finally:
         _call.reset(token)
     if call.error:

@@ -1,8 +1,9 @@
 """The shipped bundle: schema, preprocessing, VAE, score and threshold, with provenance.
 
-A detector is immutable and deterministic: records in, :class:`~vae_anomaly.batch.Detections` out. It computes in
-fixed chunks of ``CHUNK`` rows with a padded tail, so that a record's score is the same bits whatever batch it arrives
-in. On disk it is data only: JSON and safetensors with a sha256 of each file; loading it executes nothing from it.
+A detector is immutable and deterministic: records in, :class:`~vae_anomaly.batch.Detections` out. The networks see
+exactly ``ROWS`` records at a time, the last ones padded with zeros, and all else goes record by record: so a score is
+the same bits whatever batch its record arrives in. On disk a detector is data only: JSON and safetensors with a sha256
+of each file; loading it executes nothing from it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from vae_anomaly.thresholds import Threshold
 from vae_anomaly.training import build_seeded, limited_threads
 from vae_anomaly.vae import VAE, Evaluation, Inputs, evaluate
 
-CHUNK = 4 * ROWS
+CHUNK = 4 * ROWS  # records at a time: few enough for the cache, and enough to outweigh the calls
 FORMAT = 1
 FILES = ("detector.json", "weights.safetensors")
 MANIFEST = "manifest.json"

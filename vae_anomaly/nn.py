@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -41,19 +42,21 @@ class Perceptron(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs) to (B, outputs), ``ROWS`` records at a time."""
-        *hidden, last = [(layer.weight, layer.bias) for layer in self]
+        *hidden, last = [(layer.weight, layer.bias) for layer in self if isinstance(layer, nn.Linear)]
 
         def run(rows: Tensor) -> Tensor:
             for weight, bias in hidden:
                 rows = self.activation(functional.linear(rows, weight, bias))
             return functional.linear(rows, *last)
 
-        return run(x) if x.shape[0] <= ROWS else torch.cat([run(rows) for rows in x.split(ROWS)])
+        if x.shape[0] <= ROWS:
+            return run(x)
+        return torch.cat([run(x[at : at + ROWS]) for at in range(0, x.shape[0], ROWS)])
 
 
 def mlp(sizes: Sequence[int], activation: str = "silu") -> Perceptron:
     """A :class:`Perceptron` of the given ``sizes``, input first."""
-    return Perceptron((nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)), activation)
+    return Perceptron((nn.Linear(a, b) for a, b in pairwise(sizes)), activation)
 
 
 def with_context(x: Tensor, context: Tensor | None) -> Tensor:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
+LARGEST = 1e30  # of a training value; preprocessing refuses it as well, but knows no file and no row
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -178,7 +179,7 @@ def read_training(ws: Workspace, progress: Progress = silent) -> Training:
         progress("reading training records", done, len(files))
         with open_delivery(path) as delivery:
             digests[path.name] = delivery.sha256
-            parts += _records(delivery, ws)
+            parts += (_sane(records, path.name) for records in _records(delivery, ws))
     progress("reading training records", len(files), len(files))
     return Training(concatenate(parts), digests)
 
@@ -188,6 +189,25 @@ def _records(delivery: Delivery, ws: Workspace) -> Iterator[Records]:
     for table in read_chunks(delivery, schema, ws.monitor.source.csv):
         yield check(table, schema, first_row=first, file=delivery.name)
         first += table.num_rows
+
+
+def _sane(records: Records, file: str) -> Records:
+    """The records; raises :class:`DataError` for a normal one with a number that would blind its column."""
+    usable = records.scorable if records.labels is None else records.scorable & ~records.labels
+    for column, values in records.values.items():
+        if isinstance(values, np.ndarray) and values.dtype == np.float64:
+            far = np.flatnonzero(usable & (np.abs(values) > LARGEST))
+            if far.size:
+                raise DataError(
+                    "absurd_value",
+                    f"training values must lie within {LARGEST:g}. Got {far.size} beyond it.",
+                    file=file,
+                    column=column,
+                    rows=(records.first_row + far).tolist(),
+                    count=int(far.size),
+                    remedy="Remove these rows from the training records, or mend the column.",
+                )
+    return records
 
 
 def fit(ws: Workspace, progress: Progress = silent) -> FitOutcome:
@@ -297,7 +317,7 @@ def score(ws: Workspace, progress: Progress = silent) -> ScoreOutcome:
     scorer: _Scorer | None = None
     outcomes, already = [], 0
     for i, file in enumerate(listing.ready):
-        if _cached_hash(cache, file) in done:
+        if _is_done(done, _cached_hash(cache, file), file.name):
             already += 1
             continue
         progress(f"scoring {file.name}", i, len(listing.ready))
@@ -339,6 +359,15 @@ def _known(ledger: Ledger, contract_digest: str) -> set[str]:
     return {c.sha256 for c in ledger.commits()} | refused
 
 
+def _is_done(done: set[str], sha256: str | None, name: str) -> bool:
+    return sha256 is not None and not done.isdisjoint((sha256, _named(sha256, name)))
+
+
+def _named(sha256: str, name: str) -> str:
+    """What stands for content that was refused for its suffix: under another one it may well be readable."""
+    return hashlib.sha256(f"{Path(name).suffix.lower()}|{sha256}".encode()).hexdigest()
+
+
 def _cached_hash(cache: HashCache, file: InboxFile) -> str | None:
     try:
         return cache.get(file.name, os.lstat(file.path))
@@ -356,13 +385,14 @@ def _score_file(
         with open_delivery(file.path) as delivery:
             sha256 = delivery.sha256
             cache.put(file.name, stat, sha256=sha256, now_ns=now)
-            if sha256 in done:
+            if _is_done(done, sha256, file.name):
                 return None, sha256, scorer
             scorer = scorer or _Scorer(ws)
             return scorer.score(ledger, delivery), sha256, scorer
     except DataError as error:
         # a link or a device has no content to hash: its identity stands for it
         identity = sha256 or hashlib.sha256(f"{file.name}|{_identity(file.path)}".encode()).hexdigest()
+        identity = _named(identity, file.name) if error.rule in ("unknown_format", "wrong_format") else identity
         if identity in done:
             return None, identity, scorer
         return _quarantine(ws, ledger, file, identity, error), identity, scorer
@@ -604,16 +634,18 @@ def render(ws: Workspace, batch: str) -> tuple[Report, Path]:
 
 def status(ws: Workspace) -> list[BatchState]:
     """Where every file stands that was ever seen; pending ones are hashed, nothing is changed."""
-    inbox = []
+    ledger, inbox = Ledger(ws.store), []
+    refused = {record.sha256 for record in ledger.quarantines()}
     for file in list_inbox(ws.monitor.source.inbox, settle_seconds=0).ready:
         try:
             with open_delivery(file.path) as delivery:
-                inbox.append((file.name, delivery.sha256))
+                named = _named(delivery.sha256, file.name)
+                inbox.append((file.name, named if named in refused else delivery.sha256))
         except DataError:
             inbox.append((file.name, hashlib.sha256(f"{file.name}|{_identity(file.path)}".encode()).hexdigest()))
         except OSError:
             continue
-    return Ledger(ws.store).state(inbox, ws.contract_digest)
+    return ledger.state(inbox, ws.contract_digest)
 
 
 def last_reports(ws: Workspace) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from small_monitor import MLFLOW, MONITOR, deliver, table
+
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -39,6 +41,9 @@ def prefect_server(place: Path) -> Iterator[None]:
     """The temporary server that the flows use, started once."""
     from flows.settings import hermetic
 
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        del os.environ[name]
+    os.environ["PREFECT_API_URL"] = ""  # set, for Prefect also reads it from a file .env in the working folder
     hermetic(place / "state")
     from flows.job import session
 

@@ -166,7 +166,7 @@ def standardise(values: np.ndarray, center: np.ndarray | float, scale: np.ndarra
     """float32 (values - center) / scale, logarithmic beyond ``TAIL``; NaN stays NaN, every finite value finite."""
     # in torch, which handles the broadcast rows twice as fast as numpy does
     shift, spread = (torch.as_tensor(v, dtype=torch.float64) for v in (center, scale))
-    t = torch.from_numpy(np.require(values, np.float64, "CW")).sub(shift).mul_(1.0 / spread)
+    t = torch.from_numpy(np.require(values, np.float64, ["C", "W"])).sub(shift).mul_(1.0 / spread)
     x = t.float().numpy()
     # NaN compares false; most chunks are inside and done
     if len(x) and not (x.min() >= -TAIL and x.max() <= TAIL):

@@ -18,7 +18,7 @@ Legend: B records, K latent dimensions, R residuals, V = K + R, M reference reco
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,7 +29,6 @@ from torch.nn import functional
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.scores.elbo import by_column
 from vae_anomaly.vae import Evaluation
-
 
 # Records at a time, so that their distances to all reference records stay in the cache; a divisor of every chunk.
 BLOCK = 64
@@ -55,7 +54,7 @@ class LatentNeighbours:
 
     def nearest(self, evaluation: Evaluation) -> Tensor:
         """(B, k) indices of the nearest reference records, nearest first."""
-        return torch.cat([self._nearest(v) for v in self.embed(evaluation).split(BLOCK)])
+        return torch.cat([self._nearest(rows) for rows in _blocks(self.embed(evaluation))])
 
     @cached_property
     def _table(self) -> Tensor:
@@ -74,14 +73,15 @@ class LatentNeighbours:
         """
         # half the squared distance; |v|^2 / 2 is the same for every reference record and is left out
         distance = torch.cat([v, torch.ones_like(v[:, :1])], -1) @ self._table
-        by_group = distance.unflatten(-1, (-1, GROUPS))
+        by_group = distance.view(len(v), -1, GROUPS)
         groups = by_group.amin(1).topk(min(self.k, GROUPS), largest=False).indices
         members = (groups[:, :, None] + GROUPS * torch.arange(by_group.shape[1])).flatten(1)
-        return members.gather(1, distance.gather(1, members).topk(self.k, largest=False).indices)
+        nearest = distance.gather(1, members).topk(self.k, largest=False).indices
+        return members.gather(1, nearest)
 
     def _squares(self, v: Tensor) -> Tensor:
         """(B, V) float64: half the mean squared difference to the k nearest, entry by entry."""
-        differences = (rows[:, None, :] - self.vectors[self._nearest(rows)] for rows in v.split(BLOCK))
+        differences = (rows[:, None, :] - self.vectors[self._nearest(rows)] for rows in _blocks(v))
         return torch.cat([0.5 * d.double().square().mean(1) for d in differences])
 
     def __call__(self, evaluation: Evaluation) -> Tensor:
@@ -98,6 +98,10 @@ class LatentNeighbours:
         if evaluation.inputs.evidence is not None:
             columns += evaluation.inputs.evidence
         return torch.cat([columns, squares[:, :latent].sum(-1, keepdim=True)], -1)
+
+
+def _blocks(v: Tensor) -> Iterator[Tensor]:
+    return (v[at : at + BLOCK] for at in range(0, len(v), BLOCK))
 
 
 def _embed(evaluation: Evaluation, latent_scale: Tensor) -> Tensor:

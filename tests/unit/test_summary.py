@@ -1,0 +1,135 @@
+"""Laws of the batch summary: it counts every row once, does not depend on the chunks, and keeps little in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from vae_anomaly import summary
+from vae_anomaly.batch import OK, Detections, Records
+from vae_anomaly.detector import Detector
+from vae_anomaly.report.model import Report
+from vae_anomaly.summary import SHOWN, BatchSummary
+
+
+def chunks(records: Records, size: int) -> list[Records]:
+    """The records in parts, as the reader gives them."""
+    starts = range(0, len(records), size)
+    parts = [records.take(np.arange(start, min(start + size, len(records)))) for start in starts]
+    return [replace(part, first_row=start) for part, start in zip(parts, starts, strict=True)]
+
+
+def summarised(detector: Detector, records: Records, size: int = 10_000) -> BatchSummary:
+    made = BatchSummary(detector)
+    for part in chunks(records, size):
+        made.add(part, detector.detect(part))
+    return made
+
+
+def report(made: BatchSummary, **options: Any) -> Report:
+    about = {"monitor": "m", "batch_id": "b-0123456789ab", "batch_name": "b.csv", "batch_sha256": "0" * 64}
+    return made.report(**about, extra_columns=["x"], provenance={"p": "q"}, **options)
+
+
+@pytest.fixture
+def odd(make_records: Callable[..., Records]) -> Records:
+    """Ordinary records with far amounts, unseen shops, missing cells, labels, repeated ids and unscorable rows."""
+    records = make_records(300, 31)
+    values = {k: v if isinstance(v, pa.Array) else v.copy() for k, v in records.values.items()}
+    values["amount"][5::60] = 1e6
+    values["amount"][7] = np.inf
+    shops = values["shop"].to_pylist()
+    values["shop"] = pa.array([*shops[:290], *["unheard of"] * 10])
+    status, ids, labels = records.status.copy(), records.record_ids.copy(), np.zeros(300, bool)
+    status[7::100] = ["unscorable:non_finite:amount", "unscorable:wrong_dtype:b", "unscorable:wrong_dtype:b"]
+    labels[5::60] = labels[107] = True
+    ids[250:] = ids[:50]
+    return Records(0, ids, values, status, labels)
+
+
+def test_every_row_is_counted_once(detector: Detector, odd: Records) -> None:
+    found, flags = report(summarised(detector, odd)), detector.detect(odd).is_anomaly
+    assert (found.rows, found.scored, found.flagged) == (300, 297, flags.sum())
+    assert dict(found.unscorable) == {"non_finite:amount": 1, "wrong_dtype:b": 2}
+    assert dict(found.labelled or {}) == {"anomalies": 5, "found": flags[5::60].sum()}  # row 107 is unscorable
+    assert found.notes == ("50 records repeat an id of this batch; every row was scored.",)
+    assert found.expected_flagged == pytest.approx(297 * detector.threshold.promise.expected)
+    quality = {c.column: c for c in found.columns}
+    state = next(s for s in detector.preprocessor.states if s.column == "amount")
+    amounts = odd.values["amount"][odd.scorable]  # that of row 7 is infinite, and not scored
+    beyond = ((amounts < state.low) | (amounts > state.high)).sum()
+    assert quality["amount"].beyond_range * 297 == pytest.approx(beyond)
+    assert beyond >= 5
+    assert quality["shop"].unseen * 297 == pytest.approx(10)
+    assert quality["shop"].warning == "10 cells hold values never seen in training."
+    assert quality["amount"].missing * 297 == pytest.approx(np.isnan(amounts).sum())
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 299])
+def test_the_report_does_not_depend_on_the_chunks(detector: Detector, odd: Records, size: int) -> None:
+    assert report(summarised(detector, odd, size)).to_json() == report(summarised(detector, odd)).to_json()
+
+
+def test_the_strangest_are_shown_first_and_ties_in_the_order_of_the_batch(detector: Detector, odd: Records) -> None:
+    many = odd.take(np.tile(np.flatnonzero(detector.detect(odd).is_anomaly), 20))
+    found, score = report(summarised(detector, many, 33)), detector.detect(many).score
+    assert found.flagged == len(many) > SHOWN
+    expected = sorted(range(len(many)), key=lambda row: (-score[row], row))[:SHOWN]
+    assert [record.row_index for record in found.records] == expected
+    for record in found.records:
+        assert sum(c.nats for c in record.contributions) + record.rest_nats == pytest.approx(record.score)
+        assert record.record_id == many.record_ids[record.row_index]
+        assert record.label == ("anomalous" if many.labels[record.row_index] else "normal")  # type: ignore[index]
+        assert [len(n.values) for n in record.neighbours] == [len(record.contributions)] * 3
+
+
+def test_scores_are_thinned_and_not_lost(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary, "KEPT_SCORES", 100)
+    made, nothing = BatchSummary(detector), Records(0, np.zeros(0), {}, np.zeros(0, object))
+    score = np.random.default_rng(0).permutation(1000).astype(float)
+    monkeypatch.setattr(summary, "_quality", lambda *_: np.zeros(3, int))
+    for part in np.split(score, 20):
+        records = replace(nothing, record_ids=np.array(["r"] * 50), status=np.full(50, OK, object))
+        records = replace(records, values=dict.fromkeys(detector.preprocessor.columns))
+        made.add(records, Detections(records.status, part, part * 0 + 0.5, np.zeros(50, bool)))
+        assert len(made.scores) <= 100
+    assert made.scored == 1000
+    assert set(made.scores) <= set(score)
+    assert np.median(made.scores) == pytest.approx(500, abs=120)
+
+
+@pytest.mark.parametrize("column", ["amount", "at", "flag", "shop"])
+def test_cells_that_go_missing_are_told(detector: Detector, make_records: Callable[..., Records], column: str) -> None:
+    records = make_records(200, 32)
+    assert not [c.column for c in report(summarised(detector, records)).columns if c.warning]
+    cells = records.values[column]
+    rows = np.arange(200) % 4 == 0
+    if isinstance(cells, pa.Array):
+        lost: Any = pa.array(
+            [None if gone else v for gone, v in zip(rows, cells.to_pylist(), strict=True)], pa.string()
+        )
+    else:
+        lost = cells.copy()
+        lost[rows] = np.array("NaT", "datetime64[us]") if column == "at" else np.nan
+    found = report(summarised(detector, replace(records, values={**records.values, column: lost})))
+    (warned,) = [c for c in found.columns if c.warning]
+    assert warned.column == column
+    assert "of the cells are missing; in training" in warned.warning
+
+
+def test_nothing_at_all_is_a_report_too(detector: Detector, odd: Records) -> None:
+    empty = report(summarised(detector, odd.take(np.arange(0)), 1))
+    assert (empty.rows, empty.notes, empty.has_something_to_say) == (
+        0,
+        ("The file has a header and no records.",),
+        True,
+    )
+    lost = odd.take(np.array([7, 107]))
+    none = report(summarised(detector, lost), notes=["Mind the gap."])
+    assert (none.scored, none.flagged, none.records, none.notes) == (0, 0, (), ("Mind the gap.",))
+    assert none.verdict == "None of 2 records could be scored."
