@@ -122,7 +122,7 @@ class TabularDistribution:
         if observed is not None:
             residual = residual * observed[..., :gaussian]
         # one pass over the residuals; what a missing cell would have cost is given back, exactly 0 where none is
-        total = -0.5 * torch.linalg.vecdot(residual, residual) - constant.sum()
+        total: Tensor = -0.5 * torch.linalg.vecdot(residual, residual) - constant.sum()
         if observed is not None:
             total = total + torch.linalg.vecdot(1.0 - observed[..., :gaussian], constant)
         if gaussian < self.layout.features:

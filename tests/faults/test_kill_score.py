@@ -208,7 +208,7 @@ def killed(rounds: Rounds, moment: float) -> str | None:
 
 
 def kill(rounds: Rounds, kills: int, seed: int, *, enough: int) -> dict[str, Any]:
-    """``kills`` kills at moments that are uniform over what is left of the run, up to three in a row; then a whole run."""
+    """``kills`` kills, each uniformly over what is left of the run, up to three in a row; then a whole run."""
     noise = random.Random(seed)
     undisturbed = [rounds.undisturbed() for _ in range(3)]
     duration, (_, reference, keys) = min(run[0] for run in undisturbed), undisturbed[0]
