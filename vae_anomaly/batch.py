@@ -58,7 +58,10 @@ def concatenate(parts: Sequence[Records]) -> Records:
         else np.concatenate([p.values[name] for p in parts])
         for name, v in first.values.items()
     }
-    labels = None if first.labels is None else np.concatenate([p.labels for p in parts])
+    known = any(p.labels is not None for p in parts)
+    # a file without the label column has no labelled anomaly; the labels of the others still count
+    flags = [np.zeros(len(p), bool) if p.labels is None else p.labels for p in parts]
+    labels = np.concatenate(flags) if known else None
     ids, status = (np.concatenate([getattr(p, field) for p in parts]) for field in ("record_ids", "status"))
     return Records(first.first_row, ids, values, status, labels)
 

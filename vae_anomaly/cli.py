@@ -82,7 +82,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
-        _fail(f"internal error: {type(error).__name__}: {error}. --debug shows where.", 1)
+        # without its text, which may quote a record
+        _fail(f"internal error: {type(error).__name__}. --debug shows what and where.", 1)
 
 
 def _fail(line: str, code: int) -> None:

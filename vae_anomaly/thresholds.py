@@ -119,6 +119,8 @@ def allowed_exceedances(alpha: float, n: int) -> int:
 
 def require_supported(alpha: float, n: int) -> None:
     """Raise :class:`ConfigError` where ``n`` calibration records cannot hold ``alpha``: it must be >= 1 / (n + 1)."""
+    if not 0 < alpha < 1:
+        raise ConfigError(f"threshold.alpha must be greater than 0 and less than 1. Got {alpha!r}.")
     if allowed_exceedances(alpha, n) < 1:
         needed = math.ceil(1 / Fraction(repr(float(alpha)))) - 1
         raise ConfigError(
@@ -136,8 +138,6 @@ def conformal(scores: np.ndarray, *, alpha: float) -> Threshold:
         ``alpha`` is not in (0, 1), a score is not finite, or n is too small: alpha must be at least 1 / (n + 1).
     """
     scores = np.sort(np.asarray(scores, dtype=np.float64))
-    if not 0 < alpha < 1:
-        raise ConfigError(f"threshold.alpha must be greater than 0 and less than 1. Got {alpha!r}.")
     if not np.isfinite(scores).all():
         raise ConfigError(f"calibration scores must be finite. Got {int((~np.isfinite(scores)).sum())} that are not.")
     require_supported(alpha, len(scores))

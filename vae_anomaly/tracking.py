@@ -163,6 +163,13 @@ class Tracker:
             root = self.config.server.artifact_root
             place = f"{root.rstrip('/')}/{re.sub(r'[^A-Za-z0-9._-]', '-', name)}" if root else None
             return str(client.create_experiment(name, artifact_location=place))
+        root = self.config.server.artifact_root
+        if root and Path(root).is_absolute() and not _within_folder(found.artifact_location, root):
+            raise ConfigError(
+                f"experiment {name!r} must keep its files in {root}, which mlflow.yml says. Got"
+                f" {redacted(found.artifact_location)}: the project was moved or copied with its database. Move it back,"
+                " set server.artifact_root to that place, or set server.tracking_uri to a new database and fit again."
+            )
         if found.lifecycle_stage != "active":
             raise ConfigError(
                 f"experiment {name!r} must not be deleted. Restore it with"
@@ -589,7 +596,26 @@ def _first_start(database: Path) -> Iterator[None]:
                 raise ArtifactError(
                     f"{database} must be an SQLite file. Got other content. Restore it from a backup, or move it away."
                 )
+        else:
+            _create(database)
         yield
+
+
+def _create(database: Path) -> None:
+    """All tables in one step: a process that ends among MLflow's migrations leaves a file that no later one can use."""
+    part = database.with_name(f"{database.name}.part")
+    for rest in database.parent.glob(f"{part.name}*"):
+        rest.unlink()
+    client = MlflowClient(f"sqlite:///{part}", f"sqlite:///{part}")
+    client.search_experiments(max_results=1)
+    client.search_registered_models(max_results=1)
+    os.replace(part, database)
+
+
+def _within_folder(location: str, root: str) -> bool:
+    """Whether a local artifact location lies in ``root``; what is not local is not judged."""
+    parts = urlsplit(location)
+    return parts.scheme not in ("", "file") or Path(unquote(parts.path)).is_relative_to(root)
 
 
 def _said(error: BaseException) -> str:

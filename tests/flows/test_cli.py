@@ -454,10 +454,14 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 
 def test_an_error_of_ours_is_one_line_and_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipelines, "status", lambda ws: 1 / 0)
+    def broken(ws: Any) -> None:
+        raise ValueError("could not convert 'zq-private'")
+
+    monkeypatch.setattr(pipelines, "status", broken)
     said = cli("status", folder)
     assert said.code == 1
-    assert said.err == "internal error: ZeroDivisionError: division by zero. --debug shows where.\n"
+    assert said.err == "internal error: ValueError. --debug shows what and where.\n"
+    assert "zq-private" in cli("--debug", "status", folder).err
 
 
 def test_an_error_of_ours_in_a_batch_costs_this_batch_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
