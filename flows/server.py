@@ -45,7 +45,8 @@ def start_child(command: Sequence[str], env: Mapping[str, str], log: Path | None
         output = file if log else None
         return subprocess.Popen(  # noqa: S603 - our own commands
             command,
-            env=dict(env),
+            # nothing is imported from the folder that the user stands in
+            env={**env, "PYTHONSAFEPATH": "1"},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -5,6 +5,7 @@ It is run by ``flows/demo.py``; here is what comes before (the folder) and after
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ def quality(ws: Workspace) -> Quality:
     assert ws.monitor.label is not None
     scores, flags, labels = [], [], []
     for commit in Ledger(ws.store).commits():
+        if not (ws.monitor.source.inbox / commit.name).exists():
+            continue
         for table in read_scores(ws.store.root / commit.scores.file):
             scores.append(np.asarray(table["score"]))
             flags.append(np.asarray(table["is_anomaly"]))
@@ -108,4 +111,5 @@ def ui_command(ws: Workspace) -> str:
     import sys
 
     ui, program = ws.mlflow.ui, Path(sys.executable).with_name("mlflow")
-    return f"{shown(program)} ui --backend-store-uri {ws.mlflow.server.tracking_uri} --host {ui.host} --port {ui.port}"
+    words = [shown(program), "ui", "--backend-store-uri", ws.mlflow.server.tracking_uri]
+    return shlex.join([*words, "--host", ui.host, "--port", str(ui.port)])

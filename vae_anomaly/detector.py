@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vae_anomaly.batch import Detections, Records
-from vae_anomaly.errors import ArtifactError, DataError
+from vae_anomaly.errors import ArtifactError
 from vae_anomaly.models import MODELS
 from vae_anomaly.nn import ROWS
 from vae_anomaly.preprocessing.tabular import TabularPreprocessor
@@ -278,19 +278,13 @@ def over_parts(vae: VAE, parts: Iterable[Inputs], function: Callable[[Evaluation
 
 def require_schema(detector: Detector, schema: Schema) -> None:
     """Refuse a detector that was fitted to other columns than ``schema``; the message lists the differences."""
-    if detector.schema.digest == schema.digest:
+    if (detector.schema.columns, detector.schema.record_id) == (schema.columns, schema.record_id):
         return
     ours, theirs = {c.name: c for c in detector.schema.columns}, {c.name: c for c in schema.columns}
     gone, new = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
     changed = sorted(n for n in ours.keys() & theirs.keys() if ours[n] != theirs[n])
     raise ArtifactError(
-        f"the model's schema must be that of monitor.yml. Got columns gone {gone}, new {new}, changed {changed}, or"
-        " another record_id or label. Fit again, or restore the columns in monitor.yml."
-    )
-
-
-def no_rows(file: str) -> DataError:
-    """The error for a source without a single scorable record."""
-    return DataError(
-        "no_records", "at least one scorable record is needed. Got none.", file=file, remedy="Add records."
+        f"the model's columns must be those of monitor.yml. Got columns gone {gone}, new {new}, changed {changed},"
+        f" record id {schema.record_id!r} for {detector.schema.record_id!r}, or another order."
+        " Fit again, or restore monitor.yml."
     )

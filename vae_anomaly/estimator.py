@@ -82,15 +82,20 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def anomaly_score(self, X: Any) -> np.ndarray:
-        """(B,) float64 nats, high = anomalous; a record's score does not depend on the other records."""
+        """(B,) float64 nats, high = anomalous, NaN without a single cell; independent of the other records."""
         check_is_fitted(self)
-        if self.detector_.preprocessor.all_numbers and _is_numeric(X):
-            return self.detector_.scores_of_matrix(self._matrix(X, reset=False))
+        if self.detector_.preprocessor.all_numbers:
+            matrix = self._matrix(X, reset=False)
+            scores = self.detector_.scores_of_matrix(matrix)
+            if np.isnan(matrix[:, 0]).any():
+                scores[np.isnan(matrix).all(axis=1)] = np.nan
+            return scores
         return self.detector_.detect(self._records(X, reset=False)[0]).score
 
     def p_value(self, X: Any) -> np.ndarray:
         """(B,) conformal p-values in (0, 1]: how often a normal record is at least as strange."""
-        return self.detector_.threshold.p_value(self.anomaly_score(X))
+        scores = self.anomaly_score(X)
+        return self.detector_.threshold.p_value(scores)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """The opposite of :meth:`anomaly_score`: high = normal."""
@@ -110,14 +115,16 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return np.where(self.decision_function(X) >= 0, 1, -1)  # so that the NaN of an unscorable record is not normal
 
     def _records(self, X: Any, *, reset: bool) -> tuple[Records, Schema]:
-        if not _is_numeric(X):
+        if not (_is_numeric(X) if reset else self.detector_.preprocessor.all_numbers):
+            if not isinstance(X, pd.DataFrame):
+                raise ConfigError(f"X must be a DataFrame, as the one that was fitted. Got {type(X).__name__}.")
             validate_data(self, X, reset=reset, skip_check_array=True)
             schema = schema_of(X) if reset else self.detector_.schema
             return check(pa.Table.from_pandas(X, preserve_index=False), schema, first_row=0, file="DataFrame"), schema
         matrix = self._matrix(X, reset=reset)
         names = [str(n) for n in getattr(self, "feature_names_in_", [f"x{i}" for i in range(matrix.shape[1])])]
         ids = np.arange(len(matrix)).astype(str).astype(object)
-        status = np.full(len(matrix), OK, dtype=object)
+        status = np.where(np.isnan(matrix).all(axis=1), "unscorable:all_missing", OK).astype(object)
         values = {name: matrix[:, i] for i, name in enumerate(names)}
         return Records(0, ids, values, status), Schema(tuple(Column(n, "number") for n in names))
 
@@ -137,7 +144,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
 def _is_numeric(X: Any) -> bool:
     """Whether ``X`` is a matrix of numbers and not a DataFrame with columns of other kinds."""
-    return not isinstance(X, pd.DataFrame) or all(pd.api.types.is_numeric_dtype(t) for t in X.dtypes)
+    if not isinstance(X, pd.DataFrame):
+        return True
+    return all(pd.api.types.is_numeric_dtype(t) and not pd.api.types.is_bool_dtype(t) for t in X.dtypes)
 
 
 def _seed(random_state: int | np.random.RandomState | None) -> int:

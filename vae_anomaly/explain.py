@@ -5,7 +5,8 @@ the entry of the latent position, g, by integrated gradients from the nearest no
 
 .. math:: (x_f - b_f) \int_0^1 \partial_f\, g(b + t (x - b))\, dt,
 
-which sum to g(x) - g(b); what is left of g is shown as ``COMBINATION``: what no single column explains.
+which sum to g(x) - g(b) where g is smooth; what is left of g, g(b) and what a change of neighbours on the way adds, is
+shown as ``COMBINATION``: what no single column explains.
 
 Reference: Sundararajan, Taly and Yan, Axiomatic attribution for deep networks, ICML 2017, arXiv 1703.01365.
 """

@@ -88,8 +88,10 @@ def fit_detector(
             remedy="Collect more normal records.",
         )
     splits = split(records, recipe)
+    # before minutes of training, not after them
+    lookup("score.kind", SCORES, recipe.score.kind)
+    lookup("threshold.method", THRESHOLDS, recipe.threshold)
     if recipe.alpha is not None:
-        # before minutes of training, not after them
         require_supported(recipe.alpha, len(splits["calibration"]))
     with limited_threads(recipe.threads):
         return _fit(records, schema, recipe, splits, on_epoch)
@@ -156,13 +158,15 @@ def split(records: Records, recipe: Recipe) -> dict[str, np.ndarray]:
         return int(np.searchsorted(ranked, ranked[at - 1], side="right"))
 
     first, second = cut(recipe.calibration), cut(recipe.calibration + recipe.validation)
-    parts = {"training": rows[second:], "validation": rows[first:second], "calibration": rows[:first]}
+    # copies of a calibration record say nothing new, and would make the promised range too narrow
+    _, once = np.unique(group[rows[:first]], return_index=True)
+    parts = {"training": rows[second:], "validation": rows[first:second], "calibration": rows[:first][np.sort(once)]}
     for name, part in parts.items():
         if not len(part):
             raise DataError(
                 "too_few_distinct_records",
-                f"training, validation and calibration must each hold a record. Got {group.max() + 1} distinct"
-                f" records among {count} and none left for {name}.",
+                f"training, validation and calibration must each hold a record. Got {len(size)} distinct records"
+                f" among {len(rows)} and none left for {name}.",
                 remedy="Collect more distinct normal records.",
             )
     return parts

@@ -6,6 +6,7 @@ What takes longer than a second reports its progress to a callback ``progress(st
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -91,9 +92,10 @@ class Workspace:
 
     @property
     def contract_digest(self) -> str:
-        """What decides whether a file is readable: the schema and how CSV files are written."""
+        """What decides whether a file is readable: the columns that are read and how CSV files are written."""
+        read = dataclasses.replace(self.schema, label=None, anomalous=(), ignore=())
         csv = json.dumps(self.monitor.source.csv.model_dump(), sort_keys=True)
-        return hashlib.sha256(f"{self.schema.digest}|{csv}".encode()).hexdigest()
+        return hashlib.sha256(f"{read.digest}|{csv}".encode()).hexdigest()
 
     @property
     def model_cache(self) -> Path:
@@ -222,6 +224,7 @@ def fit(ws: Workspace, progress: Progress = silent) -> FitOutcome:
     from vae_anomaly.tracking import Tracker
 
     tracker, training = Tracker(ws.mlflow), read_training(ws, progress)
+    ws.store.prepare(ws.monitor.name)
     progress("opening the tracking store", 0, 1)
     tracker.initialise()
     fitted = fit_detector(
@@ -541,10 +544,32 @@ def _superseding(ledger: Ledger, ref: BatchRef) -> list[str]:
 
 
 def load_champion(ws: Workspace, tracker: Tracker) -> tuple[Detector, ModelRef]:
-    """The serving detector, verified, from the local cache or the registry."""
+    """The serving detector, verified, from the local cache or the registry, with the present ``alpha``.
+
+    Warns where monitor.yml asks for another model or score than the champion has.
+    """
+    from vae_anomaly.registry import lookup
+    from vae_anomaly.thresholds import THRESHOLDS
+
+    detector, model = _load(ws, tracker, "champion")
+    wanted = ws.monitor.threshold
+    if wanted.alpha != detector.threshold.alpha:
+        method = lookup("threshold.method", THRESHOLDS, wanted.method)
+        detector = dataclasses.replace(detector, threshold=method(detector.threshold.calibration, alpha=wanted.alpha))
+    recipe = ws.recipe
+    if (recipe.model, recipe.score) != (detector.model, detector.score_part):
+        _log.warning(
+            "champion %s has %s and %s, and scores with them; monitor.yml asks for %s and %s: fit and promote for that",
+            *(model.version, detector.model, detector.score_part, recipe.model, recipe.score),
+        )
+    return detector, model
+
+
+def _load(ws: Workspace, tracker: Tracker, which: str) -> tuple[Detector, ModelRef]:
+    """A registered version, verified, whose columns are those of monitor.yml."""
     from vae_anomaly.detector import Detector, require_schema
 
-    found = tracker.resolve(ws.monitor.name, cache=ws.model_cache)
+    found = tracker.resolve(ws.monitor.name, which, cache=ws.model_cache)
     detector = Detector.load(tracker.fetch(found, ws.model_cache), digest=found.digest)
     require_schema(detector, ws.schema)
     return detector, ModelRef(found.name, found.version, found.digest)
@@ -660,7 +685,10 @@ def last_reports(ws: Workspace) -> list[Path]:
 def review(ws: Workspace, *, version: str | None = None, now: float | None = None) -> Review:
     """Evaluate the gates for the candidate (or ``version``) and write the review beside it in the registry."""
     from vae_anomaly import registry_review
+    from vae_anomaly.tracking import Tracker
 
+    ws.store.prepare(ws.monitor.name)
+    _load(ws, Tracker(ws.mlflow), version or "candidate")
     training = normal_records(read_training(ws).records)
     return registry_review.review(ws.monitor, ws.mlflow, records=training, recipe=ws.recipe, version=version,
                                   cache=ws.model_cache, now=now or time.time())  # fmt: skip
@@ -671,6 +699,9 @@ def promote(
 ) -> Promotion:
     """Make the candidate (or ``version``) the champion when its review holds."""
     from vae_anomaly import registry_review
+    from vae_anomaly.tracking import Tracker
+
+    _load(ws, Tracker(ws.mlflow), version or "candidate")
 
     return registry_review.promote(
         ws.monitor, ws.mlflow, by=by, version=version, reason=reason, force=force, now=time.time()

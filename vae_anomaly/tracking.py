@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pandas as pd
@@ -167,8 +168,8 @@ class Tracker:
         if root and Path(root).is_absolute() and not _within_folder(found.artifact_location, root):
             raise ConfigError(
                 f"experiment {name!r} must keep its files in {root}, which mlflow.yml says. Got"
-                f" {redacted(found.artifact_location)}: the project was moved or copied with its database. Move it back,"
-                " set server.artifact_root to that place, or set server.tracking_uri to a new database and fit again."
+                f" {redacted(found.artifact_location)}: the project was moved or copied with its database."
+                " Move it back, set server.artifact_root to that place, or set server.tracking_uri to a new database and fit again."
             )
         if found.lifecycle_stage != "active":
             raise ConfigError(

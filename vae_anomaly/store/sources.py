@@ -510,6 +510,8 @@ def _csv_tables(
         parse_options=arrow_csv.ParseOptions(
             delimiter=csv.delimiter,
             newlines_in_values=True,
+            # in a file of one column an empty line is a record whose cell is missing
+            ignore_empty_lines=len(_csv_header(delivery, csv)) > 1,
             invalid_row_handler=on_ragged,
         ),
         convert_options=arrow_csv.ConvertOptions(
