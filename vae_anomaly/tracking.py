@@ -164,19 +164,23 @@ class Tracker:
             root = self.config.server.artifact_root
             place = f"{root.rstrip('/')}/{re.sub(r'[^A-Za-z0-9._-]', '-', name)}" if root else None
             return str(client.create_experiment(name, artifact_location=place))
-        root = self.config.server.artifact_root
-        if root and Path(root).is_absolute() and not _within_folder(found.artifact_location, root):
-            raise ConfigError(
-                f"experiment {name!r} must keep its files in {root}, which mlflow.yml says. Got"
-                f" {redacted(found.artifact_location)}: the project was moved or copied with its database."
-                " Move it back, set server.artifact_root to that place, or set server.tracking_uri to a new database and fit again."
-            )
         if found.lifecycle_stage != "active":
             raise ConfigError(
                 f"experiment {name!r} must not be deleted. Restore it with"
                 f" `mlflow experiments restore --experiment-id {found.experiment_id}`, or name another in mlflow.yml."
             )
         return str(found.experiment_id)
+
+    def _require_own_place(self) -> None:
+        """Refuse to put a model where a project was before it was moved or copied with its database."""
+        root = self.config.server.artifact_root
+        location = str(self.client.get_experiment(self._connection[1]["train"]).artifact_location)
+        if root and Path(root).is_absolute() and not _within_folder(location, root):
+            raise ConfigError(
+                f"the tracking store must keep its files in {root}, which mlflow.yml says. Got {redacted(location)}:"
+                " the project was moved or copied with its database. Move it back, set server.artifact_root to that"
+                " place, or name a new database and fit again."
+            )
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
@@ -232,6 +236,8 @@ class Tracker:
             The store does not answer. No alias points to an incomplete version, whenever this stops.
         """
         detector, name = fit.detector, self.registered_name(monitor.name)
+        with self.explained():
+            self._require_own_place()
         about = {"monitor": monitor.name, "code.version": _public("vae-anomaly")}
         about |= _digests(detector, monitor, data_digests)
         note = {"mlflow.note.content": f"False-alarm rate: {detector.threshold.promise}."}

@@ -309,7 +309,7 @@ def test_the_difference_of_two_schemas_is_listed(detector, schema):
     columns |= {"new": Column("new", "number"), "at": Column("at", "category")}
     with pytest.raises(ArtifactError, match=r"gone \['flag'\], new \['new'\], changed \['at'\]"):
         require_schema(detector, Schema(tuple(columns.values()), record_id="id"))
-    with pytest.raises(ArtifactError, match="another record_id or label"):
+    with pytest.raises(ArtifactError, match="record id None for 'id'"):
         require_schema(detector, replace(schema, record_id=None))
 
 

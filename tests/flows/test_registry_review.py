@@ -92,7 +92,10 @@ WRONG = {
     "false-alarm rate": {"evidence": replace(EVIDENCE, flagged=np.arange(RECORDS) < RECORDS // 3)},
     "distinct scores": {"evidence": replace(EVIDENCE, scores=np.full(RECORDS, 3.0))},
     "corruption recall": {"evidence": replace(EVIDENCE, recall={"a": 1.0, "b": 0.2, "c": 0.0})},
-    "recall lost": {"known": replace(EVIDENCE, recall=dict.fromkeys(EVIDENCE.recall, 1.0))},
+    "recall lost": {
+        "evidence": replace(EVIDENCE, recall=dict.fromkeys(EVIDENCE.recall, 0.5)),
+        "known": replace(EVIDENCE, recall=dict.fromkeys(EVIDENCE.recall, 1.0)),
+    },
     "calibration records": {"limits": GatesConfig(min_calibration_records=161)},
     "active latent units": {"limits": GatesConfig(min_active_units=4)},
     "supported alpha": {

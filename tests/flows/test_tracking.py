@@ -244,7 +244,13 @@ def test_a_deleted_experiment_is_named(fresh: Path) -> None:
 
 def test_a_registry_of_its_own_holds_the_versions(fresh: Path) -> None:
     shutil.copy(fresh / "state" / "mlflow.db", fresh / "registry.db")
-    tracker = Tracker(mlflow(fresh, MLFLOW_REGISTRY_URI=f"sqlite:///{fresh}/registry.db"))
+    registry = {"MLFLOW_REGISTRY_URI": f"sqlite:///{fresh}/registry.db"}
+    # the copied database keeps its files where it was: a fit says so, and goes on once it is told to leave them there
+    with pytest.raises(ConfigError, match="moved or copied"):
+        register(Tracker(mlflow(fresh, **registry)), monitor("apart", fresh), sample())
+    experiment = Tracker(mlflow(fresh)).client.get_experiment_by_name("vae-anomaly/train")
+    place = {"VAE_ANOMALY_MLFLOW__SERVER__ARTIFACT_ROOT": str(Path(experiment.artifact_location).parent)}
+    tracker = Tracker(mlflow(fresh, **registry, **place))
     registered = register(tracker, monitor("apart", fresh), sample())
     found = tracker.resolve("apart", "candidate")
     assert Detector.load(tracker.fetch(found, fresh / "cache"), digest=registered.digest).digest == found.digest
