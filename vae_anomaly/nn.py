@@ -41,17 +41,24 @@ class Perceptron(nn.Sequential):
         self.activation = lookup("activation", ACTIVATIONS, activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs) to (B, outputs), ``ROWS`` records at a time."""
-        *hidden, last = [(layer.weight, layer.bias) for layer in self if isinstance(layer, nn.Linear)]
+        """(B, inputs) to (B, outputs); without gradients ``ROWS`` records at a time, in the same memory."""
+        layers = [(layer.weight, layer.bias) for layer in self if isinstance(layer, nn.Linear)]
+        if torch.is_grad_enabled() or x.shape[0] % ROWS:
+            for weight, bias in layers[:-1]:
+                x = self.activation(functional.linear(x, weight, bias))
+            return functional.linear(x, *layers[-1])
+        *hidden, out = (x.new_empty(size, len(b)) for size, (_, b) in zip(self._sizes(len(x)), layers, strict=True))
+        for at in range(0, len(x), ROWS):
+            rows, targets = x[at : at + ROWS], [*hidden, out[at : at + ROWS]]
+            for (weight, bias), target in zip(layers, targets, strict=True):
+                rows = torch.addmm(bias, rows, weight.t(), out=target)
+                if target is not targets[-1]:
+                    rows = self.activation(rows)
+        return out
 
-        def run(rows: Tensor) -> Tensor:
-            for weight, bias in hidden:
-                rows = self.activation(functional.linear(rows, weight, bias))
-            return functional.linear(rows, *last)
-
-        if x.shape[0] <= ROWS:
-            return run(x)
-        return torch.cat([run(x[at : at + ROWS]) for at in range(0, x.shape[0], ROWS)])
+    def _sizes(self, records: int) -> list[int]:
+        """Rows of each layer's output: the hidden ones are used again and again and stay in the cache."""
+        return [ROWS] * (sum(isinstance(layer, nn.Linear) for layer in self) - 1) + [records]
 
 
 def mlp(sizes: Sequence[int], activation: str = "silu") -> Perceptron:
