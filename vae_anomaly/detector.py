@@ -32,7 +32,7 @@ from vae_anomaly.thresholds import Threshold
 from vae_anomaly.training import build_seeded, limited_threads
 from vae_anomaly.vae import VAE, Evaluation, Inputs, evaluate
 
-CHUNK = 8 * ROWS  # records at a time: few enough for the cache, and enough to outweigh the calls
+CHUNK = 16 * ROWS  # records at a time: few enough for the cache, and enough to outweigh the calls
 FORMAT = 1
 FILES = ("detector.json", "weights.safetensors")
 MANIFEST = "manifest.json"

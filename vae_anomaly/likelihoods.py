@@ -113,7 +113,9 @@ class TabularDistribution:
 
     def _standardised(self, x: Tensor, gaussian: int) -> Tensor:
         """(x - m) / sigma of the first ``gaussian`` features."""
-        return (x[..., :gaussian] - self.parameters[..., :gaussian]) * self.sigma.reciprocal()
+        difference, precision = x[..., :gaussian] - self.parameters[..., :gaussian], self.sigma.reciprocal()
+        # in place the memory is still in the cache; a gradient needs the difference itself
+        return difference * precision if torch.is_grad_enabled() else difference.mul_(precision)
 
     def log_prob(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """log p(observed cells of x given z) in nats, (..., B); ``observed`` (B, F) is 1 where a cell is observed."""

@@ -122,9 +122,10 @@ class TabularPreprocessor:
         """As :meth:`encode` for a float64 matrix (B, Q) in the order of :attr:`columns`, numbers only."""
         center, scale, unit, missing_nats, present_nats = self._numbers
         x = standardise(flattened(values, unit), center, scale)
-        missing = np.isnan(x)
-        if not missing.any() and not present_nats.any():
+        # the least of values is NaN where one of them is
+        if not present_nats.any() and not np.isnan(x.min(initial=0.0)):
             return Inputs(torch.from_numpy(x))
+        missing = np.isnan(x)
         x[missing] = 0.0
         return self._inputs(x, missing, np.where(missing, missing_nats, present_nats))
 
