@@ -47,18 +47,21 @@ class Perceptron(nn.Sequential):
             for weight, bias in layers[:-1]:
                 x = self.activation(functional.linear(x, weight, bias))
             return functional.linear(x, *layers[-1])
-        *hidden, out = (x.new_empty(size, len(b)) for size, (_, b) in zip(self._sizes(len(x)), layers, strict=True))
-        for at in range(0, len(x), ROWS):
-            rows, targets = x[at : at + ROWS], [*hidden, out[at : at + ROWS]]
-            for (weight, bias), target in zip(layers, targets, strict=True):
-                rows = torch.addmm(bias, rows, weight.t(), out=target)
-                if target is not targets[-1]:
-                    rows = self.activation(rows)
-        return out
+        return self._in_blocks(x, [torch.cat([weight.t(), bias[None]]) for weight, bias in layers])
 
-    def _sizes(self, records: int) -> list[int]:
-        """Rows of each layer's output: the hidden ones are used again and again and stay in the cache."""
-        return [ROWS] * (sum(isinstance(layer, nn.Linear) for layer in self) - 1) + [records]
+    def _in_blocks(self, x: Tensor, matrices: list[Tensor]) -> Tensor:
+        """The same ``ROWS`` records at a time, in memory that is used again and again and stays in the cache.
+
+        Every layer's input has a last column of ones and its matrix the bias as the last row: the product adds it.
+        """
+        inputs = [x.new_ones(ROWS, len(matrix)) for matrix in matrices]
+        out = x.new_empty(len(x), matrices[-1].shape[1])
+        for at in range(0, len(x), ROWS):
+            inputs[0][:, :-1] = x[at : at + ROWS]
+            for rows, matrix, following in zip(inputs, matrices, inputs[1:], strict=False):
+                self.activation(torch.mm(rows, matrix, out=following[:, :-1]))
+            torch.mm(inputs[-1], matrices[-1], out=out[at : at + ROWS])
+        return out
 
 
 def mlp(sizes: Sequence[int], activation: str = "silu") -> Perceptron:
