@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from vae_anomaly.batch import Detections, Records
@@ -123,7 +124,7 @@ class Detector:
         tensors["reference.x"] = self.reference.inputs.x
         if self.reference.inputs.observed is not None:
             tensors["reference.observed"] = self.reference.inputs.observed
-        weights = safetensors.torch.save({k: v.contiguous() for k, v in sorted(tensors.items())})
+        weights = tensors_to_bytes({k: v.contiguous() for k, v in sorted(tensors.items())})
         return {"detector.json": _json(head), "weights.safetensors": weights}
 
     @staticmethod
@@ -214,7 +215,7 @@ def _read(path: Path) -> bytes:
 
 
 def _rebuild(folder: Path, head: Mapping[str, Any], weights: bytes) -> Detector:
-    tensors = safetensors.torch.load(weights)
+    tensors = tensors_from_bytes(weights)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ArtifactError(
