@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
@@ -46,8 +45,3 @@ def kl_divergence(q: DiagonalGaussian, p: DiagonalGaussian) -> Tensor:
     .. math:: \log\frac{\sigma_p}{\sigma_q} + \frac{\sigma_q^2 + (\mu_q - \mu_p)^2}{2 \sigma_p^2} - \frac12
     """
     return p.scale.log() - q.scale.log() + 0.5 * ((q.scale / p.scale) ** 2 + ((q.mean - p.mean) / p.scale) ** 2) - 0.5
-
-
-def standard_normal(size: int, like: Tensor) -> DiagonalGaussian:
-    """N(0, I) in ``size`` dimensions, on the device and in the type of ``like``."""
-    return DiagonalGaussian(torch.zeros(size).to(like), torch.ones(size).to(like))
