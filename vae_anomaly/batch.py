@@ -1,6 +1,6 @@
 """Values that pass between modules: records that went through the contract, model inputs, and what was detected.
 
-Legend: B records, F model features, K latent dimensions.
+Legend: B records, F model features, K latent dimensions, H x W pixels, C channels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class Records:
 
     ``values`` holds one entry for each column of the schema, by its kind:
     number and boolean (B,) float64 with NaN where missing; category a ``pa.StringArray`` with nulls where missing;
-    timestamp (B,) ``datetime64[us]`` in UTC with NaT where missing.
+    timestamp (B,) ``datetime64[us]`` in UTC with NaT where missing; image (B, H, W, C) uint8; text a
+    ``pa.StringArray`` in NFC with nulls where missing.
     ``status`` (B,) is ``"ok"`` or ``"unscorable:<reason>"``; the values of an unscorable row are not to be used.
     """
 

@@ -84,6 +84,22 @@ def _encoding(value: str) -> str:
     return value
 
 
+def _line_pattern(value: str) -> str:
+    """A regular expression by which lines can be cut into columns; Arrow's engine (RE2) needs linear time for any."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        found = pc.extract_regex(pa.array([], pa.string()), value).type
+    except (pa.ArrowException, UnicodeError) as error:
+        what = re.sub(r"(?s)^Invalid regular expression: |\n.*", "", str(error))
+        raise ValueError(f"must be a regular expression of RE2 whose groups are all named ({what})") from None
+    names = [found.field(i).name for i in range(found.num_fields)]
+    if not names or len(set(names)) < len(names):
+        raise ValueError("must have named groups, (?P<name>...), each with a name of its own")
+    return value
+
+
 def _timezone(value: str) -> str:
     from zoneinfo import ZoneInfo, available_timezones
 
@@ -154,6 +170,7 @@ Number = Annotated[float, Strict()]  # strict: neither `true` nor text is a numb
 Flag = Annotated[bool, Strict()]
 Count = Annotated[Whole, Field(ge=1)]
 Share = Annotated[Number, Field(ge=0, le=1)]
+Side = Annotated[Whole, Field(ge=1, le=4096)]
 OpenShare = Annotated[Number, Field(gt=0, lt=1)]
 Alias = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -194,6 +211,14 @@ class CsvConfig(_Section):
     )
 
 
+class LinesConfig(_Section):
+    """How files of lines (.log, .txt) are read; without a pattern a line is the column ``line``."""
+
+    pattern: Annotated[str, Field(min_length=1, max_length=10_000), AfterValidator(_line_pattern)] | None = Field(
+        default=None, description="RE2 expression, sought in each line, whose named groups are the columns."
+    )
+
+
 class SourceConfig(_Section):
     """Where the records come from."""
 
@@ -203,6 +228,7 @@ class SourceConfig(_Section):
         default=2.0, description="Seconds, 0 to 86400, that a file must be unchanged before it is read."
     )
     csv: CsvConfig = Field(default_factory=CsvConfig, description="How CSV files are written.")
+    lines: LinesConfig = Field(default_factory=LinesConfig, description="How files of lines are read.")
 
 
 class LabelConfig(_Section):
@@ -214,31 +240,63 @@ class LabelConfig(_Section):
     )
 
 
+Placeholder = Literal["number", "hex", "id", "address", "path"]
+_GOES_WITH = {  # the kinds that a key of a column is for, where it says something else than its default
+    "timezone": ("timestamp",),
+    "scale": ("number",),
+    "context": ("number", "boolean", "category", "timestamp"),
+    "size": ("image",),
+    "channels": ("image",),
+    "max_tokens": ("text",),
+    "replace": ("text",),
+}
+
+
 class ColumnConfig(_Section):
     """What one column holds."""
 
-    kind: Literal["number", "boolean", "category", "timestamp"] = Field(description="What the column's cells are.")
+    kind: Literal["number", "boolean", "category", "timestamp", "image", "text"] = Field(
+        description="What the column's cells are."
+    )
     timezone: TimeZone | None = Field(
         default=None, description="IANA time zone of times that are written without an offset; only for timestamps."
     )
-
     scale: Literal["linear", "log"] = Field(
         default="linear", description="log where ratios of a number matter, as for amounts of money; any sign is fine."
     )
+    context: Flag = Field(
+        default=False, description="Whether the column is a circumstance that the others are judged by."
+    )
+    size: tuple[Side, Side] | None = Field(
+        default=None, description="Height and width, 1 to 4096 pixels, that every image has or is scaled to."
+    )
+    channels: Literal[1, 3] = Field(default=1, description="1 for grey images, 3 for colours.")
+    max_tokens: Annotated[Whole, Field(ge=1, le=4096)] = Field(
+        default=64, description="Most words and signs of a text, 1 to 4096, that the model sees."
+    )
+    replace: tuple[Placeholder, ...] = Field(
+        default=get_args(Placeholder), description="What a text's words are replaced by a sign for: numbers, ids, ..."
+    )
 
-    @field_validator("scale")
+    @field_validator(*_GOES_WITH)
     @classmethod
-    def _only_for_numbers(cls, value: str, info: ValidationInfo) -> str:
-        if value == "log" and info.data.get("kind", "number") != "number":
-            raise ValueError("must be log for columns of kind number only")
+    def _goes_with_the_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds, key = _GOES_WITH[str(info.field_name)], str(info.field_name)
+        kind, default = info.data.get("kind", kinds[0]), cls.model_fields[key].default
+        if value != default and kind not in kinds:
+            what = "log" if key == "scale" else "given"
+            raise ValueError(f"must be {what} for columns of kind {' or '.join(kinds)} only")
+        if key == "size" and value is None and kind == "image" and "kind" in info.data:
+            raise ValueError("must be given for a column of kind image, as [height, width]")
         return value
 
-    @field_validator("timezone")
+    @field_validator("replace")
     @classmethod
-    def _only_for_timestamps(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and info.data.get("kind", "timestamp") != "timestamp":
-            raise ValueError("must be given for columns of kind timestamp only")
-        return value
+    def _each_once(cls, value: tuple[Placeholder, ...]) -> tuple[Placeholder, ...]:
+        """In the order of ``Placeholder``: the order in which they are given means nothing."""
+        if len(set(value)) < len(value):
+            raise ValueError("must name each at most once")
+        return tuple(sorted(value, key=get_args(Placeholder).index))
 
 
 class SplitConfig(_Section):
@@ -267,12 +325,31 @@ class ModelConfig(_Open):
 
 
 class ObjectiveConfig(_Section):
-    """What training minimises: -log p(x given z) + beta KL."""
+    """What training minimises: -log p(x given z) + beta KL, or one of its variants."""
 
     beta: Number = Field(default=1.0, gt=0, le=1000, description="Weight of the KL term, above 0; 1 is the ELBO.")
     warmup: Number = Field(
         default=0.5, ge=0, lt=1, description="Share of the training over which beta rises to its value, 0 for none."
     )
+    capacity: Annotated[Number, Field(ge=0)] | None = Field(
+        default=None, description="KL in nats that training steers to, at least 0; null is beta's weight instead."
+    )
+    gamma: Annotated[Number, Field(gt=0)] = Field(
+        default=100.0, description="Weight, above 0, of the KL's distance from the capacity; only with a capacity."
+    )
+    free_bits: Annotated[Number, Field(ge=0)] = Field(
+        default=0.0, description="Nats of KL for each latent unit, at least 0, that cost nothing."
+    )
+    samples: Annotated[Whole, Field(ge=1, le=100)] = Field(
+        default=1, description="Samples of the importance-weighted bound, 1 to 100; 1 is the ELBO."
+    )
+
+    @field_validator("gamma")
+    @classmethod
+    def _only_with_capacity(cls, value: float, info: ValidationInfo) -> float:
+        if value != cls.model_fields["gamma"].default and info.data.get("capacity", 0.0) is None:
+            raise ValueError("must be given with objective.capacity only")
+        return value
 
 
 class TrainingConfig(_Section):
@@ -291,6 +368,15 @@ class TrainingConfig(_Section):
     )
     input_noise: Annotated[Number, Field(ge=0, le=10)] = Field(
         default=0.1, description="Standard deviation of the noise on the encoder's input, 0 to 10 scaled units."
+    )
+    word_dropout: Share = Field(
+        default=0.3, description="Share of a text's words, 0 to 1, that the decoder does not see in training."
+    )
+    teacher_forcing: Share = Field(
+        default=1.0, description="Share of the steps, 0 to 1, at which a decoder of texts sees the true words before."
+    )
+    context_dropout: Share = Field(
+        default=0.05, description="Share of the records, 0 to 1, that train without their context."
     )
 
 
@@ -340,6 +426,10 @@ class ExecutionConfig(_Section):
     """How the work is carried out; the scores do not depend on it."""
 
     threads: Count = Field(default=1, le=1024, description="Threads for the computation, at least 1.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="Where networks train; scores are computed on the CPU, so that they are the same bits everywhere.",
+    )
 
 
 class MonitorConfig(_Section):
@@ -388,7 +478,7 @@ class MonitorConfig(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> MonitorConfig:
-        faults = [*self._role_faults(), *self._folder_faults()]
+        faults = [*self._role_faults(), *self._modality_faults(), *self._folder_faults()]
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -404,6 +494,14 @@ class MonitorConfig(_Section):
                     yield f"{role} must not name {name!r}, which {taken[name]} has already. A column has one role."
                 elif name is not None:
                     taken[name] = role
+
+    def _modality_faults(self) -> Iterable[str]:
+        """The model sees a table, one image or one text; :class:`~vae_anomaly.schema.Schema` has the same rule."""
+        kinds = [column.kind for column in self.columns.values() if not column.context]
+        if not kinds:
+            yield "columns must have one that is not context, for the model learns what is usual under the context."
+        if len(kinds) > 1 and {"image", "text"} & set(kinds):
+            yield "columns must be a table, or one image, or one text, beside columns with 'context: true'."
 
     def _folder_faults(self) -> Iterable[str]:
         """What we write must not land in the inbox, and the inbox must not be what was learned from."""
@@ -606,7 +704,7 @@ def config_digest(config: MonitorConfig) -> str:
     keys = {"name", "record_id", "label", "ignore", "split", "model", "objective", "training", "score", "threshold"}
     content = config.model_dump(mode="json", include=keys | {"seed", "columns"})
     content["columns"] = list(content["columns"].items())
-    content["csv"] = config.source.csv.model_dump(mode="json")
+    content |= {key: getattr(config.source, key).model_dump(mode="json") for key in ("csv", "lines")}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

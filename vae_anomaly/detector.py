@@ -1,16 +1,16 @@
-"""The shipped bundle: schema, preprocessing, VAE, score and threshold, with provenance.
+"""The shipped bundle: schema, preprocessing, one VAE or several with their scores, and threshold, with provenance.
 
 A detector is immutable and deterministic: records in, :class:`~vae_anomaly.batch.Detections` out. The networks see
-exactly ``ROWS`` records at a time, the last ones padded with zeros, and all else goes record by record: so a score is
-the same bits whatever batch its record arrives in. On disk a detector is data only: JSON and safetensors with a sha256
-of each file; loading it executes nothing from it.
+exactly ``vae.rows`` records at a time, the last ones padded with zeros, and all else goes record by record: so a score
+is the same bits whatever batch its record arrives in. Several members are an ensemble: the score is the mean of theirs.
+On disk a detector is data only: JSON and safetensors with a sha256 of each file; loading it executes nothing from it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from vae_anomaly.batch import Detections, Records
-from vae_anomaly.errors import ArtifactError
-from vae_anomaly.models import MODELS
-from vae_anomaly.nn import ROWS
+from vae_anomaly.errors import ArtifactError, ConfigError
+from vae_anomaly.models import MODELS, build_model
+from vae_anomaly.preprocessing import PREPROCESSORS, Preprocessor
 from vae_anomaly.preprocessing.tabular import TabularPreprocessor
 from vae_anomaly.registry import build
 from vae_anomaly.schema import Schema
@@ -33,8 +33,8 @@ from vae_anomaly.thresholds import Threshold
 from vae_anomaly.training import build_seeded, limited_threads
 from vae_anomaly.vae import VAE, Evaluation, Inputs, evaluate
 
-CHUNK = 16 * ROWS  # records at a time: few enough for the cache, and enough to outweigh the calls
-FORMAT = 1
+BLOCKS = 16  # of vae.rows records at a time: few enough for the cache, and enough to outweigh the calls
+FORMAT = 2
 FILES = ("detector.json", "weights.safetensors")
 MANIFEST = "manifest.json"
 MAX_BYTES = 2 << 30
@@ -46,6 +46,36 @@ class Part:
 
     kind: str
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def parts_of(model: Part) -> tuple[Part, ...]:
+    """The members of a model: those that ``ensemble`` lists, or the model itself.
+
+    Raises
+    ------
+    ConfigError
+        The members are not a list of models, each with a kind.
+    """
+    if model.kind != "ensemble":
+        return (model,)
+    members = model.options.get("members")
+    usable = isinstance(members, (list, tuple)) and all(
+        isinstance(m, Mapping) and m.get("kind") in MODELS for m in members
+    )
+    if not members or not usable or set(model.options) != {"members"}:
+        raise ConfigError(
+            f"model 'ensemble' must have the option members: a list such as [{{kind: mlp}}, {{kind: mlp, latent: 8}}],"
+            f" each with a kind of {sorted(MODELS)}. Got {dict(model.options)}."
+        )
+    return tuple(Part(m["kind"], {k: v for k, v in m.items() if k != "kind"}) for m in members)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A trained VAE and the score that was fitted with it."""
+
+    vae: VAE
+    score: Score
 
 
 @dataclass(frozen=True)
@@ -61,32 +91,47 @@ class Detector:
     """Everything that turns records into decisions."""
 
     schema: Schema
-    preprocessor: TabularPreprocessor
+    preprocessor: Preprocessor
     model: Part
-    vae: VAE
     score_part: Part
-    score: Score
+    members: tuple[Member, ...]
     threshold: Threshold
     reference: Reference
     provenance: Mapping[str, str]
+
+    @property
+    def vae(self) -> VAE:
+        """The first member's VAE: the one whose latent space is looked at."""
+        return self.members[0].vae
 
     def encode(self, records: Records) -> Inputs:
         """Model inputs of scorable records."""
         return self.preprocessor.encode(records)
 
     def scores(self, inputs: Inputs) -> np.ndarray:
-        """(B,) float64 nats, high = anomalous."""
-        return over_chunks(self.vae, inputs, self.score).numpy()
+        """(B,) float64 nats, high = anomalous: the mean of the members' scores."""
+        return self._mean(lambda m: over_chunks(m.vae, inputs, m.score))
 
     def scores_of_matrix(self, values: np.ndarray) -> np.ndarray:
         """As :meth:`scores` for a float64 matrix (B, Q) of numbers, encoded chunk by chunk while it is in the cache."""
-        starts = range(0, len(values), CHUNK)
-        parts = (self.preprocessor.encode_matrix(values[start : start + CHUNK]) for start in starts)
-        return over_parts(self.vae, parts, self.score).numpy()
+        assert isinstance(self.preprocessor, TabularPreprocessor)
+        encode = self.preprocessor.encode_matrix
+
+        def of_member(member: Member) -> Tensor:
+            chunk = BLOCKS * member.vae.rows
+            parts = (encode(values[start : start + chunk]) for start in range(0, len(values), chunk))
+            return over_parts(member.vae, parts, member.score)
+
+        return self._mean(of_member)
 
     def terms(self, inputs: Inputs) -> np.ndarray:
         """(B, Q + 1) float64 nats: one entry for each column, then the latent position; they sum to the score."""
-        return over_chunks(self.vae, inputs, self.score.terms).numpy()
+        return self._mean(lambda m: over_chunks(m.vae, inputs, m.score.terms))
+
+    def _mean(self, of_member: Callable[[Member], Tensor]) -> np.ndarray:
+        first, *others = (of_member(member).numpy() for member in self.members)
+        mean: np.ndarray = sum(others, first) / len(self.members) if others else first
+        return mean
 
     def detect(self, records: Records) -> Detections:
         """Scores, p-values and decisions; unscorable rows get NaN and are kept with their reason."""
@@ -111,6 +156,7 @@ class Detector:
         head = {
             "format": FORMAT,
             "schema": self.schema.to_dict(),
+            "modality": self.preprocessor.layout.modality,
             "preprocessor": self.preprocessor.to_dict(),
             "model": {"kind": self.model.kind, "options": dict(self.model.options)},
             "score": {"kind": self.score_part.kind, "options": dict(self.score_part.options)},
@@ -118,14 +164,20 @@ class Detector:
             "reference_ids": list(self.reference.record_ids),
             "provenance": dict(self.provenance),
         }
-        tensors = {f"vae.{k}": v for k, v in self.vae.state_dict().items()}
-        tensors |= {f"score.{k}": v for k, v in self.score.tensors.items()}
-        tensors["threshold.calibration"] = torch.from_numpy(self.threshold.calibration)
-        tensors["reference.x"] = self.reference.inputs.x
-        if self.reference.inputs.observed is not None:
-            tensors["reference.observed"] = self.reference.inputs.observed
-        weights = tensors_to_bytes({k: v.contiguous() for k, v in sorted(tensors.items())})
+        weights = tensors_to_bytes({k: v.contiguous() for k, v in sorted(self._tensors().items())})
         return {"detector.json": _json(head), "weights.safetensors": weights}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for i, member in enumerate(self.members):
+            tensors |= {f"vae.{i}.{k}": v for k, v in member.vae.state_dict().items()}
+            tensors |= {f"score.{i}.{k}": v for k, v in member.score.tensors.items()}
+        tensors["threshold.calibration"] = torch.from_numpy(self.threshold.calibration)
+        for name in ("x", "observed", "context"):
+            part = getattr(self.reference.inputs, name)
+            if part is not None:
+                tensors[f"reference.{name}"] = part
+        return tensors
 
     @staticmethod
     def _manifest(files: Mapping[str, bytes]) -> bytes:
@@ -221,23 +273,35 @@ def _rebuild(folder: Path, head: Mapping[str, Any], weights: bytes) -> Detector:
             raise ArtifactError(
                 f"{folder / 'weights.safetensors'}: tensor {name!r} must be finite. Got NaN or infinity."
             )
-    preprocessor = TabularPreprocessor.from_dict(head["preprocessor"])
+    preprocessor = PREPROCESSORS[head["modality"]].load(head["preprocessor"])
     model, score = Part(**head["model"]), Part(**head["score"])
-    vae: VAE = build_seeded(lambda: build("model", MODELS, model.kind, preprocessor.layout, **model.options), 0)
-    vae.load_state_dict(_group(tensors, "vae."), strict=True)
-    vae.eval()
-    fitted = build("score", SCORES, score.kind, None, _group(tensors, "score."), **score.options)
+    members = tuple(
+        _rebuilt(part, score, preprocessor, _group(tensors, f"vae.{i}."), _group(tensors, f"score.{i}."))
+        for i, part in enumerate(parts_of(model))
+    )
     calibration = tensors["threshold.calibration"].numpy()
     threshold = Threshold(head["threshold"]["method"], head["threshold"]["alpha"], calibration)
     if threshold.to_dict() != head["threshold"]:
         raise ArtifactError(
             f"{folder / 'detector.json'}: the threshold must follow from the calibration scores. Got another value."
         )
-    reference = Reference(
-        Inputs(tensors["reference.x"], tensors.get("reference.observed")), tuple(head["reference_ids"])
-    )
+    kept = _group(tensors, "reference.")
+    inputs = Inputs(kept["x"], kept.get("observed"), context=kept.get("context"))
+    reference = Reference(inputs, tuple(head["reference_ids"]))
     schema = Schema.from_dict(head["schema"])
-    return Detector(schema, preprocessor, model, vae, score, fitted, threshold, reference, head["provenance"])
+    detector = Detector(schema, preprocessor, model, score, members, threshold, reference, head["provenance"])
+    if odd := sorted(detector._tensors().keys() ^ tensors.keys()):
+        raise ArtifactError(f"{folder / 'weights.safetensors'} must hold the detector's tensors. Got other {odd[:5]}.")
+    return detector
+
+
+def _rebuilt(
+    model: Part, score: Part, preprocessor: Preprocessor, weights: Mapping[str, Tensor], fitted: Mapping[str, Tensor]
+) -> Member:
+    vae = build_seeded(lambda: build_model(model.kind, preprocessor.layout, model.options), 0)
+    vae.load_state_dict(weights, strict=True)
+    vae.eval()
+    return Member(vae, build("score", SCORES, score.kind, None, fitted, **score.options))
 
 
 def _group(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -252,29 +316,38 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False).encode()
 
 
-def padded(rows: Inputs) -> Inputs:
-    """``rows`` padded with zeros to a multiple of ``ROWS``."""
-    lack = -len(rows) % ROWS
-    if not lack:
-        return rows
-    parts = (rows.x, rows.observed, rows.evidence, rows.context)
-    return Inputs(*(None if p is None else torch.cat([p, p.new_zeros(lack, *p.shape[1:])]) for p in parts))  # type: ignore[arg-type]
+def padded(inputs: Inputs, rows: int) -> Inputs:
+    """``inputs`` padded with zeros to a multiple of ``rows`` records."""
+    lack = -len(inputs) % rows
+    return inputs.each(lambda p: torch.cat([p, p.new_zeros(lack, *p.shape[1:])])) if lack else inputs
+
+
+def chunks(vae: VAE, inputs: Inputs) -> Iterator[Inputs]:
+    """``inputs`` in the parts that are evaluated together."""
+    size = BLOCKS * vae.rows
+    return (inputs[slice(at, at + size)] for at in range(0, len(inputs), size))
 
 
 def over_chunks(vae: VAE, inputs: Inputs, function: Callable[[Evaluation], Tensor]) -> Tensor:
     """``function`` of the deterministic evaluation of every record, computed in fixed chunks; (B, ...)."""
-    return over_parts(vae, (inputs[slice(at, at + CHUNK)] for at in range(0, len(inputs), CHUNK)), function)
+    return over_parts(vae, chunks(vae, inputs), function)
 
 
 def over_parts(vae: VAE, parts: Iterable[Inputs], function: Callable[[Evaluation], Tensor]) -> Tensor:
-    """As :func:`over_chunks` for inputs that come in ``parts`` of at most ``CHUNK`` records.
+    """As :func:`over_chunks` for inputs that come in ``parts`` of at most ``BLOCKS * vae.rows`` records.
 
     Whether a part has a mask depends on its records; a mask of ones gives the same bits as none. One thread, for where
     several share a tensor the elements at the borders are rounded otherwise than those in the middle.
     """
     with torch.no_grad(), limited_threads(1):
-        done = [function(evaluate(vae, padded(rows)))[: len(rows)] for rows in parts]
+        done = [function(evaluate(vae, padded(part, vae.rows)))[: len(part)] for part in parts]
     return torch.cat(done) if done else torch.zeros(0, dtype=torch.float64)
+
+
+def reference_evaluations(vae: VAE, inputs: Inputs) -> list[Evaluation]:
+    """The evaluations of reference records, chunk by chunk: what a score is fitted on."""
+    with torch.no_grad():
+        return [evaluate(vae, part) for part in chunks(vae, inputs)]
 
 
 def require_schema(detector: Detector, schema: Schema) -> None:

@@ -19,6 +19,7 @@ from vae_anomaly.batch import OK, Records
 from vae_anomaly.detector import Detector, Part
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.fitting import Recipe, fit_detector
+from vae_anomaly.preprocessing.tabular import TabularPreprocessor
 from vae_anomaly.schema import Column, Schema, check
 
 
@@ -84,7 +85,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def anomaly_score(self, X: Any) -> np.ndarray:
         """(B,) float64 nats, high = anomalous, NaN without a single cell; independent of the other records."""
         check_is_fitted(self)
-        if self.detector_.preprocessor.all_numbers:
+        if _all_numbers(self.detector_):
             matrix = self._matrix(X, reset=False)
             scores = self.detector_.scores_of_matrix(matrix)
             if np.isnan(matrix[:, 0]).any():
@@ -115,7 +116,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return np.where(self.decision_function(X) >= 0, 1, -1)  # so that the NaN of an unscorable record is not normal
 
     def _records(self, X: Any, *, reset: bool) -> tuple[Records, Schema]:
-        if not (_is_numeric(X) if reset else self.detector_.preprocessor.all_numbers):
+        if not (_is_numeric(X) if reset else _all_numbers(self.detector_)):
             if not isinstance(X, pd.DataFrame):
                 raise ConfigError(f"X must be a DataFrame, as the one that was fitted. Got {type(X).__name__}.")
             validate_data(self, X, reset=reset, skip_check_array=True)
@@ -140,6 +141,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
+
+
+def _all_numbers(detector: Detector) -> bool:
+    return isinstance(detector.preprocessor, TabularPreprocessor) and detector.preprocessor.all_numbers
 
 
 def _is_numeric(X: Any) -> bool:

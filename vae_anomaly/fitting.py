@@ -5,10 +5,11 @@ Identical records always fall into the same split, so that no calibration record
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,20 +18,20 @@ import pyarrow as pa
 import torch
 
 from vae_anomaly.batch import Records
-from vae_anomaly.detector import Detector, Part, Reference, over_chunks
+from vae_anomaly.detector import Detector, Member, Part, Reference, over_chunks, parts_of, reference_evaluations
 from vae_anomaly.errors import DataError, TrainingError
-from vae_anomaly.models import MODELS
+from vae_anomaly.models import MODELS, build_model
 from vae_anomaly.objectives import BetaElbo
-from vae_anomaly.preprocessing.tabular import fit_tabular
+from vae_anomaly.preprocessing import PREPROCESSORS, Preprocessor
 from vae_anomaly.registry import build, lookup
 from vae_anomaly.schema import Schema
 from vae_anomaly.scores import SCORES
 from vae_anomaly.thresholds import THRESHOLDS, Threshold, require_supported
-from vae_anomaly.training import EpochLog, TrainingPlan, build_seeded, limited_threads, train
-from vae_anomaly.vae import Inputs, evaluate
+from vae_anomaly.training import EpochLog, TrainingPlan, build_seeded, device_of, limited_threads, train
+from vae_anomaly.vae import VAE, Inputs
 
 MIN_RECORDS = 8
-REFERENCE_RECORDS = 10_000
+REFERENCE_RECORDS, REFERENCE_BYTES = 10_000, 256 << 20
 DEFAULT_ALPHAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 
@@ -52,11 +53,12 @@ class Recipe:
     calibration: float = 0.3
     seed: int = 0
     threads: int = 1
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted detector and what a reviewer wants to know of how it came about."""
+    """A fitted detector and what a reviewer wants to know of how it came about; ``epochs`` are the first member's."""
 
     detector: Detector
     epochs: tuple[EpochLog, ...]
@@ -90,6 +92,8 @@ def fit_detector(
     splits = split(records, recipe)
     # before minutes of training, not after them
     lookup("score.kind", SCORES, recipe.score.kind)
+    for part in parts_of(recipe.model):
+        lookup("model.kind", MODELS, part.kind)
     lookup("threshold.method", THRESHOLDS, recipe.threshold)
     if recipe.alpha is not None:
         require_supported(recipe.alpha, len(splits["calibration"]))
@@ -104,31 +108,28 @@ def _fit(
     splits: Mapping[str, np.ndarray],
     on_epoch: Callable[[EpochLog, int], None] | None,
 ) -> Fit:
-    preprocessor = fit_tabular(records.take(splits["training"]), schema)
+    preprocessor = PREPROCESSORS[schema.modality].fit(records.take(splits["training"]), schema)
     parts = {name: preprocessor.encode(records.take(index)) for name, index in splits.items()}
-    vae = build_seeded(
-        lambda: build("model", MODELS, recipe.model.kind, preprocessor.layout, **recipe.model.options), recipe.seed
-    )
     plan = TrainingPlan.for_records(len(parts["training"]), **recipe.training)
-    epochs = []
-    for log in train(vae, parts["training"], parts["validation"], recipe.objective, plan, recipe.seed):
-        epochs.append(log)
-        if on_epoch is not None:
-            on_epoch(log, plan.epochs)
-    validation = parts["validation"]
-    vae.likelihood.rescale(
-        over_chunks(vae, validation, lambda e: e.likelihood.residuals(e.inputs.x, e.inputs.observed)),
-        validation.observed,
-    )
-    kept = splits["training"][:REFERENCE_RECORDS]
-    reference = Reference(_bare(preprocessor.encode(records.take(kept))), tuple(map(str, records.record_ids[kept])))
-    # not in inference mode: explanations take gradients through the fitted score
-    with torch.no_grad():
-        evaluation = evaluate(vae, reference.inputs)
-        score = build("score", SCORES, recipe.score.kind, evaluation, None, **recipe.score.options)
+    most = max(1, min(REFERENCE_RECORDS, REFERENCE_BYTES // (4 * preprocessor.layout.features)))
+    kept = splits["training"][:most]
+    reference = Reference(_bare(parts["training"][slice(0, most)]), tuple(map(str, records.record_ids[kept])))
+    members, epochs = [], []
+    models = parts_of(recipe.model)
+    for i, model in enumerate(models):
+
+        def tell(log: EpochLog, before: int = i * plan.epochs) -> None:
+            if on_epoch is not None:
+                on_epoch(replace(log, epoch=before + log.epoch), len(models) * plan.epochs)
+
+        vae, logs = _trained(model, preprocessor, parts, recipe, plan, recipe.seed + i, tell)
+        epochs.append(logs)
+        # not in inference mode: explanations take gradients through the fitted score
+        seen = reference_evaluations(vae, reference.inputs)
+        members.append(Member(vae, build("score", SCORES, recipe.score.kind, seen, None, **recipe.score.options)))
     unset = Threshold(recipe.threshold, 0.5, np.zeros(1))
     detector = Detector(
-        schema, preprocessor, recipe.model, vae, recipe.score, score, unset, reference, _provenance(recipe, records)
+        schema, preprocessor, recipe.model, recipe.score, tuple(members), unset, reference, _provenance(recipe, records)
     )
     calibration = detector.scores(parts["calibration"])
     if not np.isfinite(calibration).all() or calibration.min() == calibration.max():
@@ -139,7 +140,28 @@ def _fit(
     alpha = supported_alpha(len(calibration)) if recipe.alpha is None else recipe.alpha
     threshold = lookup("threshold.method", THRESHOLDS, recipe.threshold)(calibration, alpha=alpha)
     detector = Detector(**{**vars(detector), "threshold": threshold})
-    return Fit(detector, tuple(epochs), plan, splits, detector.scores(parts["validation"]))
+    return Fit(detector, epochs[0], plan, splits, detector.scores(parts["validation"]))
+
+
+def _trained(
+    model: Part,
+    preprocessor: Preprocessor,
+    parts: Mapping[str, Inputs],
+    recipe: Recipe,
+    plan: TrainingPlan,
+    seed: int,
+    on_epoch: Callable[[EpochLog], object],
+) -> tuple[VAE, tuple[EpochLog, ...]]:
+    """One model, trained, its scales set on the validation records."""
+    vae = build_seeded(lambda: build_model(model.kind, preprocessor.layout, model.options), seed)
+    logs = []
+    training, validation = parts["training"], parts["validation"]
+    for log in train(vae, training, validation, recipe.objective, plan, seed, device_of(recipe.device)):
+        logs.append(log)
+        on_epoch(log)
+    residuals = over_chunks(vae, validation, lambda e: e.likelihood.residuals(e.inputs.x, e.inputs.observed))
+    vae.likelihood.rescale(residuals, validation.observed)
+    return vae, tuple(logs)
 
 
 def split(records: Records, recipe: Recipe) -> dict[str, np.ndarray]:
@@ -173,11 +195,16 @@ def split(records: Records, recipe: Recipe) -> dict[str, np.ndarray]:
 
 
 def _content_hash(records: Records) -> np.ndarray:
-    columns = {
-        str(i): np.asarray(v.to_pandas() if isinstance(v, pa.Array) else v)
-        for i, v in enumerate(records.values.values())
-    }
+    columns = {str(i): _hashable(v) for i, v in enumerate(records.values.values())}
     return np.asarray(pd.util.hash_pandas_object(pd.DataFrame(columns), index=False))
+
+
+def _hashable(values: np.ndarray | pa.Array) -> np.ndarray:
+    if isinstance(values, pa.Array):
+        return np.asarray(values.to_pandas())
+    if values.ndim == 1:
+        return values
+    return np.array([hashlib.blake2b(image.tobytes()).hexdigest() for image in values], dtype=object)
 
 
 def supported_alpha(calibration_records: int) -> float:
@@ -190,7 +217,7 @@ def supported_alpha(calibration_records: int) -> float:
 
 
 def _bare(inputs: Inputs) -> Inputs:
-    return Inputs(inputs.x, inputs.observed)
+    return Inputs(inputs.x, inputs.observed, context=inputs.context)
 
 
 def _provenance(recipe: Recipe, records: Records) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Networks: a multilayer perceptron and the heads that turn its output into a latent distribution."""
+"""Networks: a multilayer perceptron, the heads that turn its output into a latent distribution, and priors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vae_anomaly.distributions import DiagonalGaussian
+from vae_anomaly.distributions import DiagonalGaussian, Mixture
 from vae_anomaly.registry import lookup
 
 # The posterior's scale lies in [e^-6, e^2]: below, a record would claim more precision than float32 arithmetic
@@ -18,6 +18,9 @@ LOG_SCALE_RANGE = (-6.0, 2.0)
 # A matrix product may round a record otherwise when it stands among another number of records: evaluation pads its
 # records to a multiple of this number, and then every product has exactly so many rows.
 ROWS = 1024
+# And where it stands among them, when the product has few columns (MKL on AMD rounds the rows of up to 11 columns in two
+# ways): evaluation gives every product at least so many, the additional ones 0.
+COLUMNS = 16
 
 
 def _silu(product: Tensor) -> Tensor:
@@ -36,6 +39,8 @@ def bounded(raw: Tensor, low: float, high: float) -> Tensor:
 class Perceptron(nn.Sequential):
     """Linear layers with an activation between them and none after the last."""
 
+    rows = ROWS
+
     def __init__(self, layers: Iterable[nn.Linear], activation: str = "silu") -> None:
         super().__init__(*layers)
         self.activation = lookup("activation", ACTIVATIONS, activation)
@@ -47,7 +52,7 @@ class Perceptron(nn.Sequential):
             for weight, bias in layers[:-1]:
                 x = self.activation(functional.linear(x, weight, bias))
             return functional.linear(x, *layers[-1])
-        return self._in_blocks(x, [torch.cat([weight.t(), bias[None]]) for weight, bias in layers])
+        return self._in_blocks(x, _stacked(layers))[:, : len(layers[-1][1])]
 
     def _in_blocks(self, x: Tensor, matrices: list[Tensor]) -> Tensor:
         """The same ``ROWS`` records at a time, in memory that is used again and again and stays in the cache.
@@ -64,6 +69,29 @@ class Perceptron(nn.Sequential):
         return out
 
 
+def _stacked(layers: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """(inputs + 1, outputs) matrices with the bias as the last row, all with at least ``COLUMNS`` outputs."""
+    matrices, inputs = [], layers[0][0].shape[1]
+    for weight, bias in layers:
+        outputs = max(len(weight), COLUMNS)
+        matrix = weight.new_zeros(inputs + 1, outputs)
+        matrix[: weight.shape[1], : len(weight)] = weight.t()
+        matrix[-1, : len(weight)] = bias
+        matrices.append(matrix)
+        inputs = outputs
+    return matrices
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x`` (..., I) times ``weight`` (O, I) plus ``bias`` (O,); without gradients with ``COLUMNS`` columns or more."""
+    lack = COLUMNS - len(weight)
+    if torch.is_grad_enabled() or lack <= 0:
+        return functional.linear(x, weight, bias)
+    wide = functional.pad(weight, (0, 0, 0, lack))
+    out: Tensor = functional.linear(x, wide, None if bias is None else functional.pad(bias, (0, lack)))
+    return out[..., : len(weight)]
+
+
 def mlp(sizes: Sequence[int], activation: str = "silu") -> Perceptron:
     """A :class:`Perceptron` of the given ``sizes``, input first."""
     return Perceptron((nn.Linear(a, b) for a, b in pairwise(sizes)), activation)
@@ -74,8 +102,15 @@ def with_context(x: Tensor, context: Tensor | None) -> Tensor:
     return x if context is None else torch.cat([x, context.expand(*x.shape[:-1], -1)], -1)
 
 
+def gaussian(parameters: Tensor) -> DiagonalGaussian:
+    """(..., 2K) network outputs as mean and bounded log-scale."""
+    mean, raw = parameters.chunk(2, -1)
+    # raw = 1.1 gives a scale of 1: shifting by it starts the posterior at the prior's scale.
+    return DiagonalGaussian(mean, bounded(raw + 1.0986, *LOG_SCALE_RANGE).exp())
+
+
 class GaussianHead(nn.Module):
-    """q(z given x, c): a network with 2K outputs, read as mean and bounded log-scale."""
+    """q(z given x, c), or p(z given c): a network with 2K outputs, read as mean and bounded log-scale."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -83,9 +118,7 @@ class GaussianHead(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> DiagonalGaussian:
         """(B, F) and (B, C) to a :class:`DiagonalGaussian` with parameters (B, K)."""
-        mean, raw = self.net(with_context(x, context)).chunk(2, -1)
-        # raw = 1.1 gives a scale of 1: shifting by it starts the posterior at the prior's scale.
-        return DiagonalGaussian(mean, bounded(raw + 1.0986, *LOG_SCALE_RANGE).exp())
+        return gaussian(self.net(with_context(x, context)))
 
 
 class StandardPrior(nn.Module):
@@ -96,9 +129,55 @@ class StandardPrior(nn.Module):
 
     def __init__(self, latent: int) -> None:
         super().__init__()
+        self.latent = latent
         self.register_buffer("zeros", torch.zeros(latent), persistent=False)
         self.register_buffer("ones", torch.ones(latent), persistent=False)
 
     def forward(self, context: Tensor | None = None) -> DiagonalGaussian:
         """The standard normal, with parameters (K,)."""
         return DiagonalGaussian(self.zeros, self.ones)
+
+
+class ContextPrior(nn.Module):
+    """p(z given c): a learned Gaussian for each context (Sohn et al., NeurIPS 2015)."""
+
+    def __init__(self, context: int, latent: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.latent, self.head = latent, GaussianHead(mlp([context, hidden, 2 * latent]))
+
+    def forward(self, context: Tensor | None = None) -> DiagonalGaussian:
+        """(B, C) to parameters (B, K)."""
+        assert context is not None, "a prior that depends on the context needs one"
+        found: DiagonalGaussian = self.head(context)
+        return found
+
+
+class VampPrior(nn.Module):
+    r"""The mixture of the posteriors of U learned pseudo-inputs, :math:`p(z) = \tfrac1U \sum_u q(z | x_u)`.
+
+    ``domain`` maps unconstrained numbers (U, F) to what records look like.
+    Reference: Tomczak and Welling, VAE with a VampPrior, AISTATS 2018, arXiv 1705.07120.
+    """
+
+    def __init__(
+        self, posterior: nn.Module, latent: int, *, features: int, count: int, domain: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        # in a tuple: the weights are those of the posterior and are saved there
+        self.latent, self._shared, self._domain = latent, (posterior,), domain
+        self.pseudo_inputs = nn.Parameter(torch.randn(count, features))
+
+    def forward(self, context: Tensor | None = None) -> Mixture:
+        """The mixture with parameters (U, K)."""
+        q = self._shared[0](self._domain(self.pseudo_inputs), None)
+        return Mixture(q.mean, q.scale)
+
+
+def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
+    """``function`` of ``x`` (B, ...), ``rows`` records at a time where no gradient is wanted and B is a multiple.
+
+    A record's result must not depend on how many others stand beside it, and what is at work stays in the cache.
+    """
+    if torch.is_grad_enabled() or len(x) % rows or not len(x):
+        return function(x)
+    return torch.cat([function(part) for part in torch.split(x, rows)])

@@ -6,12 +6,14 @@ What takes longer than a second reports its progress to a callback ``progress(st
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from vae_anomaly.batch import Records, concatenate
 from vae_anomaly.config import MlflowConfig, MonitorConfig, config_digest, load_mlflow, load_monitor
@@ -43,7 +46,18 @@ from vae_anomaly.store.records import (  # fmt: skip
     scores_ref,
 )
 from vae_anomaly.store.score_files import ScoreWriter, score_table
-from vae_anomaly.store.sources import Delivery, InboxFile, batch_id, list_inbox, open_delivery, read_chunks, read_header
+from vae_anomaly.store.sources import (  # fmt: skip
+    IMAGES,
+    Delivery,
+    FolderDelivery,
+    InboxFile,
+    batch_id,
+    format_suffix,
+    list_inbox,
+    open_delivery,
+    read_chunks,
+    read_header,
+)
 
 if TYPE_CHECKING:
     from vae_anomaly.detector import Detector
@@ -78,7 +92,7 @@ class Workspace:
         """The data contract of the monitor."""
         label = self.monitor.label
         return Schema(
-            tuple(Column(name, c.kind, c.timezone, c.scale) for name, c in self.monitor.columns.items()),
+            tuple(Column(name, **column.model_dump()) for name, column in self.monitor.columns.items()),
             record_id=self.monitor.record_id,
             label=label.column if label else None,
             anomalous=label.anomalous if label else (),
@@ -92,10 +106,15 @@ class Workspace:
 
     @property
     def contract_digest(self) -> str:
-        """What decides whether a file is readable: the columns that are read and how CSV files are written."""
+        """What decides whether a file is readable: the columns that are read and how files are written."""
         read = dataclasses.replace(self.schema, label=None, anomalous=(), ignore=())
-        csv = json.dumps(self.monitor.source.csv.model_dump(), sort_keys=True)
-        return hashlib.sha256(f"{read.digest}|{csv}".encode()).hexdigest()
+        how = json.dumps(self.monitor.source.model_dump(include={"csv", "lines"}), sort_keys=True)
+        return hashlib.sha256(f"{read.digest}|{how}".encode()).hexdigest()
+
+    @property
+    def folders(self) -> bool:
+        """Whether a folder, of image files, may be a delivery."""
+        return self.schema.modality == "image"
 
     @property
     def model_cache(self) -> Path:
@@ -113,7 +132,7 @@ class Workspace:
         return Recipe(
             model=Part(m.model.kind, m.model.options),
             score=Part(m.score.kind, m.score.options),
-            objective=BetaElbo(m.objective.beta, m.objective.warmup),
+            objective=BetaElbo(**m.objective.model_dump()),
             training={k: v for k, v in m.training.model_dump().items() if v is not None},
             threshold=m.threshold.method,
             alpha=m.threshold.alpha,
@@ -121,6 +140,7 @@ class Workspace:
             calibration=m.split.calibration,
             seed=m.seed,
             threads=m.execution.threads,
+            device=m.execution.device,
         )
 
 
@@ -151,8 +171,11 @@ class FitOutcome:
     labelled_anomalies: int
 
 
-def training_files(source: Path) -> list[Path]:
-    """The file ``source``, or the deliveries in the folder ``source``, by name."""
+def training_files(source: Path, *, folders: bool = False) -> list[Path]:
+    """The file ``source``, or the deliveries in the folder ``source``, by name.
+
+    With ``folders``, a folder that holds image files is one delivery.
+    """
     if source.is_file():
         return [source]
     if not source.is_dir():
@@ -161,14 +184,16 @@ def training_files(source: Path) -> list[Path]:
             f"source.training must be a file or a folder. Got {str(source)!r}, which does not exist."
             f"{suggestion(source.name, beside)}"
         )
-    found = [file.path for file in list_inbox(source, settle_seconds=0).ready]
+    found = [file.path for file in list_inbox(source, settle_seconds=0, folders=folders).ready]
     if not found:
         raise DataError(
             "no_files",
-            "source.training must hold at least one Parquet, CSV or JSON-lines file. Got an empty folder.",
+            "source.training must hold at least one file of records. Got an empty folder.",
             file=str(source),
             remedy="Put files of normal records there.",
         )
+    if folders and any(path.suffix.lower() in IMAGES for path in found):
+        return [Path(os.path.realpath(source))]  # a link to the folder is the operator's own
     return found
 
 
@@ -176,10 +201,10 @@ def read_training(ws: Workspace, progress: Progress = silent) -> Training:
     """Read all training records through the data contract; a file that breaks it stops the fit."""
     parts: list[Records] = []
     digests: dict[str, str] = {}
-    files = training_files(ws.monitor.source.training)
+    files = training_files(ws.monitor.source.training, folders=ws.folders)
     for done, path in enumerate(files):
         progress("reading training records", done, len(files))
-        with open_delivery(path) as delivery:
+        with open_delivery(path, folders=ws.folders) as delivery:
             digests[path.name] = delivery.sha256
             parts += (_sane(records, path.name) for records in _records(delivery, ws))
     progress("reading training records", len(files), len(files))
@@ -187,8 +212,8 @@ def read_training(ws: Workspace, progress: Progress = silent) -> Training:
 
 
 def _records(delivery: Delivery, ws: Workspace) -> Iterator[Records]:
-    first, schema = 0, ws.schema
-    for table in read_chunks(delivery, schema, ws.monitor.source.csv):
+    first, schema, source = 0, ws.schema, ws.monitor.source
+    for table in read_chunks(delivery, schema, source.csv, pattern=source.lines.pattern):
         yield check(table, schema, first_row=first, file=delivery.name)
         first += table.num_rows
 
@@ -260,10 +285,27 @@ def normal_records(records: Records) -> Records:
 
 
 def example_frame(ws: Workspace, rows: int = 5) -> Any:
-    """The first raw training rows as a DataFrame in the original columns: the model's input example."""
-    with open_delivery(training_files(ws.monitor.source.training)[0]) as delivery:
-        table = next(read_chunks(delivery, ws.schema, ws.monitor.source.csv, rows=rows, columns=ws.schema.required))
-    return table.slice(0, rows).to_pandas()
+    """The first raw training rows as a DataFrame in the original columns: the model's input example.
+
+    Images are PNG files of the pixels that the model sees: small, and without what a camera writes beside them.
+    """
+    schema, source = ws.schema, ws.monitor.source
+    path = training_files(source.training, folders=ws.folders)[0]
+    with open_delivery(path, folders=ws.folders) as delivery:
+        table = next(
+            read_chunks(
+                *(delivery, schema, source.csv), rows=rows, columns=schema.required, pattern=source.lines.pattern
+            )
+        )
+    frame = table.slice(0, rows)
+    if schema.modality == "image":
+        from vae_anomaly.images import encode
+
+        name = schema.modelled[0].name
+        # not as the file's first rows: few of them do not decide whether the file is one of images
+        pixels = check(frame, schema, first_row=1, file=path.name).values[name]
+        frame = frame.set_column(frame.column_names.index(name), name, pa.array([encode(image) for image in pixels]))
+    return frame.to_pandas()
 
 
 # ---- score ----
@@ -348,11 +390,11 @@ def score(ws: Workspace, progress: Progress = silent) -> ScoreOutcome:
 def _settled(ws: Workspace, progress: Progress) -> Any:
     """The inbox, after at most one settling time has been waited for files that have just arrived."""
     source = ws.monitor.source
-    listing = list_inbox(source.inbox, settle_seconds=source.settle_seconds)
+    listing = list_inbox(source.inbox, settle_seconds=source.settle_seconds, folders=ws.folders)
     if listing.waiting and source.settle_seconds <= 10:
         progress("waiting for new files to settle", 0, 1)
         time.sleep(source.settle_seconds + 0.05)
-        listing = list_inbox(source.inbox, settle_seconds=source.settle_seconds)
+        listing = list_inbox(source.inbox, settle_seconds=source.settle_seconds, folders=ws.folders)
     return listing
 
 
@@ -368,7 +410,7 @@ def _is_done(done: set[str], sha256: str | None, name: str) -> bool:
 
 def _named(sha256: str, name: str) -> str:
     """What stands for content that was refused for its suffix: under another one it may well be readable."""
-    return hashlib.sha256(f"{Path(name).suffix.lower()}|{sha256}".encode()).hexdigest()
+    return hashlib.sha256(f"{format_suffix(name)}|{sha256}".encode()).hexdigest()
 
 
 def _cached_hash(cache: HashCache, file: InboxFile) -> str | None:
@@ -384,10 +426,11 @@ def _score_file(
     """Score, quarantine or fail one file: its outcome (None when its content is known), its sha256, the scorer."""
     sha256 = ""
     try:
-        stat, now = os.lstat(file.path), time.time_ns()
-        with open_delivery(file.path) as delivery:
+        state, now = os.lstat(file.path), time.time_ns()
+        with open_delivery(file.path, folders=ws.folders) as delivery:
             sha256 = delivery.sha256
-            cache.put(file.name, stat, sha256=sha256, now_ns=now)
+            if not isinstance(delivery, FolderDelivery):  # its own state says nothing of its files'
+                cache.put(file.name, state, sha256=sha256, now_ns=now)
             if _is_done(done, sha256, file.name):
                 return None, sha256, scorer
             scorer = scorer or _Scorer(ws)
@@ -410,8 +453,12 @@ def _score_file(
 
 
 def _identity(path: Path) -> str:
-    info = os.lstat(path)
-    return f"{info.st_mode}|{info.st_size}|{info.st_mtime_ns}"
+    """The state of what has no content to hash; of a folder also that of each file in it, by name."""
+    states = [os.lstat(path)]
+    for name in sorted(os.listdir(path)) if stat.S_ISDIR(states[0].st_mode) else []:
+        with contextlib.suppress(FileNotFoundError):
+            states.append(os.lstat(path / name))
+    return "|".join(f"{s.st_mode}|{s.st_size}|{s.st_mtime_ns}" for s in states)
 
 
 def _quarantine(ws: Workspace, ledger: Ledger, file: InboxFile, sha256: str, error: DataError) -> BatchOutcome:
@@ -508,9 +555,12 @@ class _Scorer:
         )
 
     def _extra_columns(self, delivery: Delivery) -> list[str]:
-        schema = self.ws.schema
+        if isinstance(delivery, FolderDelivery):  # its columns are ours
+            return []
+        schema, source = self.ws.schema, self.ws.monitor.source
         known = {*schema.required, *schema.ignore, schema.label}
-        return [name for name, _ in read_header(delivery, self.ws.monitor.source.csv) if name not in known]
+        header = read_header(delivery, source.csv, pattern=source.lines.pattern)
+        return [name for name, _ in header if name not in known]
 
     def log(self, outcome: ScoreOutcome) -> None:
         """One MLflow run for the scoring job; best effort."""
@@ -661,9 +711,9 @@ def status(ws: Workspace) -> list[BatchState]:
     """Where every file stands that was ever seen; pending ones are hashed, nothing is changed."""
     ledger, inbox = Ledger(ws.store), []
     refused = {record.sha256 for record in ledger.quarantines()}
-    for file in list_inbox(ws.monitor.source.inbox, settle_seconds=0).ready:
+    for file in list_inbox(ws.monitor.source.inbox, settle_seconds=0, folders=ws.folders).ready:
         try:
-            with open_delivery(file.path) as delivery:
+            with open_delivery(file.path, folders=ws.folders) as delivery:
                 named = _named(delivery.sha256, file.name)
                 inbox.append((file.name, named if named in refused else delivery.sha256))
         except DataError:

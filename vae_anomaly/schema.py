@@ -10,9 +10,14 @@ number     integers, floats, decimals, text such as ``-1.5e3``        null, NaN,
 boolean    booleans, 0 and 1, text true/false/yes/no/t/f/y/n/1/0      null, NaN, the text tokens of ``NA``
 category   text as it is; integers and booleans as their text         null and the empty string ("NA" is a value)
 timestamp  timestamps, dates, ISO 8601 text; all become UTC instants  null, the text tokens of ``NA``
+text       text, in Unicode's composed form (NFC)                     null, no character but white space
+image      PNG, JPEG or TIFF as bytes; tensors (H, W[, C]) of bytes,  null
+           16 bits or floats in [0, 1]; see :mod:`vae_anomaly.images`
 =========  =========================================================  ============================================
 
-Legend: B records (rows of a table).
+Columns with ``context`` condition the model; the others, which it models, are a table, one image or one text.
+
+Legend: B records (rows of a table), H x W pixels, C channels.
 """
 
 from __future__ import annotations
@@ -38,7 +43,8 @@ from pyarrow import types as pat
 from vae_anomaly.batch import OK, Records
 from vae_anomaly.errors import ConfigError, DataError, suggestion
 
-Kind = Literal["number", "boolean", "category", "timestamp"]
+Kind = Literal["number", "boolean", "category", "timestamp", "image", "text"]
+Modality = Literal["table", "image", "text"]
 Mask = np.ndarray  # (B,) bool
 
 NA = ("", "NA", "NaN", "nan", "null", "None", "N/A")
@@ -51,6 +57,9 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST_MICRO, LAST_MICRO = -62_135_596_800_000_000, 253_402_300_799_999_999  # years 1 to 9999
 MICROS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 WRONG_DTYPE, NAIVE = "wrong_dtype", "naive_timestamp"
+PLACEHOLDERS = ("number", "hex", "id", "address", "path")
+LONGEST_SIDE, MOST_TOKENS = 4096, 4096
+ROWS, PIXELS = 65_536, 64 * 2**20  # at most so many rows, and values of their images, are held at a time
 
 
 @dataclass(frozen=True)
@@ -58,13 +67,20 @@ class Column:
     """A column that the model sees.
 
     ``timezone`` (an IANA name) is that of a timestamp's values without an offset; ``scale`` ``"log"`` says that ratios
-    of a number matter, not differences.
+    of a number matter, not differences; a column of the ``context`` conditions the model instead of being modelled.
+    An image is scaled to ``size`` (height, width) and has 1 (grey) or 3 ``channels``; of a text the model sees at most
+    ``max_tokens`` tokens, with signs for what ``replace`` names.
     """
 
     name: str
     kind: Kind
     timezone: str | None = None
     scale: Literal["linear", "log"] = "linear"
+    context: bool = False
+    size: tuple[int, int] | None = None
+    channels: int = 1
+    max_tokens: int = 64
+    replace: tuple[str, ...] = PLACEHOLDERS
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -74,6 +90,34 @@ class Column:
         if self.scale not in ("linear", "log") or (self.scale == "log" and self.kind != "number"):
             problem = f"Scale of column {self.name!r} must be 'linear', or 'log' for a number."
             raise ConfigError(f"{problem} Got {self.scale!r}.")
+        if self.context and self.kind in ("image", "text"):
+            raise ConfigError(f"Column {self.name!r} of kind {self.kind!r} must not be context; tables' columns may.")
+        self._check_image()
+        self._check_text()
+        self._check_timezone()
+
+    def _check_image(self) -> None:
+        if self.kind != "image":
+            if self.size is not None or self.channels != 1:
+                raise ConfigError(f"Column {self.name!r} of kind {self.kind!r} must have no size and no channels.")
+            return
+        size = self.size if isinstance(self.size, tuple) else ()
+        if len(size) != 2 or not all(type(side) is int and 1 <= side <= LONGEST_SIDE for side in size):
+            problem = f"Size of column {self.name!r} must be its height and width, 1 to {LONGEST_SIDE} pixels each."
+            raise ConfigError(f"{problem} Got {self.size!r}.")
+        if self.channels not in (1, 3):
+            raise ConfigError(f"Channels of column {self.name!r} must be 1 or 3. Got {self.channels!r}.")
+
+    def _check_text(self) -> None:
+        if self.kind != "text" and (self.max_tokens, self.replace) != (64, PLACEHOLDERS):
+            raise ConfigError(f"Column {self.name!r} of kind {self.kind!r} must have no max_tokens and no replace.")
+        if not 1 <= self.max_tokens <= MOST_TOKENS:
+            raise ConfigError(f"max_tokens of column {self.name!r} must be 1 to {MOST_TOKENS}. Got {self.max_tokens}.")
+        if not set(self.replace) <= set(PLACEHOLDERS) or _repeated(self.replace):
+            problem = f"replace of column {self.name!r} must name some of {list(PLACEHOLDERS)}, each at most once."
+            raise ConfigError(f"{problem} Got {list(self.replace)}.")
+
+    def _check_timezone(self) -> None:
         if self.timezone is None:
             return
         if self.kind != "timestamp":
@@ -109,6 +153,29 @@ class Schema:
             raise ConfigError("A schema must have at least one column for the model. Got none.")
         if repeated := _repeated(names):
             raise ConfigError(f"A column must have one role: model, record id, label or ignored. Got {repeated} twice.")
+        kinds = [column.kind for column in self.modelled]
+        if not kinds:
+            raise ConfigError("A schema must have a column that is not context. Got context only.")
+        if len(kinds) > 1 and {"image", "text"} & set(kinds):
+            problem = "The columns that are not context must be a table, or one image, or one text."
+            raise ConfigError(f"{problem} Got the kinds {kinds}.")
+
+    @property
+    def modelled(self) -> tuple[Column, ...]:
+        """The columns that are not context."""
+        return tuple(column for column in self.columns if not column.context)
+
+    @property
+    def modality(self) -> Modality:
+        """What a record is to the model, apart from its context."""
+        kind = self.modelled[0].kind
+        return "image" if kind == "image" else "text" if kind == "text" else "table"
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that are read at a time, so that their images hold at most ``PIXELS`` values."""
+        sizes = [column.size[0] * column.size[1] * column.channels for column in self.columns if column.size]
+        return max(1, min(ROWS, PIXELS // max(sizes, default=1)))
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -124,20 +191,25 @@ class Schema:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         lists = {name: list(getattr(self, name)) for name in ("anomalous", "ignore")}
-        return {**asdict(self), **lists, "columns": [asdict(c) for c in self.columns]}
+        columns = [
+            {**asdict(c), "size": None if c.size is None else list(c.size), "replace": list(c.replace)}
+            for c in self.columns
+        ]
+        return {**asdict(self), **lists, "columns": columns}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Schema:
         """The schema that :meth:`to_dict` wrote; raises :class:`ConfigError` for unknown, missing or mistyped keys."""
-        entries: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in _checked(cls, value, "schema").items()
-        }
+        entries = _checked(cls, value, "schema")
         entries["columns"] = tuple(Column(**_checked(Column, c, "column")) for c in entries["columns"])
         return cls(**entries)
 
 
 def _checked(cls: type[Schema] | type[Column], value: Any, what: str) -> dict[str, Any]:
-    """``value`` where it is a mapping that has the fields of the dataclass ``cls``, in their types, and no more."""
+    """``value`` where it is a mapping that has the fields of the dataclass ``cls``, in their types, and no more.
+
+    Its lists become tuples.
+    """
     known = {f.name: str(f.type) for f in fields(cls)}
     required = {f.name for f in fields(cls) if f.default is MISSING}
     if not isinstance(value, Mapping) or not required <= set(value) <= set(known):
@@ -145,10 +217,17 @@ def _checked(cls: type[Schema] | type[Column], value: Any, what: str) -> dict[st
         raise ConfigError(f"A {what} must be a mapping with the keys {list(known)}. Got {got}.")
     for name, entry in value.items():
         optional = entry is None and "None" in known[name]
-        several = isinstance(entry, list) and (name == "columns" or all(isinstance(e, str) for e in entry))
-        if not (optional or (several if known[name].startswith("tuple") else isinstance(entry, str))):
+        several, item = known[name].startswith("tuple"), _item(known[name])
+        if not (optional or (isinstance(entry, list) and all(map(item, entry)) if several else item(entry))):
             raise ConfigError(f"Key {name!r} of a {what} must be of type {known[name]}. Got {type(entry).__name__}.")
-    return dict(value)
+    return {name: tuple(entry) if isinstance(entry, list) else entry for name, entry in value.items()}
+
+
+def _item(annotation: str) -> Callable[[Any], bool]:
+    """Whether a value, or one of several, is what the ``annotation`` of a field says; a column is checked later."""
+    plain = {"bool": bool, "int": int, "tuple[int, int]": int, "tuple[Column, ...]": object}
+    wanted = plain.get(annotation.removesuffix(" | None"), str)
+    return lambda entry: type(entry) is wanted or wanted is object
 
 
 def _repeated(names: Iterable[str]) -> list[str]:
@@ -218,11 +297,33 @@ def _accepted(dtype: pa.DataType, kind: str | None) -> Any:
     """Whether a column of the kind (None: record id or label) may have this type."""
     numeric = pat.is_integer(dtype) or pat.is_floating(dtype) or pat.is_decimal(dtype)
     moment = pat.is_timestamp(dtype) or pat.is_date(dtype)
-    plain = {"number": numeric, "timestamp": moment, None: numeric or moment or pat.is_boolean(dtype)}
+    plain = {"number": numeric, "timestamp": moment, "text": False, None: numeric or moment or pat.is_boolean(dtype)}
     return is_text(dtype) or pat.is_null(dtype) or plain.get(kind, numeric or pat.is_boolean(dtype))
 
 
 BINARY = (pat.is_binary, pat.is_large_binary, pat.is_fixed_size_binary, pat.is_binary_view)
+PIXEL = (pat.is_uint8, pat.is_uint16, pat.is_floating)
+
+
+def _image_shape(column: Column) -> tuple[int, int, int]:
+    """(H, W, C) of a column of images."""
+    height, width = column.size or (0, 0)
+    return height, width, column.channels
+
+
+def _image_problem(dtype: pa.DataType, column: Column) -> str | None:
+    """What is wrong with a column type for images, which are files as bytes or tensors of the size that is declared."""
+    if pat.is_null(dtype) or any(test(dtype) for test in BINARY):
+        return None
+    shape, shown = _image_shape(column), str(dtype).split("<")[0]
+    if not isinstance(dtype, pa.FixedShapeTensorType):
+        return f"expected files as bytes or tensors of the shape {list(shape)}; the column's type is {shown}."
+    fits = tuple(dtype.shape) in (shape, shape[:2] if column.channels == 1 else shape)
+    if not fits or dtype.permutation not in (None, list(range(len(dtype.shape)))):
+        return f"expected images of the shape {list(shape)} (height, width, channels); they have {list(dtype.shape)}."
+    if not any(test(dtype.value_type) for test in PIXEL):
+        return f"expected pixels of the type uint8, uint16 or float (0 to 1); they are {dtype.value_type}."
+    return None
 
 
 def _check_type(name: str, dtype: pa.DataType, column: Column | None, file: str) -> None:
@@ -230,7 +331,12 @@ def _check_type(name: str, dtype: pa.DataType, column: Column | None, file: str)
     dtype = dtype.value_type if pat.is_dictionary(dtype) else dtype
     kind, shown = column.kind if column else None, str(dtype).split("<")[0]
     role = f"kind {kind!r}" if kind else "a record id or label"
-    if pat.is_nested(dtype):
+    if column and column.kind == "image":
+        if (wrong := _image_problem(dtype, column)) is None:
+            return
+        rule, problem = "wrong_type", wrong
+        remedy = "Deliver images of the size and channels that the schema declares, or fit a detector with others."
+    elif pat.is_nested(dtype):
         rule, problem = "nested_type", f"expected one value in each cell; the column's type is {shown}."
         remedy = "Flatten it to plain columns at the source."
     elif any(test(dtype) for test in BINARY):
@@ -275,22 +381,32 @@ def check(table: pa.Table, schema: Schema, *, first_row: int, file: str) -> Reco
         for reason, bad in cells.problems.items():
             status[bad & (status == OK)] = f"unscorable:{reason}:{column.name}"
         values[column.name] = cells.values
-        absent = None if absent is None or cells.missing is None else absent & cells.missing
+        if not column.context:
+            absent = None if absent is None or cells.missing is None else absent & cells.missing
     if absent is not None:
         status[absent & (status == OK)] = "unscorable:all_missing"
     return Records(first_row, _record_ids(table, schema, first_row), values, status, _labels(table, schema))
 
 
 def _refuse(cells: _Cells, column: Column, first_row: int, file: str) -> None:
-    """Raise where a column's bad cells say that the file, not the row, is at fault."""
+    """Raise where a column's bad cells say that the file, not the row, is at fault; every bad image counts."""
     present = len(cells.values) - (0 if cells.missing is None else int(cells.missing.sum()))
-    bad, naive = (cells.problems.get(reason, np.zeros(0, bool)) for reason in (WRONG_DTYPE, NAIVE))
+    bad, naive = (cells.problems.get(reason, np.zeros(1, bool)) for reason in (WRONG_DTYPE, NAIVE))
+    if column.kind == "image" and cells.problems:
+        bad = np.logical_or.reduce(list(cells.problems.values()))
     if naive.any():
         rule, rows, problem = NAIVE, naive, "timestamps have no time zone and the schema declares none."
         remedy = "Write them with an offset or Z, or set 'timezone' of this column."
     elif first_row == 0 and 2 * bad.sum() > present:
-        rule, rows, problem = "wrong_type", bad, f"more than half of the cells cannot be read as kind {column.kind!r}."
+        found = f" ({', '.join(sorted(cells.problems))})" if column.kind == "image" else ""
+        problem = f"more than half of the cells cannot be read as kind {column.kind!r}{found}."
+        rule, rows = "wrong_type", bad
         remedy = "Check units, thousands separators (use 1234.5), delimiter and date format at the source."
+        if column.kind == "image":
+            height, width, _ = _image_shape(column)
+            remedy = (
+                f"Deliver whole PNG, JPEG or TIFF images in the proportions {height} x {width}, or floats from 0 to 1."
+            )
     else:
         return
     first, count = (first_row + np.flatnonzero(rows)[:5]).tolist(), int(rows.sum())
@@ -391,6 +507,56 @@ def _category(column: pa.Array, _: Column) -> _Cells:
     return _Cells(pc.if_else(pa.array(missing), pa.scalar(None, pa.string()), text), missing, {})
 
 
+def _free_text(column: pa.Array, _: Column) -> _Cells:
+    text = _composed(column.cast(pa.string()))
+    missing = _mask(pc.or_kleene(text.is_null(), pc.equal(pc.utf8_trim_whitespace(text), "")))
+    if not missing.any():
+        return _Cells(text, None, {})
+    return _Cells(pc.if_else(pa.array(missing), pa.scalar(None, pa.string()), text), missing, {})
+
+
+def _composed(text: pa.Array) -> pa.Array:
+    """Text in Unicode's form NFC; Arrow's own function leaves marks apart from their letters (in version 25)."""
+    other = np.flatnonzero(~_mask(pc.fill_null(pc.string_is_ascii(text), True)))
+    if not other.size:
+        return text
+    composed = [unicodedata.normalize("NFC", cell) for cell in text.take(pa.array(other)).to_pylist()]
+    return pc.replace_with_mask(text, pa.array(np.isin(np.arange(len(text)), other)), pa.array(composed, pa.string()))
+
+
+def _image(column: pa.Array, spec: Column) -> _Cells:
+    """(B, H, W, C) uint8; what is missing or bad has no meaning."""
+    from vae_anomaly import images
+
+    missing = _mask(column.is_null())
+    if isinstance(column.type, pa.FixedShapeTensorType):
+        return _image_from_tensors(column, spec, missing)
+    height, width, channels = _image_shape(spec)
+    values = np.zeros((len(column), height, width, channels), np.uint8)
+    reasons: np.ndarray = np.full(len(column), "", dtype=object)
+    for i in np.flatnonzero(~missing):
+        try:
+            values[i] = images.decode(column[int(i)].as_py(), (height, width), channels)
+        except images.Undecodable as error:
+            reasons[i] = error.reason
+    return _Cells(values, missing, {reason: reasons == reason for reason in sorted(set(reasons) - {""})})
+
+
+def _image_from_tensors(column: pa.Array, spec: Column, missing: Mask) -> _Cells:
+    from vae_anomaly import images
+
+    storage, shape = column.storage, _image_shape(spec)
+    width = storage.type.list_size
+    cells = storage.values.slice(storage.offset * width, len(storage) * width)  # those of null images, too
+    holes: Mask = np.zeros(len(column), bool)
+    if cells.null_count:
+        holes = np.logical_or.reduce(_mask(cells.is_null()).reshape(-1, width), axis=1)
+        cells = cells.fill_null(0)
+    values, problems = images.from_arrays(cells.to_numpy(zero_copy_only=False).reshape(-1, *shape))
+    masks = {"missing_pixels": holes, **problems}
+    return _Cells(values, missing, _problems(**{reason: bad & ~missing for reason, bad in masks.items()}))
+
+
 def _timestamp(column: pa.Array, spec: Column) -> _Cells:
     """Instants in UTC; a date is its midnight, a finer unit is cut to microseconds."""
     if is_text(column.type):
@@ -472,6 +638,8 @@ CONVERTERS: dict[str, Callable[[pa.Array, Column], _Cells]] = {
     "boolean": _boolean,
     "category": _category,
     "timestamp": _timestamp,
+    "image": _image,
+    "text": _free_text,
 }
 
 

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from vae_anomaly.batch import Detections, Records, concatenate
 from vae_anomaly.detector import Detector
@@ -23,6 +21,7 @@ COUNTED_IDS = 2_000_000
 # A rate warns when it is this unlikely under the training rate: with 100 columns and a batch an hour, one false
 # warning in more than ten years.
 WARN_P = 1e-8
+MANY_UNSEEN = 0.2  # share of lines with words never seen from which on it is the source that looks new
 
 
 class BatchSummary:
@@ -33,7 +32,7 @@ class BatchSummary:
         self.rows = self.scored = self.flagged = self.anomalies = self.found = 0
         self.labelled = False
         self.unscorable: Counter[str] = Counter()
-        self._quality = {s.column: np.zeros(3, np.int64) for s in detector.preprocessor.states}
+        self._quality = np.zeros((len(detector.preprocessor.columns), 3), np.int64)
         self._scores: list[np.ndarray] = []
         self._stride, self._kept = 1, 0
         self._ids: list[np.ndarray] = []
@@ -50,8 +49,7 @@ class BatchSummary:
             self.labelled = True
             self.anomalies += int((records.labels & good).sum())
             self.found += int((records.labels & detections.is_anomaly).sum())
-        for state in self.detector.preprocessor.states:
-            self._quality[state.column] += _quality(state, records.values[state.column], good)
+        self._quality += self.detector.preprocessor.quality(records, good)
         self._keep_scores(detections.score[good])
         if self.rows <= COUNTED_IDS:
             self._ids.append(pd.util.hash_array(records.record_ids))
@@ -113,7 +111,7 @@ class BatchSummary:
             threshold_value=threshold.value,
             calibration_records=promise.calibration_records,
             score_name=self.detector.score_part.kind,
-            columns=tuple(self._column(s) for s in self.detector.preprocessor.states),
+            columns=tuple(map(self._column, self.detector.preprocessor.all_states, self._quality)),
             histogram=ScoreHistogram.of(threshold.calibration.tolist(), self.scores.tolist()),
             records=tuple(self._flagged_records()),
             notes=(*notes, *self._notes()),
@@ -147,12 +145,14 @@ class BatchSummary:
                     contributions=shown,
                     rest_nats=float(sum(r.nats for r in explanation.reasons[CONTRIBUTIONS:])),
                     neighbours=neighbours,
+                    picture=explanation.picture,
+                    tokens=explanation.tokens,
                 )
             )
         return out
 
-    def _column(self, state: ColumnState) -> ColumnQuality:
-        missing, unseen, beyond = (int(n) for n in self._quality[state.column])
+    def _column(self, state: ColumnState, counts: np.ndarray) -> ColumnQuality:
+        missing, unseen, beyond = (int(n) for n in counts)
         rows = max(self.scored, 1)
         return ColumnQuality(
             column=state.column,
@@ -170,6 +170,9 @@ class BatchSummary:
         usual = (state.missing * len(self.detector.reference.inputs) + 1) / (len(self.detector.reference.inputs) + 2)
         if missing and binom.sf(missing - 1, self.scored, usual) < WARN_P:
             return f"{missing / self.scored:.1%} of the cells are missing; in training {state.missing:.1%} were."
+        if state.kind == "text":
+            share = unseen / max(self.scored, 1)
+            return f"{share:.1%} of the lines hold words never seen in training." if share > MANY_UNSEEN else ""
         if unseen:
             return f"{unseen:,} cells hold values never seen in training."
         return ""
@@ -188,16 +191,3 @@ class BatchSummary:
 
 def _reason(status: str) -> str:
     return status.removeprefix("unscorable:")
-
-
-def _quality(state: ColumnState, values: np.ndarray | pa.Array, good: np.ndarray) -> np.ndarray:
-    """Missing, unseen and out-of-range cells among the scored rows."""
-    if isinstance(values, pa.Array):
-        missing = values.is_null().to_numpy(zero_copy_only=False)
-        known = pc.is_in(values, value_set=pa.array(state.categories, pa.string())).to_numpy(zero_copy_only=False)
-        return np.array([(missing & good).sum(), (~known & ~missing & good).sum(), 0])
-    missing = np.isnat(values) if state.kind == "timestamp" else np.isnan(values)
-    beyond = np.zeros(1, bool)
-    if state.kind == "number":
-        beyond = ((values < state.low) | (values > state.high)) & good
-    return np.array([(missing & good).sum(), 0, beyond.sum()])

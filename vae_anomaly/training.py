@@ -1,12 +1,13 @@
 r"""Training: one generator that yields an :class:`EpochLog` for each epoch and leaves the best weights in the model.
 
 Minibatches are slices of one contiguous tensor that is shuffled once an epoch; the optimiser is fused Adam with a
-cosine-annealed learning rate. The encoder sees the record with small Gaussian noise (denoising), the likelihood is
-that of the clean record. Validation is the deterministic ELBO at the posterior mean with beta = 1, and the weights of
-the best epoch are kept.
+cosine-annealed learning rate. What the networks are fed is corrupted (:func:`corrupted`), the likelihood is that of
+the clean record. Validation is the deterministic ELBO at the posterior mean with beta = 1, and the weights of the best
+epoch are kept. Randomness is drawn on the CPU, whatever device trains.
 
 References: Kingma and Ba, Adam, arXiv 1412.6980; Loshchilov and Hutter, SGDR, arXiv 1608.03983; Im et al., Denoising
-criterion for variational auto-encoding, arXiv 1511.06406.
+criterion for variational auto-encoding, arXiv 1511.06406; Mihaylova and Martins, Scheduled sampling for transformers,
+ACL 2019 (the model's guesses in one parallel pass).
 """
 
 from __future__ import annotations
@@ -15,26 +16,39 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vae_anomaly.errors import TrainingError
+from vae_anomaly.errors import ConfigError, TrainingError
+from vae_anomaly.likelihoods import TokenDistribution
+from vae_anomaly.likelihoods.tokens import PAD, UNKNOWN
 from vae_anomaly.objectives import BetaElbo
 from vae_anomaly.vae import VAE, Inputs, elbo_terms, evaluate
 
 CHUNK = 1024
+ACTIVE_VARIANCE = 0.01  # Burda, Grosse and Salakhutdinov, arXiv 1509.00519, section 5.2
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Sizes of one training run: ``epochs``, records a ``minibatch``, ``learning_rate``, epochs of ``patience``."""
+    """Sizes of one training run: ``epochs``, records a ``minibatch``, ``learning_rate``, epochs of ``patience``.
+
+    What is corrupted: ``input_noise``, standard deviation of the noise on numbers and pixels that the encoder sees;
+    ``word_dropout``, share of the tokens that a text's decoder is fed as unknown; ``teacher_forcing``, share of the
+    others that are the true ones and not the model's guess; ``context_dropout``, share of records whose context is not
+    told, so that an unknown context has a meaning.
+    """
 
     epochs: int
     minibatch: int
     learning_rate: float = 3e-3
     patience: int = 100
     input_noise: float = 0.1
+    word_dropout: float = 0.3
+    teacher_forcing: float = 1.0
+    context_dropout: float = 0.05
 
     @staticmethod
     def for_records(
@@ -45,7 +59,7 @@ class TrainingPlan:
         minibatch: int | None = None,
         learning_rate: float = 3e-3,
         patience: int | None = None,
-        input_noise: float = 0.1,
+        **corruption: float,
     ) -> TrainingPlan:
         """Fill what is not given from the number of training ``records``.
 
@@ -55,12 +69,16 @@ class TrainingPlan:
         size = minibatch or min(512, max(64, records // 8))
         steps = steps or round(4000 * math.sqrt(64 / size))
         total = epochs or max(20, math.ceil(steps / math.ceil(records / size)))
-        return TrainingPlan(total, size, learning_rate, patience or max(5, total // 5), input_noise)
+        return TrainingPlan(total, size, learning_rate, patience or max(5, total // 5), **corruption)
 
 
 @dataclass(frozen=True)
 class EpochLog:
-    """One epoch, means over records in nats: training loss, and ELBO, log-likelihood and KL on validation records."""
+    """One epoch, means over records in nats: training loss, and ELBO, log-likelihood and KL on validation records.
+
+    ``validation_kl_by_dimension`` (K,) sums to the KL; ``active_units`` counts the latent dimensions whose posterior
+    mean varies by more than ``ACTIVE_VARIANCE`` among the validation records.
+    """
 
     epoch: int
     beta: float
@@ -69,6 +87,16 @@ class EpochLog:
     validation_log_likelihood: float
     validation_kl: float
     best: bool
+    validation_kl_by_dimension: tuple[float, ...] = ()
+    active_units: int = 0
+
+
+def device_of(name: str) -> torch.device:
+    """``auto`` is a CUDA device where there is one; raises :class:`ConfigError` for ``cuda`` where there is none."""
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found:
+        raise ConfigError("execution.device must be a device of this machine. Got 'cuda', which it has not. Use auto.")
+    return torch.device("cuda" if found and name != "cpu" else "cpu")
 
 
 def build_seeded(builder: Callable[[], VAE], seed: int) -> VAE:
@@ -90,9 +118,15 @@ def limited_threads(count: int) -> Iterator[None]:
 
 
 def train(
-    vae: VAE, training: Inputs, validation: Inputs, objective: BetaElbo, plan: TrainingPlan, seed: int
+    vae: VAE,
+    training: Inputs,
+    validation: Inputs,
+    objective: BetaElbo,
+    plan: TrainingPlan,
+    seed: int,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
 ) -> Iterator[EpochLog]:
-    """Fit ``vae`` in place; same inputs, seed and thread count give the same weights.
+    """Fit ``vae`` in place; same inputs, seed, thread count and device give the same weights, which end on the CPU.
 
     Raises
     ------
@@ -100,6 +134,8 @@ def train(
         The loss or the validation ELBO is not finite: the message has the epoch and the value.
     """
     generator = torch.Generator().manual_seed(seed)
+    vae.to(device)
+    training, validation = (inputs.each(lambda part: part.to(device)) for inputs in (training, validation))
     # fused Adam on CPU: one kernel for all parameters instead of a loop over them
     optimiser = torch.optim.Adam(vae.parameters(), lr=plan.learning_rate, fused=True)
     steps = plan.epochs * math.ceil(len(training) / plan.minibatch)
@@ -107,7 +143,8 @@ def train(
     best, best_epoch, kept = -math.inf, 0, _copy(vae)
     done = 0
     for epoch in range(plan.epochs):
-        shuffled = training[torch.randperm(len(training), generator=generator)]
+        vae.train()
+        shuffled = training[torch.randperm(len(training), generator=generator).to(device)]
         total = 0.0
         for start in range(0, len(training), plan.minibatch):
             rows = shuffled[slice(start, start + plan.minibatch)]
@@ -119,42 +156,97 @@ def train(
             total += loss.item() * len(rows)
             done += 1
         _guard(total, epoch, "training loss")
-        elbo, likelihood, kl = validation_elbo(vae, validation)
-        _guard(elbo, epoch, "validation ELBO")
+        found = validation_elbo(vae, validation)
+        _guard(found.elbo, epoch, "validation ELBO")
         # while beta warms up the validation ELBO rewards an autoencoder: only later epochs compete
         eligible = done / steps >= objective.warmup
-        improved = eligible and elbo > best
+        improved = eligible and found.elbo > best
         if improved:
-            best, best_epoch, kept = elbo, epoch, _copy(vae)
-        yield EpochLog(epoch, objective.weight(done / steps), total / len(training), elbo, likelihood, kl, improved)
+            best, best_epoch, kept = found.elbo, epoch, _copy(vae)
+        yield EpochLog(
+            epoch,
+            objective.weight(done / steps),
+            total / len(training),
+            found.elbo,
+            found.log_likelihood,
+            found.kl,
+            improved,
+            found.kl_by_dimension,
+            found.active_units,
+        )
         if eligible and best > -math.inf and epoch - best_epoch >= plan.patience:
             break
     vae.load_state_dict(kept)
-    vae.eval()
+    vae.to("cpu").eval()
 
 
 def _step(
     vae: VAE, rows: Inputs, objective: BetaElbo, plan: TrainingPlan, progress: float, generator: torch.Generator
 ) -> Tensor:
-    encoded = rows.x
-    if plan.input_noise:
-        encoded = rows.x + plan.input_noise * torch.randn(rows.x.shape, generator=generator, dtype=rows.x.dtype)
-    latent = vae.prior(None).noise_dim
-    noise = torch.randn(len(rows), latent, generator=generator, dtype=rows.x.dtype)
-    return objective.loss(elbo_terms(vae, rows, noise, encoded=encoded), progress)
+    rows, encoded, fed = corrupted(vae, rows, plan, generator)
+    draws = (objective.samples,) if objective.samples > 1 else ()
+    dtype = next(vae.parameters()).dtype
+    noise = torch.randn(*draws, len(rows), vae.latent, generator=generator, dtype=dtype).to(rows.x.device)
+    return objective.loss(elbo_terms(vae, rows, noise, encoded=encoded, fed=fed), progress)
+
+
+def corrupted(
+    vae: VAE, rows: Inputs, plan: TrainingPlan, generator: torch.Generator
+) -> tuple[Inputs, Tensor | None, Tensor | None]:
+    """``rows`` with some contexts untold, what the encoder sees, and what the decoder of a text is fed; None for x."""
+    x = rows.x
+    if rows.context is not None and plan.context_dropout:
+        told = torch.rand(len(rows), 1, generator=generator) >= plan.context_dropout
+        rows = Inputs(x, rows.observed, rows.evidence, rows.context * told.to(x.device))
+    if x.is_floating_point():
+        if not plan.input_noise:
+            return rows, None, None
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        return rows, x + plan.input_noise * noise, None
+    fed = x
+    if plan.teacher_forcing < 1:
+        guess = _guess(vae, rows)
+        fed = torch.where(_chance(x, 1 - plan.teacher_forcing, generator), guess, fed)
+    dropped = _chance(x, plan.word_dropout, generator) & (x != PAD)
+    return rows, None, fed.masked_fill(dropped, UNKNOWN)
+
+
+def _chance(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """True for each entry of ``x`` with the probability ``share``."""
+    return (torch.rand(x.shape, generator=generator) < share).to(x.device)
 
 
 @torch.no_grad()
-def validation_elbo(vae: VAE, inputs: Inputs) -> tuple[float, float, float]:
-    """Mean ELBO, log-likelihood and KL at the posterior mean, in nats."""
-    likelihood, kl = 0.0, 0.0
+def _guess(vae: VAE, rows: Inputs) -> Tensor:
+    likelihood = vae.likelihood(vae.posterior(rows.x, rows.context).mean, rows.context)
+    assert isinstance(likelihood, TokenDistribution)
+    return likelihood.guess(rows.x)
+
+
+class HeldOut(NamedTuple):
+    """Means over held-out records at the posterior mean, in nats; the ELBO is log-likelihood minus KL."""
+
+    elbo: float
+    log_likelihood: float
+    kl: float
+    kl_by_dimension: tuple[float, ...]
+    active_units: int
+
+
+@torch.no_grad()
+def validation_elbo(vae: VAE, inputs: Inputs) -> HeldOut:
+    """ELBO, log-likelihood, KL and active units of ``inputs``."""
+    likelihood, parts = 0.0, []
     for start in range(0, len(inputs), CHUNK):
         rows = inputs[slice(start, start + CHUNK)]
         evaluation = evaluate(vae, rows)
         likelihood += float(evaluation.likelihood.log_prob(rows.x, rows.observed).sum())
-        kl += float(evaluation.kl.sum())
-    likelihood, kl = likelihood / len(inputs), kl / len(inputs)
-    return likelihood - kl, likelihood, kl
+        parts.append(torch.stack([evaluation.kl, evaluation.z]))
+    kl, mean = torch.cat(parts, 1).double()
+    likelihood, by_dimension = likelihood / len(inputs), kl.mean(0)
+    total = float(by_dimension.sum())
+    active = int((mean.var(0, correction=0) > ACTIVE_VARIANCE).sum())
+    return HeldOut(likelihood - total, likelihood, total, tuple(by_dimension.tolist()), active)
 
 
 def _copy(vae: VAE) -> dict[str, Tensor]:

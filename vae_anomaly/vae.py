@@ -10,32 +10,46 @@ Reference: Kingma and Welling, arXiv 1312.6114.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from vae_anomaly.distributions import DiagonalGaussian, kl_divergence
-from vae_anomaly.likelihoods import TabularDistribution, TabularLikelihood
+from vae_anomaly.distributions import DiagonalGaussian, Posterior, Prior
+from vae_anomaly.likelihoods import Distribution, Likelihood
 
 
 class VAE(nn.Module):
     """posterior q(z given x, c), prior p(z given c), likelihood p(x given z, c)."""
 
-    likelihood: TabularLikelihood
+    likelihood: Likelihood
 
-    def __init__(self, posterior: nn.Module, prior: nn.Module, likelihood: TabularLikelihood) -> None:
+    def __init__(self, posterior: nn.Module, prior: nn.Module, likelihood: Likelihood) -> None:
         super().__init__()
         self.posterior, self.prior, self.likelihood = posterior, prior, likelihood
+
+    @property
+    def latent(self) -> int:
+        """K, the length of z."""
+        return int(self.prior.latent)  # type: ignore[arg-type]
+
+    @property
+    def rows(self) -> int:
+        """How many records its networks evaluate together: the largest of their ``rows``, all powers of two."""
+        modules = (module for part in self.children() for module in part.modules())
+        return max(int(getattr(module, "rows", 1)) for module in modules)
 
 
 @dataclass(frozen=True)
 class Inputs:
     """Model inputs of B records.
 
-    ``x`` (B, F) preprocessed features with 0 at missing cells; ``observed`` (B, F) 1 where observed, or None when all
-    are; ``evidence`` (B, Q) nats for each column that no network gives (a missing or a never seen value), or None
-    when all are 0; ``context`` (B, C) or None.
+    ``x`` (B, F): preprocessed features with 0 at missing cells, an image's values, or token ids (int64); ``observed``
+    (B, F) 1 where observed, or None when all are; ``evidence`` (B, Q) nats for each column that no network gives (a
+    missing or a never seen value), or None when all are 0; ``context`` (B, C) or None.
     """
 
     x: Tensor
@@ -47,44 +61,82 @@ class Inputs:
         return len(self.x)
 
     def __getitem__(self, index: Tensor | slice) -> Inputs:
-        pick = [None if part is None else part[index] for part in (self.x, self.observed, self.evidence, self.context)]
-        return Inputs(*pick)  # type: ignore[arg-type]
+        return self.each(lambda part: part[index])
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Inputs:
+        """``function`` of every tensor that is there."""
+        parts = (self.x, self.observed, self.evidence, self.context)
+        return Inputs(*(None if part is None else function(part) for part in parts))  # type: ignore[arg-type]
 
 
-class ElboTerms(NamedTuple):
-    """Log-likelihood and KL of each record, in nats; the ELBO is their difference."""
+@dataclass(frozen=True)
+class ElboTerms:
+    """Log-likelihood and KL of each record and draw, (..., B) nats; the ELBO is their difference.
+
+    ``kl`` is log q(z) - log p(z) at the draw; ``kl_by_dimension`` its analytic counterpart, (B, K) where it is the same
+    for every draw, else (..., B, K).
+    """
 
     log_likelihood: Tensor
     kl: Tensor
+    dimensions: Callable[[], Tensor] | None = None
+
+    @cached_property
+    def kl_by_dimension(self) -> Tensor:
+        """Analytic KL of each latent dimension, given the levels above it in the draw."""
+        assert self.dimensions is not None
+        return self.dimensions()
 
 
-def elbo_terms(vae: VAE, inputs: Inputs, noise: Tensor, *, encoded: Tensor | None = None) -> ElboTerms:
+def elbo_terms(
+    vae: VAE, inputs: Inputs, noise: Tensor, *, encoded: Tensor | None = None, fed: Tensor | None = None
+) -> ElboTerms:
     """Monte Carlo terms for ``noise`` (S, B, K) or (B, K): log p(x given z) and log q(z) - log p(z).
 
-    ``encoded`` replaces the encoder's input (denoising); the likelihood is always that of ``inputs.x``.
+    ``encoded`` replaces the encoder's input (denoising), ``fed`` (B, T) what a text's decoder is fed (word dropout);
+    the likelihood is always that of ``inputs.x``.
     """
-    q = vae.posterior(inputs.x if encoded is None else encoded, inputs.context)
+    q: Posterior = vae.posterior(inputs.x if encoded is None else encoded, inputs.context)
+    p: Prior = vae.prior(inputs.context)
     z = q.push(noise)
-    log_likelihood = vae.likelihood(z, inputs.context).log_prob(inputs.x, inputs.observed)
-    return ElboTerms(log_likelihood, q.log_prob(z) - vae.prior(inputs.context).log_prob(z))
+    more: dict[str, Any] = {} if fed is None else {"fed": fed}
+    likelihood: Distribution = vae.likelihood(z, inputs.context, **more)
+    log_likelihood = likelihood.log_prob(inputs.x, inputs.observed)
+    return ElboTerms(log_likelihood, q.log_prob(z) - p.log_prob(z), lambda: p.kl_from(q.at(z), z))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One deterministic pass of B records, at the posterior mean: what every score and explanation is made from."""
+    """One deterministic pass of B records, at the posterior mean: what every score and explanation is made from.
 
+    ``z`` (B, K) is the posterior mean, ``posterior`` the Gaussians there: each level's given the means above it.
+    """
+
+    vae: VAE
     inputs: Inputs
+    z: Tensor
     posterior: DiagonalGaussian
-    prior: DiagonalGaussian
-    likelihood: TabularDistribution
+    prior: Prior
+    likelihood: Any  # a Distribution
 
-    @property
+    @cached_property
     def kl(self) -> Tensor:
-        """Analytic KL for each record and latent dimension, (B, K) nats."""
-        return kl_divergence(self.posterior, self.prior)
+        """KL for each record and latent dimension, (B, K) nats: analytic, for a mixture prior its upper bound."""
+        return self.prior.kl_from(self.posterior, self.z)
+
+    def log_weights(self, noise: Tensor) -> Tensor:
+        """log p(x, z) - log q(z) for ``noise`` (S, K), the same for all records; (S, B) nats, one draw at a time."""
+        q: Posterior = self.vae.posterior(self.inputs.x, self.inputs.context)
+        rows = []
+        for draw in noise:
+            z = q.push(draw.expand(len(self.inputs), -1))
+            likelihood = self.vae.likelihood(z, self.inputs.context).log_prob(self.inputs.x, self.inputs.observed)
+            rows.append(likelihood + self.prior.log_prob(z) - q.log_prob(z))
+        return torch.stack(rows)
 
 
 def evaluate(vae: VAE, inputs: Inputs) -> Evaluation:
     """Encode, decode at the posterior mean; no randomness, one record's result does not depend on the others."""
-    q = vae.posterior(inputs.x, inputs.context)
-    return Evaluation(inputs, q, vae.prior(inputs.context), vae.likelihood(q.mean, inputs.context))
+    q: Posterior = vae.posterior(inputs.x, inputs.context)
+    z = q.mean
+    return Evaluation(vae, inputs, z, q.at(z), vae.prior(inputs.context), vae.likelihood(z, inputs.context))

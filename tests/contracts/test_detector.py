@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 from vae_anomaly.batch import Records
-from vae_anomaly.detector import FILES, MANIFEST, Detector, require_schema
+from vae_anomaly.detector import FILES, FORMAT, MANIFEST, Detector, require_schema
 from vae_anomaly.errors import ArtifactError
 from vae_anomaly.explain import explain, latent_shares
 from vae_anomaly.report.model import COMBINATION
@@ -40,7 +40,7 @@ def saved(detector, tmp_path) -> tuple[Path, str]:
 def rehash(folder: Path, **changed: object) -> None:
     """A manifest that fits the files, as a forger would write it."""
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
-    (folder / MANIFEST).write_text(json.dumps({"format": 1, "files": files} | changed))
+    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files} | changed))
 
 
 def edit_head(folder: Path, change: Callable[[dict], object]) -> None:
@@ -199,7 +199,7 @@ def test_a_consistent_folder_with_another_digest_is_another_model(saved, fitted,
 
 @pytest.mark.parametrize(
     "text",
-    ['{"format": 2, "files": {}}', "[]", "null", '"x"', '{"format": 1}', '{"format": 1, "files": []}', "[" * 100_000],
+    ['{"format": 1, "files": {}}', "[]", "null", '"x"', '{"format": 2}', '{"format": 2, "files": []}', "[" * 100_000],
     ids=["another format", "list", "null", "text", "no files", "files as a list", "deep"],
 )
 def test_another_manifest_is_refused(text, saved):
@@ -212,7 +212,7 @@ def test_another_manifest_is_refused(text, saved):
 def test_another_format_says_so(saved):
     folder, _ = saved
     rehash(folder, format=99)
-    with pytest.raises(ArtifactError, match=r"must have format 1\. Got 99: made by another version"):
+    with pytest.raises(ArtifactError, match=r"must have format 2\. Got 99: made by another version"):
         Detector.load(folder)
 
 
@@ -263,7 +263,7 @@ def test_a_pickle_is_refused_and_never_run(name, write, saved, tmp_path):
         lambda t: t.pop("threshold.calibration"),
         lambda t: t.pop(next(n for n in sorted(t) if n.startswith("vae."))),
         lambda t: t.update({"vae.more": torch.zeros(3)}),
-        lambda t: t.update({n: v[:-1].clone() for n, v in t.items() if n == "vae.likelihood.raw_log_sigma"}),
+        lambda t: t.update({n: v[:-1].clone() for n, v in t.items() if n == "vae.0.likelihood.raw_log_sigma"}),
         lambda t: t.update({"threshold.calibration": t["threshold.calibration"] + 1.0}),
     ],
     ids=["no calibration", "a weight less", "a weight more", "another shape", "another calibration"],
@@ -285,8 +285,8 @@ def test_tensors_that_do_not_fit_are_refused(change, saved):
         lambda h: h["model"]["options"].update(no_such_option=1),
         lambda h: h["score"].update(kind="no_such_score"),
         lambda h: h.pop("schema"),
-        lambda h: h["preprocessor"].pop(),
-        lambda h: h["preprocessor"][0].update(kind="image"),
+        lambda h: h["preprocessor"]["states"].pop(),
+        lambda h: h["preprocessor"]["states"][0].update(kind="image"),
         lambda h: h.clear(),
     ],
     ids=["alpha", "threshold value", "model kind", "latent", "model option", "score", "no schema",

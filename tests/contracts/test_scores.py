@@ -15,7 +15,7 @@ import torch
 
 from vae_anomaly import VAEDetector
 from vae_anomaly.batch import Records
-from vae_anomaly.detector import Detector, Part
+from vae_anomaly.detector import Detector, Member, Part
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.fitting import Recipe, fit_detector
 from vae_anomaly.registry import build
@@ -255,11 +255,11 @@ def test_what_is_not_a_number_is_never_normal(kind, fitted, make_records):
 
     class Broken:
         def __call__(self, evaluation):
-            scores = detector.score(evaluation)
+            scores = detector.members[0].score(evaluation)
             scores[:2] = torch.tensor([torch.nan, torch.inf])
             return scores
 
-    found = replace(detector, score=Broken()).detect(records)
+    found = replace(detector, members=(Member(detector.vae, Broken()),)).detect(records)
     assert (found.status[:2] == "unscorable:non_finite_score").all()
     assert np.isnan(found.score[:2]).all()
     assert np.isnan(found.p_value[:2]).all()
@@ -306,8 +306,8 @@ def test_no_record_and_one_record_are_batches_too(kind, fitted, stream):
 @each_score
 def test_a_score_rebuilt_from_its_tensors_is_the_same(kind, fitted, stream):
     detector: Detector = fitted(kind).detector
-    saved = {name: tensor.clone() for name, tensor in detector.score.tensors.items()}
-    rebuilt = replace(detector, score=build("score", SCORES, kind, None, saved))
+    saved = {name: tensor.clone() for name, tensor in detector.members[0].score.tensors.items()}
+    rebuilt = replace(detector, members=(Member(detector.vae, build("score", SCORES, kind, None, saved)),))
     inputs = detector.encode(stream)
     assert same(rebuilt.scores(inputs), detector.scores(inputs))
 
@@ -326,13 +326,13 @@ def test_latent_neighbours_are_those_of_brute_force(fitted, stream):
     detector = fitted("latent_neighbours").detector
     inputs = detector.encode(stream.take(np.arange(HOLED, HOLED + 200)))
     with torch.no_grad():
-        v = detector.score.embed(evaluate(detector.vae, inputs)).double()
-    vectors = detector.score.vectors.double()
+        v = detector.members[0].score.embed(evaluate(detector.vae, inputs)).double()
+    vectors = detector.members[0].score.vectors.double()
     squares = torch.cdist(v, vectors, compute_mode="donot_use_mm_for_euclid_dist").square()
-    expected = 0.5 * squares.topk(detector.score.k, largest=False).values.mean(1)
+    expected = 0.5 * squares.topk(detector.members[0].score.k, largest=False).values.mean(1)
     np.testing.assert_allclose(detector.scores(inputs), expected, rtol=1e-4)
     with torch.no_grad():
         reference = evaluate(detector.vae, detector.reference.inputs)
     for k in (0, len(detector.reference.inputs) + 1):
         with pytest.raises(ConfigError, match="must lie between 1 and"):
-            latent_neighbours(reference, None, k=k)
+            latent_neighbours([reference], None, k=k)

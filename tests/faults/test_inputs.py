@@ -1,8 +1,8 @@
-"""Rows A1 to A59 (and E5, E6, E13) of the fault catalogue, as far as reading and the contract decide them.
+"""Rows A1 to A59 and B1 to B15 (and E5, E6, E13) of the fault catalogue, as far as reading and the contract decide.
 
 Every test's name begins with its row's id. A refusal is checked for its rule, its column, its rows and for what it must
 not show: the records hold marked values, and none may occur in the message, the reason file or a printed traceback.
-What needs a fitted detector or a committed store (A17, A21 to A23, A25, A26, A54) is tested there.
+What needs a fitted detector or a committed store (A17, A21 to A23, A25, A26, A54, B14) is tested there.
 """
 
 from __future__ import annotations
@@ -10,23 +10,30 @@ from __future__ import annotations
 import datetime as dt
 import gzip
 import hashlib
+import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import textwrap
 import traceback
+import unicodedata
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+import hypothesis.strategies
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from vae_anomaly.batch import OK, Records, concatenate
 from vae_anomaly.errors import DataError
@@ -591,6 +598,246 @@ def test_a59_types_that_change_within_a_file(receive: Callable[..., Records], re
     same(records, receive(content, name="f.jsonl"))
     assert records.values["kind"][2].as_py() == "7"
     refuse(jsonl(row, row, {**row, "kind": [TEXT]}), "nested_type", "kind", name="f.jsonl", size=2)
+
+
+# ---------------------------------------------------------------- images and texts, by row of the catalogue
+
+SIZE = (16, 16)
+IMAGES = Schema((Column("image", "image", size=SIZE),), record_id="file")
+TEXTS = Schema((Column("line", "text"),))
+RAMP = np.arange(256, dtype=np.uint8).reshape(SIZE)
+
+
+def picture(pixels: Any = RAMP, form: str = "PNG", **options: Any) -> bytes:
+    """An image file; ``pixels`` are an array or an image."""
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+GOOD = [picture(RAMP), picture(RAMP, "TIFF"), picture(RAMP, "JPEG")]
+
+
+def bomb(width: int, height: int, *, whole: bool) -> bytes:
+    """A PNG file whose header promises so many pixels; ``whole``: and keeps its word, in few bytes."""
+    packer = zlib.compressobj(9)
+    parts = [packer.compress(b"\0" * (width + 1 if whole else 9)) for _ in range(height if whole else 1)]
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", b"".join(parts) + packer.flush()),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks
+    )
+
+
+@pytest.fixture(params=["parquet", "folder"])
+def show(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Records]:
+    """Deliver image files among good ones, as cells or as a folder; the records are those of the files given."""
+
+    def show(*files: bytes, schema: Schema = IMAGES) -> Records:
+        cells = [*files, *GOOD * len(files)]
+        names = [f"{i:04}.png" for i in range(len(cells))]
+        if request.param == "parquet":
+            path = tmp_path / "f.parquet"
+            path.write_bytes(parquet(pa.table({"file": names, "image": pa.array(cells, pa.binary())})))
+        else:
+            (path := tmp_path / "day").mkdir(exist_ok=True)
+            for old in path.iterdir():
+                old.unlink()
+            for name, content in zip(names, cells, strict=True):
+                (path / name).write_bytes(content)
+        with open_delivery(path, folders=True) as delivery:
+            found = [check(t, schema, first_row=0, file="f") for t in read_chunks(delivery, schema, PLAIN)]
+            delivery.assert_unchanged()
+        records = concatenate(found)
+        assert records.record_ids.tolist() == names  # no row is dropped, whatever it holds
+        assert set(records.status[len(files) :]) == {OK}
+        return records.take(np.arange(len(files)))
+
+    return show
+
+
+def image_states(records: Records) -> list[str]:
+    return [s.removeprefix("unscorable:").removesuffix(":image") for s in records.status]
+
+
+def test_b01_a_cut_image_costs_its_row_only(show: Callable[..., Records]) -> None:
+    for whole in GOOD:
+        parts = [whole[: len(whole) * i // 20] for i in range(20)]
+        records = show(*parts, whole)
+        states = image_states(records)
+        assert set(states) <= {OK, "corrupt_image"}
+        assert states.count("corrupt_image") > 10
+        complete = [v.tobytes() for v, s in zip(records.values["image"], states, strict=True) if s == OK]
+        assert set(complete) == {records.values["image"][-1].tobytes()}  # cut behind the last pixel
+
+
+def test_b02_damage_is_seen_where_a_side_file_vouches(tmp_path: Path) -> None:
+    (tmp_path / "day").mkdir()
+    content = bytearray(picture(RAMP, "JPEG"))
+    (tmp_path / "day/a.jpg.sha256").write_text(hashlib.sha256(content).hexdigest())
+    content[-20] ^= 1
+    (tmp_path / "day/a.jpg").write_bytes(content)
+    with pytest.raises(DataError) as caught, open_delivery(tmp_path / "day", folders=True):
+        pass
+    assert (caught.value.rule, caught.value.file) == ("checksum_mismatch", "day/a.jpg")
+
+
+def test_b02_damage_never_crashes(show: Callable[..., Records]) -> None:
+    noise, damaged = np.random.default_rng(0), []
+    for whole in GOOD:
+        for _ in range(40):
+            content = bytearray(whole)
+            content[noise.integers(len(whole))] ^= 1 << noise.integers(8)
+            damaged.append(bytes(content))
+    states = set(image_states(show(*damaged)))
+    assert {OK, "corrupt_image"} <= states
+    assert states <= {OK, "corrupt_image", "image_format", "image_bomb", "image_mode", "image_size", "animated"}
+
+
+BOMBS = """
+    import resource, sys
+    from pathlib import Path
+    from test_inputs import *
+    path = Path(sys.argv[1])
+    cells = [bomb(14_000, 14_000, whole=True), bomb(100_000, 100_000, whole=False), bomb(4097, 4096, whole=True)]
+    assert max(map(len, cells)) < 300_000
+    cells += [picture(np.zeros((4, 4), np.uint8)), *GOOD] * 3
+    path.write_bytes(parquet(pa.table({"file": ["x"] * len(cells), "image": pa.array(cells, pa.binary())})))
+    del cells
+    with open_delivery(path) as delivery:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found = [check(t, IMAGES, first_row=0, file="f") for t in read_chunks(delivery, IMAGES, PLAIN)]
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(grown, concatenate(found).status)
+    assert image_states(concatenate(found))[:4] == ["image_bomb"] * 3 + [OK]
+    assert grown < 100_000, grown
+"""
+
+
+def test_b03_bombs_are_refused_within_bounded_memory(tmp_path: Path) -> None:
+    """196 megapixels in 200 KB, a header of 10 gigapixels, and 17 megapixels: refused, and less than 100 MB used."""
+    run = [sys.executable, "-c", textwrap.dedent(BOMBS), str(tmp_path / "f.parquet")]
+    found = subprocess.run(run, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_b04_hidden_colours_of_transparent_pixels_do_not_count(show: Callable[..., Records]) -> None:
+    red, black = (np.full((*SIZE, 4), colour, np.uint8) for colour in ((255, 0, 0, 0), (0, 0, 0, 255)))
+    records = show(picture(red), picture(black), picture(np.full((*SIZE, 4), (255, 0, 0, 255), np.uint8)))
+    hidden, background, visible = records.values["image"]
+    assert np.array_equal(hidden, background)
+    assert not np.array_equal(visible, background)
+
+
+def test_b05_grey_of_16_bits_is_scaled(show: Callable[..., Records]) -> None:
+    deep = RAMP.astype(np.uint16) * 257
+    records = show(picture(deep), picture(deep, "TIFF"), picture(RAMP))
+    assert all(np.array_equal(image, records.values["image"][2]) for image in records.values["image"])
+
+
+def test_b06_every_mode_means_the_same_picture_or_is_refused(show: Callable[..., Records]) -> None:
+    steps = Image.fromarray((RAMP // 128 * 255).astype(np.uint8))
+    modes = ["L", "1", "P", "LA", "RGB", "RGBA", "CMYK"]
+    odd = [picture(Image.new(mode, SIZE), "TIFF") for mode in ("F", "I")]
+    records = show(*(picture(steps.convert(mode), "TIFF") for mode in modes), *odd)
+    assert image_states(records) == [OK] * len(modes) + ["image_mode"] * 2
+    for mode, image in zip(modes, records.values["image"], strict=False):
+        assert np.array_equal(image[..., 0], np.asarray(steps)), mode
+
+
+def test_b07_several_frames_cost_their_row(show: Callable[..., Records]) -> None:
+    frames = {"save_all": True, "append_images": [Image.fromarray(255 - RAMP)]}
+    states = image_states(show(*(picture(RAMP, form, **frames) for form in ("PNG", "TIFF", "MPO", "GIF"))))
+    assert states == ["animated"] * 3 + ["image_format"]
+
+
+def test_b08_sizes(show: Callable[..., Records]) -> None:
+    sizes = [(16, 16), (32, 32), (100, 101), (1, 1), (16, 17), (1, 16), (300, 20)]
+    records = show(*(picture(np.full(size, 77, np.uint8)) for size in sizes), bomb(0, 0, whole=False))
+    assert image_states(records) == [OK] * 4 + ["image_size"] * 3 + ["corrupt_image"]
+    assert set(records.values["image"][:4].ravel().tolist()) == {77}
+
+
+def test_b09_all_orientations_are_one_picture(show: Callable[..., Records]) -> None:
+    turns = [None, 0, 3, 1, 5, 2, 6, 4]  # Pillow's numbers of what undoes each orientation
+    files = []
+    for orientation, turn in enumerate(turns, 1):
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        stored = Image.fromarray(RAMP)
+        files.append(picture(stored if turn is None else stored.transpose(Image.Transpose(turn)), exif=exif))
+    images = show(*files).values["image"]
+    assert [i for i, image in enumerate(images, 1) if not np.array_equal(image[..., 0], RAMP)] == []
+
+
+def test_b10_b11_a_format_is_what_the_content_says(show: Callable[..., Records]) -> None:
+    others = [picture(RAMP, form) for form in ("GIF", "WEBP", "BMP", "EPS", "ICO", "JPEG2000")]
+    texts = [b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"<html>", b"PK\x03\x04", b"SIMPLE  =", b"8BPS\0\1"]
+    mark = b"<script>alert(1)</script>" + TEXT.encode()
+    records = show(*others, *texts, picture() + mark, picture() + b"PK\x03\x04" + mark)
+    assert image_states(records) == ["image_format"] * 11 + [OK] * 2
+    assert np.array_equal(records.values["image"][-1][..., 0], RAMP)
+    assert mark not in records.values["image"].tobytes()
+
+
+def test_b12_bombs_of_metadata_cost_their_row(show: Callable[..., Records]) -> None:
+    whole = picture()
+    for name in (b"zTXt", b"iCCP", b"iTXt"):
+        body = (b"a\0\1\0\0\0" if name == b"iTXt" else b"a\0\0") + zlib.compress(b"x" * 70_000_000)
+        chunk = struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        assert image_states(show(whole[:33] + chunk + whole[33:])) == ["corrupt_image"], name
+
+
+def test_b01_a_delivery_of_bad_images_is_refused_without_showing_them(refuse: Callable[..., DataError]) -> None:
+    cells = [TEXT.encode(), picture()[:50], TEXT.encode() * 9, picture()]
+    content = pa.table({"file": [f"{TEXT}-{i}" for i in range(4)], "image": pa.array(cells, pa.binary())})
+    refuse(content, "wrong_type", "image", (0, 1, 2), schema=IMAGES)
+
+
+def seen(lines: Records) -> list[str | None]:
+    return lines.values["line"].to_pylist()  # type: ignore[union-attr]
+
+
+LETTERS = hypothesis.strategies.characters(exclude_categories=["Cs", "Cn"])
+
+
+@hypothesis.settings(max_examples=150, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(hypothesis.strategies.lists(hypothesis.strategies.text(LETTERS), min_size=1, max_size=8))
+def test_b13_every_text_is_kept_in_its_composed_form(receive: Callable[..., Records], texts: list[str]) -> None:
+    found = receive(pa.table({"line": texts}), schema=TEXTS)
+    composed = [unicodedata.normalize("NFC", text) for text in texts]
+    for text, kept, state in zip(composed, seen(found), found.status, strict=True):
+        assert kept == text or (kept is None and not text.strip())
+        assert state == (OK if kept is not None else "unscorable:all_missing")
+        assert kept is None or kept.strip(" \t\n\r\u3000")
+    other_form = [unicodedata.normalize("NFD", text) for text in texts]
+    json_lines = jsonl(*({"line": text} for text in other_form))
+    assert seen(receive(json_lines, name="f.jsonl", schema=TEXTS)) == seen(found)
+
+
+@hypothesis.settings(max_examples=150, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(hypothesis.strategies.binary(min_size=1, max_size=200))
+def test_b13_no_bytes_of_a_log_crash(receive: Callable[..., Records], content: bytes) -> None:
+    whole = b"first\n" + content  # so that it is no other format
+    found = receive(whole, name="f.log", schema=TEXTS)
+    assert len(found) == sum(1 for line in whole.split(b"\n") if line.strip())
+    assert all("\0" not in text for text in seen(found) if text is not None)
+
+
+def test_b13_a_log_of_one_endless_line_is_cut_within_bounded_memory(receive: Callable[..., Records]) -> None:
+    found = receive(b"first\n" + b"x" * 10_000_000, name="f.log", schema=TEXTS)
+    assert [len(text or "") for text in seen(found)] == [5, 2**20]
+
+
+@pytest.mark.parametrize("cell", ["../secret.png", "/etc/passwd", "https://example.org/a.png", "file:///etc/passwd"])
+def test_b15_the_name_of_an_image_is_no_image_and_is_not_opened(refuse: Callable[..., DataError], cell: str) -> None:
+    refuse(pa.table({"file": ["a"], "image": [cell]}), "wrong_type", "image", schema=IMAGES)
+    content = pa.table({"file": list("abc"), "image": pa.array([cell.encode()] * 3, pa.binary())})
+    refuse(content, "wrong_type", "image", (0, 1, 2), schema=IMAGES)
 
 
 # ---------------------------------------------------------------- security

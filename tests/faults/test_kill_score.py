@@ -274,12 +274,13 @@ def job(name: str, rounds: Rounds) -> dict[str, Any]:
 def program(folder: Path) -> None:
     import torch
 
-    from vae_anomaly import explain, pipelines
+    from vae_anomaly import pipelines
+    from vae_anomaly.explain import tabular
 
     torch.set_num_threads(1)
     # once, before all forks: imports, templates, the tracking store (NullPool keeps no connection open); gradients
     # would start threads
-    with mock.patch.object(explain, "latent_shares", lambda detector, inputs, _: np.zeros((len(inputs), 6))):
+    with mock.patch.object(tabular, "latent_shares", lambda detector, inputs, _: np.zeros((len(inputs), 6))):
         pipelines.score(pipelines.Workspace.open(folder))
     for thread in set(threading.enumerate()) - {threading.main_thread()}:
         thread.join(10)

@@ -11,7 +11,7 @@ import scipy.stats
 import torch
 from torch import nn
 
-from vae_anomaly.likelihoods import LOG_SIGMA_RANGE, Block, Layout, TabularDistribution, TabularLikelihood
+from vae_anomaly.likelihoods import LOG_SIGMA_RANGE, Block, FactorisedDistribution, FactorisedLikelihood, Layout
 
 LAYOUT = Layout(
     (
@@ -27,11 +27,11 @@ LAYOUT = Layout(
 B, F = 6, 10
 
 
-def distribution(seed: int = 0, rows: int = B, layout: Layout = LAYOUT) -> TabularDistribution:
+def distribution(seed: int = 0, rows: int = B, layout: Layout = LAYOUT) -> FactorisedDistribution:
     g = np.random.default_rng(seed)
     sigma = np.exp(g.normal(size=layout.size("gaussian")))
     parameters = 2 * g.normal(size=(rows, layout.features))
-    return TabularDistribution(layout, torch.from_numpy(parameters), torch.from_numpy(sigma))
+    return FactorisedDistribution(layout, torch.from_numpy(parameters), torch.from_numpy(sigma))
 
 
 def one_hot(codes: list[int], size: int) -> np.ndarray:
@@ -44,7 +44,7 @@ def records(seed: int = 1) -> torch.Tensor:
     return torch.from_numpy(np.hstack([g.normal(size=(B, 3)), g.integers(0, 2, (B, 2)), shops, cards]))
 
 
-def expected_entries(d: TabularDistribution, x: torch.Tensor) -> np.ndarray:
+def expected_entries(d: FactorisedDistribution, x: torch.Tensor) -> np.ndarray:
     p, out = d.parameters.numpy(), np.zeros(x.shape)
     out[:, :3] = scipy.stats.norm.logpdf(x[:, :3], p[:, :3], d.sigma)
     out[:, 3:5] = scipy.stats.bernoulli.logpmf(x[:, 3:5], scipy.special.expit(p[:, 3:5]))
@@ -113,7 +113,7 @@ def test_residuals_of_missing_cells_are_zero():
 
 @pytest.mark.parametrize("raw", [-1e30, -20.0, 0.0, 20.0, 1e30])
 def test_the_scale_of_a_number_has_a_floor_and_a_ceiling(raw):
-    likelihood = TabularLikelihood(nn.Linear(2, F), LAYOUT)
+    likelihood = FactorisedLikelihood(nn.Linear(2, F), LAYOUT)
     nn.init.constant_(likelihood.raw_log_sigma, raw)
     low, high = (math.exp(v) for v in LOG_SIGMA_RANGE)
     assert (likelihood.sigma >= low * (1 - 1e-6)).all()
@@ -121,13 +121,13 @@ def test_the_scale_of_a_number_has_a_floor_and_a_ceiling(raw):
 
 
 def test_the_scale_of_a_number_starts_near_one():
-    torch.testing.assert_close(TabularLikelihood(nn.Linear(2, F), LAYOUT).sigma, torch.ones(3), rtol=0.1, atol=0)
+    torch.testing.assert_close(FactorisedLikelihood(nn.Linear(2, F), LAYOUT).sigma, torch.ones(3), rtol=0.1, atol=0)
 
 
 @pytest.mark.parametrize("size", [1e2, 7.1e3])
 def test_entries_stay_finite_for_confident_networks_and_absurd_values(size):
     d = distribution()
-    far = TabularDistribution(LAYOUT, (size * d.parameters).float(), d.sigma.float())
+    far = FactorisedDistribution(LAYOUT, (size * d.parameters).float(), d.sigma.float())
     assert far.entry_log_prob(records().float(), None).isfinite().all()
     assert far.residuals(-size * records().float().clamp(0, 1))[:, :3].isfinite().all()
 
@@ -143,7 +143,7 @@ def test_a_layout_knows_its_sizes_and_its_order():
 
 def test_draws_broadcast_over_records():
     d, x = distribution(), records()
-    several = TabularDistribution(LAYOUT, torch.stack([d.parameters, distribution(9).parameters]), d.sigma)
+    several = FactorisedDistribution(LAYOUT, torch.stack([d.parameters, distribution(9).parameters]), d.sigma)
     observed = torch.ones(B, F).double()
     observed[2, 0] = 0
     assert several.log_prob(x, observed).shape == (2, B)

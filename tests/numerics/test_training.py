@@ -79,7 +79,7 @@ def test_the_weights_of_the_best_epoch_are_kept(warmup):
     logs = list(train(vae, data(400, 1), other, BetaElbo(warmup=warmup), PLAN, 0))
     best = max((log for log in logs if log.best), key=lambda log: log.validation_elbo)
     logged = (best.validation_elbo, best.validation_log_likelihood, best.validation_kl)
-    assert validation_elbo(vae, other) == logged
+    assert validation_elbo(vae, other)[:3] == logged
     after = [log.validation_elbo for log in logs if (log.epoch + 1) / PLAN.epochs >= warmup]
     assert best.validation_elbo == max(after)
     assert best.epoch < logs[-1].epoch

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,11 @@ from vae_anomaly.report import (
     Neighbour,
     Report,
     ScoreHistogram,
+    Token,
     to_html,
 )
 from vae_anomaly.report.formatting import number, percent
+from vae_anomaly.report.pictures import picture
 
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 if CHROMIUM is None and os.environ.get("CI") != "true":
@@ -176,11 +179,146 @@ def sample_report() -> Report:
     )
 
 
+def scored_report(**made) -> Report:
+    """A batch of 240 records of which so many are flagged."""
+    records = made["records"]
+    draw = np.random.default_rng(1)
+    known = draw.gamma(6.0, made["threshold_value"] / 14, size=400)
+    batch = [*draw.gamma(6.0, made["threshold_value"] / 14, size=240 - len(records)), *(r.score for r in records)]
+    values = {
+        "batch_sha256": "5f0c2d9a11be" + "3c7e90ab" * 6 + "71d0",
+        "rows": 240,
+        "scored": 240,
+        "unscorable": {},
+        "flagged": len(records),
+        "expected_flagged": 2.4,
+        "flagged_range": (0, 6),
+        "batch_p_value": 0.03,
+        "alpha": 0.01,
+        "alpha_range": (0.004, 0.02),
+        "calibration_records": 400,
+        "score_name": "elbo",
+        "histogram": ScoreHistogram.of(known.tolist(), batch),
+        "provenance": {"model version": "2", "threshold version": "1", "code version": "0.1.0"},
+    }
+    return Report(**values | made)
+
+
+def image_report() -> Report:
+    """Scans of the digit 0: the model is the first principal components of others, with normal noise."""
+    from scipy.ndimage import zoom
+    from sklearn.datasets import load_digits
+    from sklearn.decomposition import PCA
+
+    data = load_digits()
+    large = np.stack([zoom(image / 16, 3, order=1) for image in data.images]).clip(0, 1)
+    zeros, others = large[data.target == 0], large[np.isin(data.target, (4, 6, 9))]
+    scratched, dim = zeros[151].copy(), zeros[152] * 0.45
+    scratched[9:11, 2:22] = 1.0
+    model = PCA(8).fit(zeros[:150].reshape(150, -1))
+    records = []
+    for k, image in enumerate([scratched, others[0], others[3], others[7], dim]):
+        mean = model.inverse_transform(model.transform(image.reshape(1, -1))).reshape(24, 24)
+        nats = 0.5 * ((image - mean) / 0.2) ** 2 - 0.04
+        whole = 9.7 + k
+        places = [
+            f"image, {row} {side}" for row in ("upper", "middle", "lower") for side in ("left", "centre", "right")
+        ]
+        thirds = nats.reshape(3, 8, 3, 8).sum(axis=(1, 3)).ravel()
+        parts = [Contribution(place, float(n), "", "") for place, n in zip(places, thirds, strict=True)]
+        parts.append(Contribution(COMBINATION, whole, "", "", None, "an image that is unusual as a whole"))
+        parts.sort(key=lambda part: -part.nats)
+        records.append(
+            FlaggedRecord(
+                row_index=17 + 31 * k,
+                record_id=f"scan-{1204 + 31 * k}.png",
+                score=float(nats.sum()) + whole,
+                p_value=1 / 401,
+                label="anomalous" if k < 4 else None,
+                contributions=tuple(parts[:8]),
+                rest_nats=sum(part.nats for part in parts[8:]),
+                neighbours=tuple(Neighbour(f"scan-{n:04d}.png", 0.8 + n / 90, ("",) * 8) for n in (31, 87, 140)),
+                picture=picture(image, mean.clip(0, 1), nats),
+            )
+        )
+    records.sort(key=lambda record: -record.score)
+    return scored_report(
+        monitor="scanner",
+        batch_id="2026-11-22-scans-5f0c2d9a11be",
+        batch_name="2026-11-22-scans.zip",
+        threshold_value=18.0,
+        columns=(ColumnQuality("image", "image"), ColumnQuality("scanner_id", "category")),
+        records=tuple(records),
+    )
+
+
+def text_report() -> Report:
+    """Log lines under a model of pairs of words, counted on ordinary lines."""
+    from collections import Counter
+    from itertools import pairwise
+
+    usual = (
+        "sshd session opened for user {} by uid <number>",
+        "sshd accepted publickey for {} from <address> port <number> ssh2",
+        "sshd connection closed by <address> port <number>",
+        "cron command run-parts <path> for {} finished in <number> ms",
+        "systemd started session <number> of user {}",
+        "kernel eth0 link is up at <number> mbps full duplex",
+    )
+    names = ("backup", "deploy", "alice", "bob")
+    lines = [("^ " + line.format(names[i % 4])).split() for i, line in enumerate(usual * 12)]
+    pairs, firsts = (
+        Counter(p for line in lines for p in pairwise(line)),
+        Counter(w for line in lines for w in line[:-1]),
+    )
+    strange = (
+        "kernel out of memory killed process <number> mysqld total-vm <number> kb anon-rss <number> kb",
+        "sshd failed password for invalid user admin from <address> port <number> ssh2",
+        "sshd accepted password for root from <address> port <number> ssh2",
+        "systemd started session <number> of user \u202etoor\u202c",
+        "kernel eth0 link is down",
+    )
+    records = []
+    for k, line in enumerate(strange):
+        words = line.split()
+        nats = [-np.log((pairs[a, b] + 0.02) / (firsts[a] + 0.02 * 60)) for a, b in pairwise(["^", *words])]
+        notes = ["never seen in training" if w not in firsts and w != "ssh2" else "" for w in words]
+        records.append(
+            FlaggedRecord(
+                row_index=3 + 46 * k,
+                record_id=f"app-7:{118 + 46 * k}",
+                score=float(sum(nats)) + 2.1,
+                p_value=1 / 401 if k < 3 else 0.0075,
+                contributions=(
+                    Contribution("message", float(sum(nats)), line, ""),
+                    Contribution(COMBINATION, 2.1, "", ""),
+                ),
+                neighbours=tuple(
+                    Neighbour(f"app-2:{40 + 3 * n}", 1.1 + 0.3 * n, (usual[n].format("deploy"), "")) for n in range(3)
+                ),
+                tokens=tuple(Token(w, float(v), note) for w, v, note in zip(words, nats, notes, strict=True)),
+            )
+        )
+    records.sort(key=lambda record: -record.score)
+    return scored_report(
+        monitor="hosts",
+        batch_id="2026-11-22T10-syslog-5f0c2d9a11be",
+        batch_name="2026-11-22T10-syslog.log",
+        threshold_value=9.0,
+        columns=(ColumnQuality("message", "text", unseen=0.021, warning="5 lines hold words never seen in training."),),
+        records=tuple(records),
+    )
+
+
 def long_report() -> Report:
     """Every text as long as it comes, with nowhere to break it."""
     long = "W" * 400
     parts = tuple(Contribution(long, -2.0 if k == 7 else 9.0 - k, long, long, -1234567.0, long) for k in range(8))
     near = tuple(Neighbour(long, 1.0, (long,) * 8) for _ in range(5))
+    usual = FlaggedRecord(1, long, 1e6, 1e-6, long, parts, 0.0, near)
+    tokens = tuple(Token(long, 1.7 * k, long if k % 2 else "") for k in range(9))
+    strip, tower = (picture(np.zeros(s), np.ones(s), np.full(s, 1e5)) for s in ((4, 900), (900, 4)))
+    shown = [replace(usual, tokens=tokens, picture=strip), replace(usual, picture=tower), replace(usual, tokens=tokens)]
     return Report(
         monitor=long,
         batch_id=long,
@@ -200,7 +338,7 @@ def long_report() -> Report:
         score_name=long,
         columns=(ColumnQuality(long, "timestamp", 1.0, 1.0, 1.0, 1.0, long), ColumnQuality(long, "category")),
         histogram=ScoreHistogram((0.0, 1e5, 2e6), (0.9, 0.1), (0.1, 0.9)),
-        records=(FlaggedRecord(1, long, 1e6, 1e-6, long, parts, 0.0, near),),
+        records=(usual, *shown),
         notes=(long,),
         extra_columns=(long,),
         provenance={long: long},
@@ -208,7 +346,7 @@ def long_report() -> Report:
     )
 
 
-@pytest.mark.parametrize("make", [sample_report, long_report])
+@pytest.mark.parametrize("make", [sample_report, image_report, text_report, long_report])
 @pytest.mark.parametrize(("width", "dark"), [(320, False), (375, True), (768, False), (1280, True), (1280, False)])
 def test_fits_its_width_and_every_text_can_be_read(tmp_path, make, width, dark):
     seen = measure(tmp_path, to_html(make()), width, dark=dark)

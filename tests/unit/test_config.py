@@ -56,8 +56,18 @@ def test_defaults_and_absolute_paths() -> None:
         "learning_rate": 0.003,
         "patience": None,
         "input_noise": 0.1,
+        "word_dropout": 0.3,
+        "teacher_forcing": 1.0,
+        "context_dropout": 0.05,
     }
-    assert config.objective.model_dump() == {"beta": 1.0, "warmup": 0.5}
+    assert config.objective.model_dump() == {
+        "beta": 1.0,
+        "warmup": 0.5,
+        "capacity": None,
+        "gamma": 100.0,
+        "free_bits": 0.0,
+        "samples": 1,
+    }
     assert (config.model.kind, config.score.kind, config.model.options) == ("mlp", "latent_neighbours", {})
     assert config.threshold.model_dump() == {"method": "conformal", "alpha": 0.01}
     assert [s.kind for s in config.sinks] == ["log", "file"]
@@ -271,6 +281,110 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     assert load_monitor(path, {}).name == "payments"
 
 
+# ---- images, texts, context ----
+
+IMAGE = "i: {kind: image, size: [28, 20], channels: 3}"
+TEXT = "t: {kind: text, max_tokens: 9, replace: [path, id]}"
+COUNT, SITE = "n: {kind: number}", "k: {kind: category, context: true}"
+
+
+def columns(*entries: str, rest: str = "") -> MonitorConfig:
+    return monitor(rest, base=BASE.replace("amount: {kind: number}", ", ".join(entries)))
+
+
+def test_columns_of_images_and_texts_and_context() -> None:
+    image, site = columns(IMAGE, SITE).columns.values()
+    assert (image.kind, image.size, image.channels, site.context) == ("image", (28, 20), 3, True)
+    text, plain = columns(TEXT).columns["t"], columns("t: {kind: text}").columns["t"]
+    assert (text.max_tokens, text.replace) == (9, ("id", "path"))  # their order means nothing
+    assert (plain.max_tokens, plain.replace) == (64, ("number", "hex", "id", "address", "path"))
+    assert columns("t: {kind: text, replace: []}").columns["t"].replace == ()
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        ("i: {kind: image}", "columns.i.size must be given for a column of kind image, as [height, width]"),
+        ("i: {kind: image, size: [28]}", "columns.i.size[1] must be given"),
+        ("i: {kind: image, size: [28, 28, 1]}", "columns.i.size must have at most 2 items"),
+        ("i: {kind: image, size: [0, 28]}", "columns.i.size[0] must be greater than or equal to 1. Got 0."),
+        ("i: {kind: image, size: [28, 4097]}", "columns.i.size[1] must be less than or equal to 4096. Got 4097."),
+        ("i: {kind: image, size: [28, 28.0]}", "columns.i.size[1] must be a whole number. Got 28.0."),
+        ("i: {kind: image, size: [1, 1], channels: 2}", "columns.i.channels must be 1 or 3. Got 2."),
+        ("i: {kind: image, size: [1, 1], context: true}", "columns.i.context must be given for columns of kind number"),
+        ("i: {kind: imag, size: [1, 1]}", "Did you mean 'image'?"),
+        ("n: {kind: number, size: [1, 1]}", "columns.n.size must be given for columns of kind image only"),
+        ("n: {kind: number, channels: 3}", "columns.n.channels must be given for columns of kind image only"),
+        ("n: {kind: number, max_tokens: 3}", "columns.n.max_tokens must be given for columns of kind text only"),
+        ("n: {kind: number, replace: []}", "columns.n.replace must be given for columns of kind text only"),
+        ("n: {kind: number, context: 1}", "columns.n.context must be true or false. Got 1."),
+        ("t: {kind: text, max_tokens: 0}", "columns.t.max_tokens must be greater than or equal to 1"),
+        ("t: {kind: text, max_tokens: 4097}", "columns.t.max_tokens must be less than or equal to 4096"),
+        ("t: {kind: text, replace: [nmber]}", "Did you mean 'number'?"),
+        ("t: {kind: text, replace: [id, id]}", "columns.t.replace must name each at most once"),
+        ("t: {kind: text, timezone: UTC}", "columns.t.timezone must be given for columns of kind timestamp only"),
+        ("t: {kind: text, context: true}", "columns.t.context must be given for columns of kind number or boolean"),
+        ("n: {kind: number, context: true}", "columns must have one that is not context"),
+        (f"{IMAGE}, {TEXT}", "columns must be a table, or one image, or one text"),
+        (f"{IMAGE}, {COUNT}", "columns must be a table, or one image, or one text"),
+        ("t: {kind: text}, s: {kind: text}", "columns must be a table, or one image, or one text"),
+    ],
+)
+def test_faults_of_columns(column: str, expected: str) -> None:
+    message = refused(base=BASE.replace("amount: {kind: number}", column))
+    assert expected in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("entries", [(IMAGE, SITE), (TEXT, SITE), (COUNT, SITE)])
+def test_what_the_configuration_accepts_is_a_schema(entries: tuple[str, ...]) -> None:
+    from vae_anomaly.pipelines import Workspace
+
+    schema = Workspace(columns(*entries), MlflowConfig()).schema
+    assert [(c.name, c.kind, c.context) for c in schema.columns][1] == ("k", "category", True)
+    assert len(schema.modelled) == 1
+
+
+LINES = "source: {training: training, inbox: inbox, lines: {pattern: '%s'}}"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("(?P<a>x)(y)", "must be a regular expression of RE2 whose groups are all named"),
+        ("(?=x)(?P<a>y)", "invalid perl operator: (?="),
+        ("(?P<a>", "missing )"),
+        ("(?P<a>[)", "missing ]"),
+        ("x", "must have named groups"),
+        ("(?P<a>x)|(?P<a>y)", "must have named groups, (?P<name>...), each with a name of its own"),
+        ("", "must have at least 1 character"),
+        ("(?P<a>(x{999}){999})", "must be a regular expression of RE2"),
+    ],
+)
+def test_faults_of_a_pattern_of_lines(pattern: str, expected: str) -> None:
+    base = BASE.replace("source: {training: training, inbox: inbox}", LINES % pattern)
+    message = refused(base=base)
+    assert "source.lines.pattern" in message
+    assert expected in message
+
+
+def test_faults_of_objective_and_execution() -> None:
+    assert "objective.gamma must be given with objective.capacity only" in refused("objective: {gamma: 3}\n")
+    assert monitor("objective: {gamma: 3, capacity: 2}\n").objective.gamma == 3
+    for text, expected in (
+        ("objective: {capacity: -1}", "objective.capacity must be greater than or equal to 0"),
+        ("objective: {gamma: 0, capacity: 2}", "objective.gamma must be greater than 0"),
+        ("objective: {free_bits: -1}", "objective.free_bits must be greater than or equal to 0"),
+        ("objective: {samples: 0}", "objective.samples must be greater than or equal to 1"),
+        ("objective: {samples: 101}", "objective.samples must be less than or equal to 100"),
+        ("training: {word_dropout: 2}", "training.word_dropout must be less than or equal to 1"),
+        ("training: {teacher_forcing: -1}", "training.teacher_forcing must be greater than or equal to 0"),
+        ("training: {context_dropout: 2}", "training.context_dropout must be less than or equal to 1"),
+        ("execution: {device: gpu}", "execution.device must be 'auto', 'cpu' or 'cuda'"),
+    ):
+        assert expected in refused(text + "\n")
+
+
 # ---- environment ----
 
 
@@ -318,7 +432,7 @@ def test_faults_from_the_environment_name_the_variable(part: str, value: str, ex
         "output: elsewhere",
         "schedule: {cron: '5 * * * *'}",
         "sinks: []",
-        "execution: {threads: 2}",
+        "execution: {threads: 2, device: cpu}",
         "source: {training: t, inbox: i, settle_seconds: 9}",
     ],
 )
@@ -336,16 +450,46 @@ def test_digest_does_not_see_what_leaves_the_scores_alone(text: str) -> None:
         "split: {validation: 0.2}",
         "model: {latent: 2}",
         "objective: {beta: 2}",
+        "objective: {samples: 2}",
         "training: {epochs: 3}",
+        "training: {word_dropout: 0.1}",
         "score: {kind: elbo}",
         "threshold: {alpha: 0.02}",
         "seed: 1",
         "source: {training: training, inbox: inbox, csv: {delimiter: ';'}}",
+        "source: {training: training, inbox: inbox, lines: {pattern: '(?P<a>.*)'}}",
     ],
 )
 def test_digest_sees_what_determines_the_scores(text: str) -> None:
     base = BASE if "source" not in text else BASE.replace("source: {training: training, inbox: inbox}\n", "")
     assert config_digest(monitor(text + "\n", base=base)) != config_digest(monitor())
+
+
+@pytest.mark.parametrize(
+    ("entries", "change"),
+    [
+        ((IMAGE,), ("[28, 20]", "[20, 28]")),
+        ((IMAGE,), ("channels: 3", "channels: 1")),
+        ((TEXT,), ("max_tokens: 9", "max_tokens: 8")),
+        ((TEXT,), ("[path, id]", "[path]")),
+        ((COUNT, SITE), ("true", "false")),
+    ],
+)
+def test_both_digests_see_what_a_column_is(entries: tuple[str, ...], change: tuple[str, str]) -> None:
+    from vae_anomaly.pipelines import Workspace
+
+    one, other = columns(*entries), columns(*(entry.replace(*change) for entry in entries))
+    assert config_digest(one) != config_digest(other)
+    contracts = {Workspace(config, MlflowConfig()).contract_digest for config in (one, other)}
+    assert len(contracts) == 2
+
+
+def test_the_contract_has_the_pattern_of_lines() -> None:
+    from vae_anomaly.pipelines import Workspace
+
+    lines = BASE.replace("source: {training: training, inbox: inbox}", LINES % "(?P<a>.*)")
+    contracts = {Workspace(config, MlflowConfig()).contract_digest for config in (monitor(), monitor(base=lines))}
+    assert len(contracts) == 2
 
 
 def test_digest_is_stable_and_knows_the_order_of_columns() -> None:

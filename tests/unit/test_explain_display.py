@@ -9,7 +9,8 @@ import pytest
 
 from vae_anomaly.batch import Records
 from vae_anomaly.detector import Detector
-from vae_anomaly.explain import display, display_inputs, explain, number, reference_values
+from vae_anomaly.explain import explain, reference_values
+from vae_anomaly.explain.tabular import display, display_inputs, number
 from vae_anomaly.preprocessing.tabular import ColumnState
 from vae_anomaly.report.model import COMBINATION
 

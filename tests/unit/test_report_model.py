@@ -18,9 +18,11 @@ from vae_anomaly.report import (
     Contribution,
     FlaggedRecord,
     Neighbour,
+    Picture,
     QuarantineNotice,
     Report,
     ScoreHistogram,
+    Token,
     formatting,
     to_markdown,
 )
@@ -154,7 +156,16 @@ def test_something_to_say():
         assert report(**quiet | change).has_something_to_say, change
 
 
-@pytest.mark.parametrize("made", [report(), report(labelled={"anomalies": 4, "found": 3}), NOTICE])
+SHOWN = replace(
+    RECORD,
+    picture=Picture("Zm91bmQ=", "ZXhwZWN0ZWQ=", "aGVhdA==", 3.5, 28, 30),
+    tokens=(Token("sshd", 0.25), Token("toor", 9.5, "never seen in training")),
+)
+
+
+@pytest.mark.parametrize(
+    "made", [report(), report(records=(SHOWN, RECORD)), report(labelled={"anomalies": 4, "found": 3}), NOTICE]
+)
 def test_json_round_trip_is_exact_and_sorted(made):
     text = made.to_json()
     assert type(made).from_dict(json.loads(text)) == made
@@ -194,6 +205,36 @@ def test_a_foreign_report_is_refused_by_the_name_of_what_is_wrong(change, named)
         Report.from_dict({**report().to_dict(), **change})
     with pytest.raises(DataError, match="format"):
         Report.from_dict([])  # type: ignore[arg-type]
+
+
+def test_a_report_of_before_a_field_with_a_default_is_read_and_one_of_after_is_not():
+    value = json.loads(report().to_json())
+    for name in ("picture", "tokens"):
+        del value["records"][0][name]
+    del value["extra_columns"]
+    assert Report.from_dict(value) == report()
+    assert Report.from_dict(value).to_json() == report().to_json()
+    for broken, named in (
+        ({**value["records"][0], "sound": None}, "sound"),
+        ({k: v for k, v in value["records"][0].items() if k != "score"}, "score"),
+        ({**value["records"][0], "picture": {"found": ""}}, "expected"),
+        ({**value["records"][0], "tokens": [{"text": "x"}]}, "nats"),
+        ({**value["records"][0], "tokens": [{"text": 3, "nats": 1.0}]}, "text"),
+    ):
+        with pytest.raises(DataError, match=named):
+            Report.from_dict({**value, "records": [broken]})
+    with pytest.raises(DataError, match="rows"):
+        Report.from_dict({k: v for k, v in value.items() if k != "rows"})
+
+
+def test_at_most_three_tokens_are_surprising_in_the_order_of_the_line():
+    def surprising(*nats: float) -> tuple[int, ...]:
+        return replace(RECORD, tokens=tuple(Token("w", v) for v in nats)).surprising
+
+    assert surprising() == surprising(0.9, -5.0, math.nan) == ()
+    assert surprising(2.0, 9.0, 1.0, 3.0, 0.5) == (0, 1, 3)
+    assert surprising(4.0, 4.0, 4.0, 4.0) == (0, 1, 2)
+    assert surprising(math.inf, 0.0, 1.0) == (0, 2)
 
 
 def test_parts_add_up_or_it_is_known_that_they_do_not():

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import re
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -13,10 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from vae_anomaly.samples import MERCHANTS, write_breast_cancer, write_payments
+from vae_anomaly.config import load_monitor
+from vae_anomaly.samples import MERCHANTS, WRITERS, write_payments
+from vae_anomaly.samples.logs import KINDS, NUMBERS, TEMPLATES, WORDS, write_logs
+from vae_anomaly.samples.tabular import SITES
+from vae_anomaly.schema import Column, Schema, check
+from vae_anomaly.store.sources import list_inbox, open_delivery, read_chunks
 
 DATA = Path(__file__).parents[2] / "data"
-WRITERS = {"breast_cancer": write_breast_cancer, "payments": write_payments}
 BATCH_DAYS = ("2026-01-05", "2026-01-06", "2026-01-07")
 
 
@@ -61,7 +69,9 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_does_not(name, written, tm
     first, other = files(written / name), files(tmp_path / "other")
     assert files(tmp_path / "again") == first
     assert other.keys() == first.keys()
-    assert all(other[path] != content for path, content in first.items() if path != "monitor.yml")
+    # an image alone may be at the same place by chance
+    apart = [path for path in first if path != "monitor.yml" and not path.endswith(".png")]
+    assert all(other[path] != first[path] for path in apart)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -81,18 +91,60 @@ def test_the_committed_files_are_what_the_generator_writes(name, written):
         assert committed[path] == content or (path.endswith(".parquet") and not same_writer), path
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", ["breast_cancer", "payments", "regions"])
 def test_the_monitor_knows_every_column_of_every_training_file(name):
     monitor = yaml.safe_load((DATA / name / "monitor.yml").read_text(encoding="utf-8"))
     known = [monitor["record_id"], *monitor["columns"], *monitor.get("ignore", []), monitor["label"]["column"]]
     for path in (DATA / name / "training").iterdir():
-        assert pq.read_schema(path).names == known
+        assert sorted(pq.read_schema(path).names) == sorted(known)
+
+
+READ = {  # each file's rows, rows that cannot be scored, labelled anomalies
+    "regions": [("2025-12.parquet", 3072, [], 0), ("2026-01-05.parquet", 768, [], 31), ("2026-01-06.csv", 768, [], 31)],
+    "digits": [
+        ("digits.npz", 540, [], 0),
+        ("2026-01-05.parquet", 72, [], 15),
+        ("2026-01-06", 40, [], None),
+        ("2026-01-07.npy", 50, [], None),
+        ("2026-01-08.parquet", 60, [7, 19, 31, 32], 12),
+    ],
+    "logs": [
+        ("2026-01-03.log", 2000, [], 0),
+        ("2026-01-04.log", 2000, [], 0),
+        *((f"{day}.log", 600, [], 21) for day in BATCH_DAYS),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_every_file_goes_through_the_contract_of_its_monitor(name, written):
+    monitor = load_monitor(written / name / "monitor.yml")
+    columns = tuple(Column(column, **config.model_dump()) for column, config in monitor.columns.items())
+    label = monitor.label
+    schema = Schema(columns, monitor.record_id, label=label.column, anomalous=label.anomalous, ignore=monitor.ignore)
+    inbox = list_inbox(monitor.source.inbox, settle_seconds=0, folders=True)
+    found = []
+    for path in (*sorted(monitor.source.training.iterdir()), *(entry.path for entry in inbox.ready)):
+        with open_delivery(path, folders=True) as delivery:
+            (table,) = read_chunks(delivery, schema, monitor.source.csv, pattern=monitor.source.lines.pattern)
+        records = check(table, schema, first_row=0, file=path.name)
+        anomalous = None if records.labels is None else int(records.labels.sum())
+        found.append((path.name, len(records), np.flatnonzero(~records.scorable).tolist(), anomalous))
+    assert found == READ[name]
+
+
+def test_the_command_writes_every_data_set(written, tmp_path):
+    command = [sys.executable, "-m", "vae_anomaly.samples", str(tmp_path)]
+    done = subprocess.run(command, check=True, cwd=DATA.parent, capture_output=True, text=True, timeout=120)
+    assert files(tmp_path) == files(written)
+    assert done.stdout == f"Wrote breast_cancer, payments, regions, digits, logs below {tmp_path}.\n"
 
 
 def test_the_committed_data_stay_small():
-    sizes = {name: sum(map(len, files(DATA / name).values())) for name in WRITERS}
-    assert sizes["payments"] < 1_200_000
-    assert sizes["breast_cancer"] < 400_000
+    limits = {"breast_cancer": 400_000, "payments": 1_200_000, "regions": 200_000, "digits": 250_000, "logs": 550_000}
+    assert limits.keys() == WRITERS.keys()
+    for name, limit in limits.items():
+        assert limit / 2 < sum(map(len, files(DATA / name).values())) < limit
 
 
 # ---- breast cancer ----
@@ -271,3 +323,295 @@ def test_payments_are_neither_trivial_nor_hopeless_for_a_simple_baseline(trainin
     forest = IsolationForest(random_state=0).fit(np.where(np.isnan(numbers(training)), median, numbers(training)))
     score = -forest.score_samples(np.where(np.isnan(x), median, x))
     assert 0.6 < roc_auc_score([row["label"] != "normal" for row in rows], score) < 0.97
+
+
+# ---- regions ----
+
+
+def regions(folder):
+    """The training readings and the labelled ones."""
+    inbox = folder / "regions/inbox"
+    batches = [pq.read_table(inbox / "2026-01-05.parquet").to_pylist(), csv_records(inbox / "2026-01-06.csv")]
+    return pq.read_table(folder / "regions/training/2025-12.parquet").to_pylist(), batches
+
+
+def readings(rows):
+    return np.array([[float(row[name]) for name in ("temperature", "humidity", "power")] for row in rows])
+
+
+def test_regions_counts_ids_and_labels(written):
+    training, batches = regions(written)
+    assert len(training) == 3072 and {row["label"] for row in training} == {"normal"}
+    for batch in batches:
+        assert len(batch) == 768
+        assert [row["label"] for row in batch].count("foreign") == 31
+    rows = [row for part in (training, *batches) for row in part]
+    assert [row["reading_id"] for row in rows] == [f"{i:06d}" for i in range(1, 3072 + 2 * 768 + 1)]
+    for row in rows:
+        moment = row["measured_at"]
+        moment = moment if isinstance(moment, datetime) else datetime.fromisoformat(moment)
+        assert moment.hour + moment.minute / 60 == float(row["hour"]) and moment.utcoffset().total_seconds() == 0
+
+
+def test_regions_every_site_reads_every_quarter_of_an_hour(written):
+    training, batches = regions(written)
+    for rows, days in ((training, 4), *((batch, 1) for batch in batches)):
+        seen = [(row["site"], str(row["measured_at"])) for row in rows]
+        assert len(set(seen)) == len(seen) == 96 * days * len(SITES)
+
+
+def test_regions_a_foreign_reading_is_usual_at_another_site_and_not_at_its_own(written):
+    training, batches = regions(written)
+    usual = np.array([[s.temperature, s.humidity, s.power] for s in SITES.values()])
+    own = {name: i for i, name in enumerate(SITES)}
+    for rows in (training, *batches):
+        # in standard deviations of each column at a site, the load of the day among them
+        distance = np.linalg.norm((readings(rows)[:, None] - usual) / [1.1, 4.5, 3.0], axis=2)
+        foreign = np.array([row["label"] == "foreign" for row in rows])
+        nearest, at = distance.argmin(axis=1), np.array([own[row["site"]] for row in rows])
+        assert (nearest[~foreign] == at[~foreign]).mean() > 0.98
+        assert (nearest[foreign] != at[foreign]).all()
+        assert (distance.min(axis=1)[foreign] < 5).all()
+
+
+def test_regions_need_the_context(written):
+    from sklearn.metrics import roc_auc_score
+    from sklearn.neighbors import NearestNeighbors
+
+    training, batches = regions(written)
+    rows = [row for batch in batches for row in batch]
+    x, y, foreign = readings(training), readings(rows), [row["label"] == "foreign" for row in rows]
+    at_x, at_y = (np.array([row["site"] for row in part]) for part in (training, rows))
+
+    def distances(x, y):
+        scale = x.std(axis=0)
+        return NearestNeighbors(n_neighbors=5).fit(x / scale).kneighbors(y / scale)[0].mean(axis=1)
+
+    given_site = np.empty(len(rows))
+    for site in SITES:
+        given_site[at_y == site] = distances(x[at_x == site], y[at_y == site])
+    assert 0.4 < roc_auc_score(foreign, distances(x, y)) < 0.7
+    assert roc_auc_score(foreign, given_site) > 0.97
+
+
+# ---- digits ----
+
+
+def opened(content):
+    """The grey levels of an encoded image."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.format == "PNG" and image.mode == "L"
+        return np.asarray(image)
+
+
+@pytest.fixture(scope="module")
+def digits(written):
+    """Images and digits of each file; None for a digit that the form has no room for, and for a broken image."""
+    folder = written / "digits"
+    with np.load(folder / "training/digits.npz") as arrays:
+        found = {"training": (list(arrays["image"]), arrays["digit"].tolist())}
+    for day in ("2026-01-05", "2026-01-08"):
+        table = pq.read_table(folder / f"inbox/{day}.parquet").to_pydict()
+        assert list(table) == ["image", "digit"]
+        images = []
+        for cell in table["image"]:
+            try:
+                images.append(opened(cell))
+            except (OSError, TypeError):  # cut, no image, none at all
+                images.append(None)
+        found[day] = images, table["digit"]
+    pictures = [opened(path.read_bytes()) for path in sorted((folder / "inbox/2026-01-06").iterdir())]
+    array = np.load(folder / "inbox/2026-01-07.npy")
+    found["2026-01-06"] = pictures, [None] * len(pictures)
+    found["2026-01-07"] = list(array), [None] * len(array)
+    return found
+
+
+def whole(images):
+    return [i for i, image in enumerate(images) if image is not None and image.shape == (16, 16)]
+
+
+@pytest.fixture(scope="module")
+def known_digits():
+    """The digit of every image of scikit-learn's, by its bytes at 16 x 16."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    found = {}
+    for values, digit in zip(data.images, data.target, strict=True):
+        grey = Image.fromarray(np.round(values * 255 / 16).astype(np.uint8))
+        found[np.asarray(grey.resize((16, 16), Image.Resampling.BILINEAR)).tobytes()] = int(digit)
+    assert len(found) == len(data.target)  # no two images are the same
+    return found
+
+
+def test_digits_are_those_that_scikit_learn_ships_each_at_most_once(digits, known_digits):
+    seen = []
+    for images, labels in digits.values():
+        for i in whole(images):
+            assert images[i].dtype == np.uint8
+            seen.append(images[i].tobytes())
+            assert labels[i] in (None, known_digits[seen[-1]])
+    assert len(set(seen)) == len(seen) == 540 + 72 + 40 + 50 + 60 - 4
+
+
+def test_digits_train_on_four_digits_and_meet_all_others(digits, known_digits):
+    true = {name: [known_digits[images[i].tobytes()] for i in whole(images)] for name, (images, _) in digits.items()}
+    assert set(true["training"]) == {0, 2, 4, 6}
+    usual = {name: sum(digit in (0, 2, 4, 6) for digit in found) for name, found in true.items()}
+    assert usual["training"] == 540
+    assert [usual[day] for day in ("2026-01-05", "2026-01-06", "2026-01-07")] == [57, 32, 40]
+    assert [len(true[day]) - usual[day] for day in ("2026-01-05", "2026-01-06", "2026-01-07")] == [15, 8, 10]
+    assert {digit for name, found in true.items() if name != "training" for digit in found} == set(range(10))
+    for found in true.values():
+        assert (np.diff(np.isin(found, (0, 2, 4, 6))) != 0).sum() > 10 or found is true["training"]  # mixed
+
+
+def test_digits_have_one_file_with_a_broken_image_of_each_sort(written, digits):
+    cells = pq.read_table(written / "digits/inbox/2026-01-08.parquet")["image"].to_pylist()
+    images, labels = digits["2026-01-08"]
+    assert len(cells) == 60 and len(whole(images)) == 56 and None not in labels
+    assert [i for i, image in enumerate(images) if image is None] == [7, 31, 32]
+    assert cells[7].startswith(b"\x89PNG") and cells[31] == b"no image" and cells[32] is None
+    assert images[19].shape == (12, 16)
+    assert all(len(whole(images)) == len(images) for name, (images, _) in digits.items() if name != "2026-01-08")
+
+
+def test_digits_can_be_told_apart(digits, known_digits):
+    from sklearn.metrics import roc_auc_score
+    from sklearn.neighbors import NearestNeighbors
+
+    def pixels(names):
+        rows = [digits[name][0][i] for name in names for i in whole(digits[name][0])]
+        return np.array(rows).reshape(len(rows), -1) / 255
+
+    x = pixels([name for name in digits if name != "training"])
+    other = [known_digits[(255 * row).round().astype(np.uint8).tobytes()] not in (0, 2, 4, 6) for row in x]
+    score = NearestNeighbors(n_neighbors=5).fit(pixels(["training"])).kneighbors(x)[0].mean(axis=1)
+    assert roc_auc_score(other, score) > 0.98
+
+
+# ---- logs ----
+
+
+def log_lines(path):
+    """Category, time and message of each line, by the pattern of the monitor."""
+    monitor = yaml.safe_load((DATA / "logs/monitor.yml").read_text(encoding="utf-8"))
+    pattern = re.compile(monitor["source"]["lines"]["pattern"])
+    content = path.read_bytes().decode("utf-8", errors="replace")
+    assert content.endswith("\n")
+    return [pattern.search(line).groupdict() for line in content.removesuffix("\n").split("\n")]
+
+
+@pytest.fixture(scope="module")
+def logs(written):
+    return {
+        part: {path.stem: log_lines(path) for path in sorted((written / "logs" / part).iterdir())}
+        for part in ("training", "inbox")
+    }
+
+
+def says(template):
+    """What a template can say, as a regular expression."""
+    forms = {name: "(?:" + "|".join(map(re.escape, words)) + ")" for name, words in WORDS.items()}
+    forms |= dict.fromkeys(NUMBERS, r"\d+") | {"amount": r"\d+\.\d\d", "hex": "[0-9a-f]{12}"}
+    forms |= {"ip": r"10(?:\.\d{1,3}){3}", "ip6": "2001:db8::[0-9a-f]{4}:[0-9a-f]{4}"}
+    parts = re.split(r"\{(\w+)\}", f"{template.level} {template.service}: {template.text}")
+    return "".join(forms[part] if i % 2 else re.escape(part) for i, part in enumerate(parts))
+
+
+NORMAL_LINE = re.compile("|".join(map(says, TEMPLATES)))
+
+
+def test_logs_counts_labels_and_times(logs):
+    assert {day: len(lines) for day, lines in logs["training"].items()} == {"2026-01-03": 2000, "2026-01-04": 2000}
+    assert all(line["label"] == "-" for lines in logs["training"].values() for line in lines)
+    assert list(logs["inbox"]) == list(BATCH_DAYS)
+    for lines in logs["inbox"].values():
+        labels = [line["label"] for line in lines]
+        assert {kind: labels.count(kind) for kind in set(labels)} == {"-": 600 - 21, **dict.fromkeys(KINDS, 3)}
+    for day, lines in (item for part in logs.values() for item in part.items()):
+        times = [line["time"] for line in lines]
+        assert times == sorted(times)
+        assert all(re.fullmatch(rf"{day}T\d\d:\d\d:\d\d\.\d{{3}}Z", time) for time in times)
+
+
+def test_logs_the_monitor_knows_every_label():
+    monitor = yaml.safe_load((DATA / "logs/monitor.yml").read_text(encoding="utf-8"))
+    assert monitor["label"]["anomalous"] == list(KINDS)
+
+
+def test_logs_a_normal_line_is_what_a_template_says_and_an_anomaly_never_is(logs, tmp_path):
+    write_logs(tmp_path, seed=7, training_lines=1, batch_lines=1400, each=200)
+    many = [line for path in (tmp_path / "inbox").iterdir() for line in log_lines(path)]
+    for line in (*many, *(line for part in logs.values() for lines in part.values() for line in lines)):
+        assert (NORMAL_LINE.fullmatch(line["message"]) is not None) == (line["label"] == "-"), line
+
+
+def test_logs_have_every_template_in_training(logs):
+    messages = [line["message"] for lines in logs["training"].values() for line in lines]
+    counts = [sum(re.fullmatch(says(template), message) is not None for message in messages) for template in TEMPLATES]
+    assert min(counts) >= 10 and sum(counts) == len(messages)
+
+
+def test_logs_a_name_that_stands_twice_has_one_value(logs):
+    messages = [line["message"] for lines in logs["training"].values() for line in lines]
+    jobs = [
+        re.fullmatch(r"INFO scheduler: job (\S+) wrote (\d+) rows to /srv/export/(\S+)-(\d+)\.csv", m) for m in messages
+    ]
+    found = [match.groups() for match in jobs if match]
+    assert len(found) > 10 and all(a == c and b == d for a, b, c, d in found)
+
+
+def test_logs_anomalies_keep_what_their_kind_keeps(logs):
+    by_kind = {}
+    for line in (line for lines in logs["inbox"].values() for line in lines):
+        by_kind.setdefault(line["label"], []).append(line["message"])
+    for message in by_kind["service"]:
+        level, service, text = message.split(" ", 2)
+        others = [f"{level} {name}: {text}" for name in WORDS["service"] if f"{name}:" != service]
+        assert any(map(NORMAL_LINE.fullmatch, others))
+    whole = [line["message"] for lines in logs["training"].values() for line in lines]
+
+    def words(message):
+        return tuple(sorted(re.sub(r"2001:db8:\S+|\b[0-9a-f]{12}\b|\d+", "0", message).split()))
+
+    known, firsts = set(map(words, whole)), {message[:12] for message in whole}
+    assert all(words(message) in known for message in by_kind["order"])
+    assert all(message[:12] in firsts for message in by_kind["truncated"])
+    assert {kind for kind, messages in by_kind.items() if any("\ufffd" in m for m in messages)} == {"garbage"}
+    assert all(
+        sum(ord(c) > 126 or c in "\\|~^#@" for c in message) > len(message) / 4 for message in by_kind["garbage"]
+    )
+
+
+def test_logs_are_neither_trivial_nor_hopeless_for_a_simple_baseline(logs):
+    """Word pairs miss most lines of the wrong service; four words in a row find nearly all."""
+    from collections import Counter
+
+    from sklearn.metrics import roc_auc_score
+
+    def words(message, n):
+        message = re.sub(r"0x[0-9a-f]+|\b[0-9a-f]{12}\b", "ID", message)
+        return ["^"] * (n - 1) + re.findall(r"\w+|\S", re.sub(r"\d+", "0", message)) + ["$"]
+
+    def auroc(n):
+        rows = [words(line["message"], n) for lines in logs["training"].values() for line in lines]
+        whole, before = Counter(), Counter()
+        for row in rows:
+            for i in range(n - 1, len(row)):
+                whole[tuple(row[i - n + 1 : i + 1])] += 1
+                before[tuple(row[i - n + 1 : i])] += 1
+
+        def surprise(row):
+            grams = [tuple(row[i - n + 1 : i + 1]) for i in range(n - 1, len(row))]
+            return -sum(np.log((whole[gram] + 0.01) / (before[gram[:-1]] + 2)) for gram in grams)
+
+        tested = [line for lines in logs["inbox"].values() for line in lines]
+        scores = [surprise(words(line["message"], n)) for line in tested]
+        return roc_auc_score([line["label"] != "-" for line in tested], scores)
+
+    assert auroc(2) < 0.95 < 0.98 < auroc(4)

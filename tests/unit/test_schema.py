@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
+import json
 from decimal import Decimal
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from vae_anomaly.batch import OK, Records
 from vae_anomaly.errors import ConfigError, DataError
+from vae_anomaly.images import encode
 from vae_anomaly.schema import Column, Schema, check, check_header
 
 BERLIN = "Europe/Berlin"
@@ -398,3 +401,221 @@ def test_a_schema_survives_json_and_has_a_stable_digest() -> None:
 def test_a_broken_schema_is_refused(broken: Any) -> None:
     with pytest.raises(ConfigError):
         Schema.from_dict(broken)
+
+
+# ---------------------------------------------------------------- images and texts
+
+
+def images_of(cells: Any, size: tuple[int, int] = (2, 3), channels: int = 1, first_row: int = 0) -> Records:
+    schema = Schema((Column("c", "image", size=size, channels=channels), Column("k", "number", context=True)))
+    table = pa.table({"c": cells, "k": [None] * len(cells)})
+    return check(table, schema, first_row=first_row, file="f.parquet")
+
+
+def tensors(pixels: np.ndarray, shape: tuple[int, ...] | None = None, **options: Any) -> pa.Array:
+    """A column of tensors, (B, ...) pixels."""
+    dtype = pa.fixed_shape_tensor(pa.from_numpy_dtype(pixels.dtype), shape or pixels.shape[1:], **options)
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(pixels.ravel()), dtype.storage_type.list_size)
+    return pa.ExtensionArray.from_storage(dtype, storage)
+
+
+PIXELS = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
+
+
+def test_encoded_images_become_pixels_and_a_bad_one_costs_its_row_only() -> None:
+    good = [encode(image[..., None]) for image in PIXELS]
+    bad, square = good[1][:40], encode(np.zeros((3, 3, 1), np.uint8))
+    for dtype in (pa.binary(), pa.large_binary(), pa.binary_view()):
+        records = images_of(pa.array([*good, bad, None, b"GIF89a", square], dtype))
+        assert records.values["c"].shape == (8, 2, 3, 1)
+        assert records.values["c"].dtype == np.uint8
+        assert np.array_equal(records.values["c"][:4, ..., 0], PIXELS)
+        assert reasons(records) == [OK] * 4 + ["corrupt_image", "all_missing", "image_format", "image_size"]
+    repeated = images_of(pa.array([good[0], good[1], good[0]]).dictionary_encode())
+    assert np.array_equal(repeated.values["c"][2, ..., 0], PIXELS[0])
+
+
+def test_a_file_whose_images_are_mostly_unreadable_is_refused_at_its_beginning_only() -> None:
+    cells = pa.array([b"no image", b"GIF89a", encode(PIXELS[0][..., None])])
+    with pytest.raises(DataError, match="image_format") as caught:
+        images_of(cells)
+    assert (caught.value.rule, caught.value.column, caught.value.rows) == ("wrong_type", "c", (0, 1))
+    assert "2 x 3" in caught.value.remedy
+    assert reasons(images_of(cells, first_row=3)) == ["image_format", "image_format", OK]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_tensors_become_pixels_whatever_their_type(first: int) -> None:
+    for same in (PIXELS, PIXELS.astype(np.uint16) * 257, (PIXELS / 255).astype(np.float32), PIXELS / 255):
+        for shaped in (same, same[..., None]):
+            found = images_of(tensors(shaped).slice(first)).values["c"]
+            assert np.array_equal(found[..., 0], PIXELS[first:])
+    colours = np.stack([PIXELS, PIXELS + 1, PIXELS + 2], axis=-1)
+    assert np.array_equal(images_of(tensors(colours), channels=3).values["c"], colours)
+    assert images_of(tensors(PIXELS[:0])).values["c"].shape == (0, 2, 3, 1)
+
+
+def test_tensors_may_be_null_and_may_not_hold_odd_floats() -> None:
+    cells = (PIXELS / 255).astype(np.float32)
+    cells[1, 0, 0], cells[2, 0, 0] = np.inf, 1.5
+    kind = pa.fixed_shape_tensor(pa.float32(), (2, 3))
+    lists = [*cells.reshape(4, 6).tolist(), None, [0.5] * 5 + [None], [0.5] * 6, [0.5] * 6]
+    column = pa.ExtensionArray.from_storage(kind, pa.array(lists, kind.storage_type))
+    expected = [OK, "non_finite", "out_of_range", OK, "all_missing", "missing_pixels", OK, OK]
+    assert reasons(images_of(column)) == expected
+    assert reasons(images_of(column.slice(2))) == expected[2:]
+    with pytest.raises(DataError, match="out_of_range"):
+        images_of(tensors(PIXELS.astype(np.float32)))  # 0 to 255, not 0 to 1
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        tensors(PIXELS.transpose(0, 2, 1).copy()),
+        tensors(np.zeros((4, 2, 3, 3), np.uint8)),
+        tensors(np.zeros((4, 2, 3, 4), np.uint8)),
+        tensors(PIXELS.reshape(4, 6)),
+        tensors(PIXELS.astype(np.int64)),
+        tensors(np.zeros((4, 2, 3), np.uint8), permutation=[1, 0]),
+        pa.array(["a.png"] * 4),
+        pa.array([[1, 2]] * 4),
+        pa.array([1] * 4),
+    ],
+)
+def test_a_column_that_holds_no_images_of_the_declared_shape_is_refused(column: pa.Array) -> None:
+    with pytest.raises(DataError) as caught:
+        images_of(column)
+    assert (caught.value.rule, caught.value.column) == ("wrong_type", "c")
+
+
+def test_images_go_where_images_are_declared_only() -> None:
+    for kind in ("number", "category", "text"):
+        with pytest.raises(DataError) as caught:
+            check(pa.table({"c": tensors(PIXELS)}), Schema((Column("c", kind),)), first_row=0, file="f")
+        assert caught.value.rule == "wrong_type"
+        with pytest.raises(DataError, match="raw bytes"):
+            check(pa.table({"c": [b"x"]}), Schema((Column("c", kind),)), first_row=0, file="f")
+
+
+def texts_of(cells: Any) -> Records:
+    schema = Schema((Column("c", "text"), Column("k", "number", context=True)))
+    return check(pa.table({"c": cells, "k": [1.0] * len(cells)}), schema, first_row=0, file="f")
+
+
+def test_texts_are_composed_and_blank_ones_are_missing() -> None:
+    records = texts_of(
+        ["NA", " a ", "e\u0301", "\u00e9", "", " \t\n\u3000", None, "a\0b", "\u202eabc", "\U0001f469\u200d\U0001f680"]
+    )
+    assert values(records) == [
+        *("NA", " a ", "\u00e9", "\u00e9", None, None, None, "a\0b", "\u202eabc", "\U0001f469\u200d\U0001f680")
+    ]
+    assert reasons(records) == [OK] * 4 + ["all_missing"] * 3 + [OK] * 3
+    assert isinstance(records.values["c"], pa.StringArray)
+
+
+@pytest.mark.parametrize("dtype", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())])
+def test_texts_of_every_text_type(dtype: pa.DataType) -> None:
+    assert values(texts_of(pa.array(["a", None], pa.string()).cast(dtype))) == ["a", None]
+
+
+@pytest.mark.parametrize("cells", [[1, 2], [1.5], [True], [dt.datetime(2026, 1, 1)]])
+def test_what_is_no_text_is_refused_as_one(cells: list[Any]) -> None:
+    with pytest.raises(DataError) as caught:
+        texts_of(cells)
+    assert (caught.value.rule, caught.value.column) == ("wrong_type", "c")
+
+
+def test_missing_context_costs_no_row_and_does_not_save_one() -> None:
+    schema = Schema((Column("a", "number"), Column("k", "category", context=True)))
+    records = check(pa.table({"a": [1.0, 2.0, None], "k": [None, "x", "x"]}), schema, first_row=0, file="f")
+    assert records.status.tolist() == [OK, OK, "unscorable:all_missing"]
+    without = Schema((Column("a", "number"), Column("k", "category")))
+    assert check(pa.table({"a": [None], "k": ["x"]}), without, first_row=0, file="f").status.tolist() == [OK]
+
+
+def test_unreadable_context_is_not_missing() -> None:
+    schema = Schema((Column("a", "number"), Column("k", "number", context=True)))
+    records = check(pa.table({"a": [1.0] * 3, "k": ["1", "2", "x"]}), schema, first_row=0, file="f")
+    assert records.status.tolist() == [OK, OK, "unscorable:wrong_dtype:k"]
+
+
+IMAGE = Column("i", "image", size=(28, 20), channels=3)
+MESSAGE = Column("t", "text", max_tokens=9, replace=("hex",))
+CONMESSAGE = Column("k", "category", context=True)
+
+
+def test_a_model_sees_a_table_an_image_or_a_text() -> None:
+    table = Schema((Column("a", "number"), CONMESSAGE, Column("b", "boolean")))
+    assert [s.modality for s in (table, Schema((CONMESSAGE, IMAGE)), Schema((MESSAGE,)))] == ["table", "image", "text"]
+    assert [c.name for c in table.modelled] == ["a", "b"]
+    mixtures = [(IMAGE, MESSAGE), (IMAGE, Column("a", "number")), (MESSAGE, Column("t2", "text")), (CONMESSAGE,)]
+    for columns in mixtures:
+        with pytest.raises(ConfigError, match="context"):
+            Schema(columns)
+
+
+def test_rows_at_once_bound_the_pixels() -> None:
+    assert Schema((MESSAGE,)).rows_at_once == Schema((CONMESSAGE, Column("a", "number"))).rows_at_once == 65_536
+    for height, width, channels in ((28, 28, 1), (256, 256, 3), (4096, 4096, 3), (4096, 4096, 1), (1, 1, 1)):
+        rows = Schema((Column("i", "image", size=(height, width), channels=channels),)).rows_at_once
+        pixels = height * width * channels
+        assert rows == 1 or rows * pixels <= 64 * 2**20
+        assert rows == 65_536 or (rows + 1) * pixels > 64 * 2**20
+
+
+def test_every_field_of_a_column_survives_a_round_trip_and_counts_in_the_digest() -> None:
+    schemas = [Schema((IMAGE, CONMESSAGE)), Schema((MESSAGE,)), Schema((Column("t", "text"),))]
+    schemas += [
+        Schema((dataclasses.replace(IMAGE, **change), CONMESSAGE)) for change in ({"size": (20, 28)}, {"channels": 1})
+    ]
+    for change in ({"max_tokens": 8}, {"replace": ()}):
+        schemas.append(Schema((dataclasses.replace(MESSAGE, **change),)))
+    assert len({schema.digest for schema in schemas}) == len(schemas)
+    for schema in schemas:
+        assert Schema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": [28]},
+        {"size": [28, "28"]},
+        {"size": [28, True]},
+        {"size": "28"},
+        {"size": None},
+        {"channels": 2},
+        {"channels": True},
+        {"channels": "1"},
+        {"context": 1},
+        {"context": True},
+        {"max_tokens": 5},
+        {"replace": []},
+        {"size": [0, 1]},
+        {"size": [1, 4097]},
+        {"replace": [1]},
+        {"colour": 1},
+    ],
+)
+def test_a_column_of_images_is_read_strictly(change: dict[str, Any]) -> None:
+    good = Schema((IMAGE,)).to_dict()
+    assert Schema.from_dict(good)
+    with pytest.raises(ConfigError):
+        Schema.from_dict({**good, "columns": [{**good["columns"][0], **change}]})
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *[("number", {"size": (1, 1)}), ("number", {"channels": 3}), ("text", {"size": (1, 1)}), ("image", {})],
+        *[("number", {"max_tokens": 3}), ("category", {"replace": ()}), ("text", {"context": True})],
+        *[("text", {"max_tokens": 0}), ("text", {"max_tokens": 4097}), ("text", {"replace": ("word",)})],
+        *[
+            ("text", {"replace": ("id", "id")}),
+            ("text", {"scale": "log"}),
+            ("image", {"size": (1, 1), "timezone": "UTC"}),
+        ],
+    ],
+)
+def test_what_a_kind_does_not_have_is_refused(kind: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="'c'"):
+        Column("c", kind, **options)

@@ -13,6 +13,7 @@ import pytest
 from vae_anomaly import summary
 from vae_anomaly.batch import OK, Detections, Records
 from vae_anomaly.detector import Detector
+from vae_anomaly.preprocessing.tabular import TabularPreprocessor
 from vae_anomaly.report.model import Report
 from vae_anomaly.summary import SHOWN, BatchSummary
 
@@ -92,7 +93,7 @@ def test_scores_are_thinned_and_not_lost(detector: Detector, monkeypatch: pytest
     monkeypatch.setattr(summary, "KEPT_SCORES", 100)
     made, nothing = BatchSummary(detector), Records(0, np.zeros(0), {}, np.zeros(0, object))
     score = np.random.default_rng(0).permutation(1000).astype(float)
-    monkeypatch.setattr(summary, "_quality", lambda *_: np.zeros(3, int))
+    monkeypatch.setattr(TabularPreprocessor, "quality", lambda *_: np.zeros((6, 3), int))
     for part in np.split(score, 20):
         records = replace(nothing, record_ids=np.array(["r"] * 50), status=np.full(50, OK, object))
         records = replace(records, values=dict.fromkeys(detector.preprocessor.columns))

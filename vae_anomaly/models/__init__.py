@@ -5,9 +5,66 @@ A builder takes the layout of the features and keyword options, and returns a :c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from vae_anomaly.errors import ConfigError
+from vae_anomaly.likelihoods import AnyLayout
+from vae_anomaly.models.conditional import conditional_vae
+from vae_anomaly.models.conv import conv_vae
+from vae_anomaly.models.hierarchical import hierarchical_vae
+from vae_anomaly.models.lstm import lstm_vae
 from vae_anomaly.models.mlp import mlp_vae
+from vae_anomaly.models.visualization import visualization_vae
+from vae_anomaly.registry import build, lookup
 from vae_anomaly.vae import VAE
 
-MODELS: dict[str, Callable[..., VAE]] = {"mlp": mlp_vae}
+FACTORISED = ("table", "image")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A builder, the modalities that it takes, and whether it has, may have or must have a context."""
+
+    builder: Callable[..., VAE]
+    modalities: tuple[str, ...]
+    context: Literal["none", "optional", "required"] = "none"
+
+
+MODELS: dict[str, Model] = {
+    "mlp": Model(mlp_vae, FACTORISED),
+    "conditional": Model(conditional_vae, FACTORISED, "required"),
+    "hierarchical": Model(hierarchical_vae, FACTORISED),
+    "visualization": Model(visualization_vae, FACTORISED),
+    "conv": Model(conv_vae, ("image",), "optional"),
+    "lstm": Model(lstm_vae, ("text",), "optional"),
+}
+
+
+def build_model(kind: str, layout: AnyLayout, options: Mapping[str, Any]) -> VAE:
+    """The model ``kind`` for the features of ``layout``.
+
+    Raises
+    ------
+    ConfigError
+        There is no such model or option, or it is not made for such records or for a context.
+    """
+    model: Model = lookup("model", MODELS, kind)
+    if layout.modality not in model.modalities:
+        fitting = sorted(name for name, other in MODELS.items() if layout.modality in other.modalities)
+        raise ConfigError(
+            f"model {kind!r} must be given records of kind {' or '.join(model.modalities)}."
+            f" Got {layout.modality}. For these choose one of {fitting}."
+        )
+    if layout.context and model.context == "none":
+        fitting = sorted(n for n, m in MODELS.items() if layout.modality in m.modalities and m.context != "none")
+        raise ConfigError(
+            f"model {kind!r} must have no context columns. Got some. Choose one of {fitting}, or take `context` off."
+        )
+    if model.context == "required" and not layout.context:
+        raise ConfigError(
+            f"model {kind!r} must have context columns. Got none. Mark a column with `context: true`, or choose 'mlp'."
+        )
+    vae: VAE = build("model", {name: entry.builder for name, entry in MODELS.items()}, kind, layout, **options)
+    return vae

@@ -9,6 +9,8 @@ r"""Tables: records to model inputs and back, learned from training rows only.
 * **boolean**: 0 or 1. **category**: one-hot over the values seen in training, mapped by value.
 * **timestamp**: sine and cosine of the time of day and of the day of the week, in UTC or the column's time zone.
 
+Columns with ``context: true`` become the context vector (:class:`ContextEncoder`).
+
 A missing cell is masked: it has no likelihood term and is 0 for the encoder. What no network gives is counted as
 *evidence*, in nats, by columns: a missing cell where cells are rarely missing (or the reverse) costs
 :math:`\log(p_\mathrm{common}/p_\mathrm{rare})` with Laplace's rule, a value never seen in training costs
@@ -23,7 +25,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
@@ -49,7 +51,7 @@ class ColumnState:
     """What was learned of one column; the fields that its kind does not use are empty."""
 
     column: str
-    kind: Literal["number", "boolean", "category", "timestamp"]
+    kind: Literal["number", "boolean", "category", "timestamp", "image", "text"]
     missing: float
     center: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
@@ -65,17 +67,69 @@ class ColumnState:
 
     @property
     def size(self) -> int:
-        """Number of features of this column."""
+        """Number of features of this column of a table."""
         return {"number": 1, "boolean": 1, "category": len(self.categories), "timestamp": 4}[self.kind]
+
+
+def encode_states(states: Sequence[ColumnState], records: Records) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features (B, F) float32, missing cells (B, Q) bool and evidence (B, Q) nats of scorable ``records``."""
+    rows = len(records)
+    x = np.zeros((rows, sum(s.size for s in states)), dtype=np.float32)
+    missing = np.zeros((rows, len(states)), dtype=bool)
+    evidence = np.zeros((rows, len(states)), dtype=np.float32)
+    at = 0
+    for i, state in enumerate(states):
+        part = slice(at, at + state.size)
+        missing[:, i], unseen = _ENCODERS[state.kind](state, records.values[state.column], x[:, part])
+        evidence[:, i] = np.where(missing[:, i], state.missing_nats, state.present_nats)
+        if unseen is not None:
+            evidence[unseen, i] += state.unseen_nats
+        at += state.size
+    return x, missing, evidence
+
+
+@dataclass(frozen=True)
+class ContextEncoder:
+    """Context columns, which condition the model and are not judged themselves.
+
+    The context vector is [1, features of every column], or all 0 where a cell is missing or was never seen in
+    training: the record is then judged as one of unknown context, against all normal records.
+    """
+
+    states: tuple[ColumnState, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """C, 0 without context columns."""
+        return 1 + sum(s.size for s in self.states) if self.states else 0
+
+    def encode(self, records: Records) -> tuple[torch.Tensor | None, np.ndarray]:
+        """(B, C) context vectors, and the evidence (B, number of context columns) in nats."""
+        if not self.states:
+            return None, np.zeros((len(records), 0), np.float32)
+        x, missing, evidence = encode_states(self.states, records)
+        known = np.asarray(~missing.any(axis=1))
+        at = 0
+        for state in self.states:
+            if state.kind == "category":
+                known &= x[:, at : at + state.size].any(axis=1)
+            at += state.size
+        vector = np.column_stack([np.ones(len(x), np.float32), x]) * known[:, None]
+        return torch.from_numpy(vector.astype(np.float32)), evidence
+
+    def quality(self, records: Records, good: np.ndarray) -> np.ndarray:
+        """As :meth:`TabularPreprocessor.quality` for the context columns."""
+        return np.array([_quality(s, records.values[s.column], good) for s in self.states])
 
 
 @dataclass(frozen=True)
 class TabularPreprocessor:
-    """Fitted column states in the order of the features: numbers and times, booleans, categories."""
+    """Fitted column states in the order of the features: numbers and times, booleans, categories; then the context."""
 
     states: tuple[ColumnState, ...]
+    context: ContextEncoder = field(default_factory=ContextEncoder)
 
-    @property
+    @functools.cached_property
     def layout(self) -> Layout:
         """The features as the likelihood reads them; a block's ``column`` is a position in :attr:`columns`."""
         family = {"number": "gaussian", "timestamp": "gaussian", "boolean": "bernoulli", "category": "categorical"}
@@ -84,33 +138,28 @@ class TabularPreprocessor:
             for i, s in enumerate(self.states)
             if s.size
         )
-        return Layout(blocks, len(self.states))
+        return Layout(blocks, len(self.columns), self.context.size)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Column names in feature order."""
-        return tuple(s.column for s in self.states)
+        """Column names in feature order, then those of the context, which have evidence and no features."""
+        return tuple(s.column for s in self.all_states)
+
+    @property
+    def all_states(self) -> tuple[ColumnState, ...]:
+        """The states of :attr:`columns`."""
+        return self.states + self.context.states
 
     @property
     def all_numbers(self) -> bool:
         """True where every column is a number, so that a matrix can be encoded without splitting it."""
-        return all(s.kind == "number" for s in self.states)
+        return all(s.kind == "number" for s in self.states) and not self.context.states
 
     def encode(self, records: Records) -> Inputs:
         """Model inputs of scorable ``records``: x (B, F) float32, mask and evidence only where there is any."""
-        rows, layout = len(records), self.layout
-        x = np.zeros((rows, layout.features), dtype=np.float32)
-        missing = np.zeros((rows, len(self.states)), dtype=bool)
-        evidence = np.zeros((rows, len(self.states)), dtype=np.float32)
-        at = 0
-        for i, state in enumerate(self.states):
-            part = slice(at, at + state.size)
-            missing[:, i], unseen = _ENCODERS[state.kind](state, records.values[state.column], x[:, part])
-            evidence[:, i] = np.where(missing[:, i], state.missing_nats, state.present_nats)
-            if unseen is not None:
-                evidence[unseen, i] += state.unseen_nats
-            at += state.size
-        return self._inputs(x, missing, evidence)
+        x, missing, evidence = encode_states(self.states, records)
+        context, of_context = self.context.encode(records)
+        return self._inputs(x, missing, np.column_stack([evidence, of_context]), context)
 
     @functools.cached_property
     def _numbers(self) -> np.ndarray:
@@ -129,22 +178,45 @@ class TabularPreprocessor:
         x[missing] = 0.0
         return self._inputs(x, missing, np.where(missing, missing_nats, present_nats))
 
-    def _inputs(self, x: np.ndarray, missing: np.ndarray, evidence: np.ndarray) -> Inputs:
+    def _inputs(
+        self, x: np.ndarray, missing: np.ndarray, evidence: np.ndarray, context: torch.Tensor | None = None
+    ) -> Inputs:
         observed = None
         if missing.any():
             observed = torch.from_numpy(np.repeat(~missing, [s.size for s in self.states], axis=1).astype(np.float32))
         nats = torch.from_numpy(np.ascontiguousarray(evidence, dtype=np.float32)) if evidence.any() else None
         # row-major whatever the caller's array was: a sum over a row is not the same bits in another memory order
-        return Inputs(torch.from_numpy(np.ascontiguousarray(x)), observed, nats)
+        return Inputs(torch.from_numpy(np.ascontiguousarray(x)), observed, nats, context)
 
-    def to_dict(self) -> list[dict[str, Any]]:
+    def quality(self, records: Records, good: np.ndarray) -> np.ndarray:
+        """(Q, 3) int64: missing, never seen and out-of-range cells of each column among the rows ``good`` (B,)."""
+        return np.array([_quality(s, records.values[s.column], good) for s in self.all_states])
+
+    def to_dict(self) -> dict[str, Any]:
         """JSON-ready states."""
-        return [asdict(s) for s in self.states]
+        return {"states": [asdict(s) for s in self.states], "context": [asdict(s) for s in self.context.states]}
 
     @staticmethod
-    def from_dict(states: Sequence[Mapping[str, Any]]) -> TabularPreprocessor:
+    def from_dict(value: Mapping[str, Any]) -> TabularPreprocessor:
         """The inverse of :meth:`to_dict`; numbers survive exactly."""
-        return TabularPreprocessor(tuple(_state(s) for s in states))
+        return TabularPreprocessor(states_from(value["states"]), ContextEncoder(states_from(value["context"])))
+
+
+def states_from(saved: Sequence[Mapping[str, Any]]) -> tuple[ColumnState, ...]:
+    """States that were saved as JSON."""
+    return tuple(_state(s) for s in saved)
+
+
+def _quality(state: ColumnState, values: np.ndarray | pa.Array, good: np.ndarray) -> np.ndarray:
+    if isinstance(values, pa.Array):
+        missing = values.is_null().to_numpy(zero_copy_only=False)
+        known = pc.is_in(values, value_set=pa.array(state.categories, pa.string())).to_numpy(zero_copy_only=False)
+        return np.array([(missing & good).sum(), (~known & ~missing & good).sum(), 0])
+    missing = np.isnat(values) if state.kind == "timestamp" else np.isnan(values)
+    beyond = np.zeros(1, bool)
+    if state.kind == "number":
+        beyond = ((values < state.low) | (values > state.high)) & good
+    return np.array([(missing & good).sum(), 0, beyond.sum()])
 
 
 def _state(saved: Mapping[str, Any]) -> ColumnState:
@@ -257,8 +329,14 @@ def fit_tabular(records: Records, schema: Schema) -> TabularPreprocessor:
         A column has no observed cell, or holds a number that no robust scale can take (rule ``unusable_column``).
     """
     order = {"number": 0, "timestamp": 1, "boolean": 2, "category": 3}
-    columns = sorted(schema.columns, key=lambda c: order[c.kind])
-    return TabularPreprocessor(tuple(_fit_column(c, records.values[c.name]) for c in columns))
+    columns = sorted((c for c in schema.columns if not c.context), key=lambda c: order[c.kind])
+    states = tuple(_fit_column(c, records.values[c.name]) for c in columns)
+    return TabularPreprocessor(states, fit_context(records, schema))
+
+
+def fit_context(records: Records, schema: Schema) -> ContextEncoder:
+    """Learn the states of the context columns of ``schema``; raises as :func:`fit_tabular`."""
+    return ContextEncoder(tuple(_fit_column(c, records.values[c.name]) for c in schema.columns if c.context))
 
 
 def _fit_column(column: Column, values: Any) -> ColumnState:

@@ -9,9 +9,11 @@ from vae_anomaly.report.model import (
     Contribution,
     FlaggedRecord,
     Neighbour,
+    Picture,
     QuarantineNotice,
     Report,
     ScoreHistogram,
+    Token,
 )
 
 __all__ = [
@@ -20,9 +22,11 @@ __all__ = [
     "Contribution",
     "FlaggedRecord",
     "Neighbour",
+    "Picture",
     "QuarantineNotice",
     "Report",
     "ScoreHistogram",
+    "Token",
     "to_html",
     "to_markdown",
 ]

@@ -1,5 +1,7 @@
 """Dataclasses of plain values to JSON and back, strictly: known fields only, the declared types only.
 
+A field with a default may be missing, so that reports of an earlier version without it can be read.
+
 NaN and infinity are written as ``null`` and read as NaN, so the text is JSON for every reader.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from numbers import Integral, Real
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -72,10 +74,11 @@ def _read_tuple(inner: tuple[Any, ...], value: list[Any], where: str) -> tuple[A
 
 def _read_fields(kind: Any, value: dict[str, Any], where: str) -> Any:
     kinds = get_type_hints(kind)
-    odd = sorted(kinds.keys() ^ value.keys())
+    needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+    odd = sorted((value.keys() - kinds.keys()) | (needed - value.keys()))
     if odd:
         raise _refused(f"{where or 'the report'} must have exactly the known fields. Wrong or missing: {odd[:5]}.")
-    return kind(**{name: _read(k, value[name], f"{where}.{name}".lstrip(".")) for name, k in kinds.items()})
+    return kind(**{name: _read(kinds[name], v, f"{where}.{name}".lstrip(".")) for name, v in value.items()})
 
 
 def _checked(kind: Any, value: Any, where: str) -> Any:

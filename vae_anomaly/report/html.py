@@ -1,16 +1,21 @@
 """A report as one HTML page: nothing loaded from elsewhere, no script, every value escaped, under 2 MB by its caps.
 
 This module works out what the template shows (bars, axes, words); the template only places it. Data never enters an
-attribute, a style or a script, so whatever a record holds, the page has the same elements.
+attribute, a style or a script, so whatever a record holds, the page has the same elements. The one exception is the
+picture of an image: what stands in its ``src`` is base64 that this module wrote, of bytes that begin as a PNG.
 
-The bound: 50 records x (8 contributions x (60 + 3 x 48) characters, 5 neighbours x 8 x 28), 200 columns x (60 + 120); a
-character is at most 5 bytes once escaped. The worst case, 1.7 MB, is a test.
+The bound: 50 records x (8 contributions x (60 + 3 x 48) characters, 3 neighbours x 8 x 28), 200 columns x (60 + 120); a
+character is at most 5 bytes once escaped. A record of an image or of a line shows 4 contributions instead, so that its
+pictures and tokens, 400 kB for the whole page, add less than that. The worst case, 1.9 MB, is a test.
 """
 
 from __future__ import annotations
 
+import base64
 import math
-from collections.abc import Sequence
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,9 +23,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vae_anomaly.report import formatting
-from vae_anomaly.report.model import COMBINATION, FlaggedRecord, Report, ScoreHistogram
+from vae_anomaly.report.formatting import text
+from vae_anomaly.report.model import COMBINATION, MAX_PNG, FlaggedRecord, Picture, Report, ScoreHistogram
 
-_MAX_RECORDS, _MAX_PARTS, _MAX_NEIGHBOURS, _MAX_COLUMNS, _MAX_LINES, _OPEN_CARDS = 50, 8, 5, 200, 30, 3
+_MAX_RECORDS, _MAX_PARTS, _MAX_NEIGHBOURS, _MAX_COLUMNS, _MAX_LINES, _OPEN_CARDS = 50, 8, 3, 200, 30, 3
+_MAX_PARTS_BESIDE, _MAX_SHOWN = 4, 400_000  # beside a picture or a line; bytes of pictures and lines on the page
+_MAX_SIDE, _DRAWN = 1024, 168  # pixels on the longer side of a PNG, and of a picture on the page
+_PNG_HEAD, _SMALL = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", f"{MAX_PNG // 1000} kB"
+_MAX_TOKENS, _MAX_TOKEN, _MAX_NOTED, _TOKEN_BYTES = 200, 40, 4, 96
+_SHADES = (1, 2, 3, 4, 6, 8, 12)  # nats at which a token's shade changes
 _SHARES = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 HEADLINES = {
@@ -85,7 +96,8 @@ def _view(report: Report) -> dict[str, Any]:
         "advice": advice,
         "strip": _strip(report),
         "chart": _chart(report),
-        "cards": [_card(report, rank, record) for rank, record in enumerate(report.records[:_MAX_RECORDS], start=1)],
+        "cards": list(_cards(report)),
+        "shades": _SHADES,
         "unscorable": sorted(report.unscorable.items(), key=lambda reason: (-reason[1], reason[0]))[:_MAX_LINES],
         "said": said[:_MAX_COLUMNS],
         "quiet": quiet[: _MAX_COLUMNS - len(said[:_MAX_COLUMNS])],
@@ -192,25 +204,127 @@ def _y_ticks(top: float) -> list[tuple[str, str]]:
 # ---- one flagged record --------------------------------------------------------------------------------------------
 
 
+def _cards(report: Report) -> Iterator[dict[str, Any]]:
+    """Pictures and lines are shown while there is room on the page, those of the strangest records first."""
+    left = _MAX_SHOWN
+    for rank, record in enumerate(report.records[:_MAX_RECORDS], start=1):
+        pictures, line = _pictures(record.picture), _line(record)
+        size = (pictures.size if pictures else 0) + (line.size if line else 0)
+        left_out = ""
+        if size > left:
+            left_out = "There is no more room on this page for pictures and lines: the JSON report has this record's."
+            pictures, line, size = None, None, 0
+        elif record.picture and not pictures:
+            left_out = f"The pictures of this record are not shown: they are not three PNGs of at most {_SMALL}."
+        left -= size
+        yield _card(report, rank, record) | {"pictures": pictures, "line": line, "left_out": left_out}
+
+
 def _card(report: Report, rank: int, record: FlaggedRecord) -> dict[str, Any]:
-    parts = record.contributions[:_MAX_PARTS]
+    table = not (record.picture or record.tokens)
+    whole = ("combination of values", "an unusual combination of values")
+    parts = record.contributions[: _MAX_PARTS if table else _MAX_PARTS_BESIDE]
     rest = record.total_nats - sum(p.nats for p in parts)
     *bars, rest_bar = _bars([*(p.nats for p in parts), rest])
     named = sum(p.column != COMBINATION for p in parts)
+    near = record.neighbours[:_MAX_NEIGHBOURS]
     return {
         "rank": rank,
         "open": rank <= _OPEN_CARDS,
+        "table": table,
         "record": record,
+        "whole": whole if table else ("record as a whole", "unusual as a whole"),
+        "why": list(dict.fromkeys(record.tokens[i].text for i in record.surprising)),
         "far": _far(report, record),
         "rarity": _rarity(report, record),
         "parts": list(zip(parts, bars, strict=True)),
-        "rest": rest,
+        "rest": rest if table or abs(rest) > 1e-6 * max(1.0, abs(record.score)) else None,
         "rest_bar": rest_bar,
-        "other_columns": max(len(report.columns) - named, 0),
-        "neighbours": record.neighbours[:_MAX_NEIGHBOURS],
+        "other_columns": max(len(report.columns) - named, 0) if table else 0,
+        "neighbours": near,
+        "beside": [(part, i) for i, part in enumerate(parts) if any(any(n.values[i : i + 1]) for n in near)],
         "total": record.total_nats,
         "decimals": _decimals([record.score, record.total_nats, *(p.nats for p in parts)]),
     }
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """The PNGs of a picture as they may stand in ``src``, and their size on the page in its pixels."""
+
+    found: str
+    expected: str
+    heat: str
+    wide: int
+    high: int
+    shrunk: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes on the page."""
+        return len(self.found) + len(self.expected) + len(self.heat)
+
+
+def _pictures(picture: Picture | None) -> _Pictures | None:
+    if picture is None or min(picture.width, picture.height) < 1:
+        return None
+    found, expected, heat = (_png(shown) for shown in (picture.found, picture.expected, picture.heat))
+    if not (found and expected and heat):
+        return None
+    longest = max(picture.width, picture.height)
+    wide, high = (max(_DRAWN * side // longest, 1) for side in (picture.width, picture.height))
+    return _Pictures(found, expected, heat, wide, high, shrunk=max(_sides(base64.b64decode(heat))) < longest)
+
+
+def _png(shown: str) -> str:
+    """The base64 of the PNG that ``shown`` holds, written anew; empty for anything else and for too large a one."""
+    try:
+        data = base64.b64decode(shown, validate=True) if len(shown) <= MAX_PNG else b""
+    except ValueError:  # other letters than those of base64
+        return ""
+    fits = len(data) >= 24 and data.startswith(_PNG_HEAD) and all(0 < side <= _MAX_SIDE for side in _sides(data))
+    return base64.b64encode(data).decode("ascii") if fits else ""
+
+
+def _sides(data: bytes) -> tuple[int, ...]:
+    """Width and height that a PNG states."""
+    return struct.unpack(">II", data[16:24])
+
+
+@dataclass(frozen=True)
+class _Line:
+    """Words with their shade, their nats where shown, and whether there is a note; then each note with its words."""
+
+    words: list[tuple[str, int, float | None, bool]]
+    more: int
+    notes: list[tuple[str, list[str], int]]
+
+    @property
+    def size(self) -> int:
+        """At most so many bytes on the page."""
+        return sum(_TOKEN_BYTES + 5 * len(word) for word, *_ in self.words)
+
+
+def _line(record: FlaggedRecord) -> _Line | None:
+    tokens, top = record.tokens[:_MAX_TOKENS], set(record.surprising)
+    if not tokens:
+        return None
+    noted: dict[str, dict[str, None]] = {}
+    for token in tokens:
+        if token.note:
+            noted.setdefault(token.note, {})[token.text] = None
+    return _Line(
+        words=[
+            (text(t.text, _MAX_TOKEN), _shade(t.nats), t.nats if i in top else None, bool(t.note))
+            for i, t in enumerate(tokens)
+        ],
+        more=len(record.tokens) - len(tokens),
+        notes=[(n, list(w)[:_MAX_NOTED], max(len(w) - _MAX_NOTED, 0)) for n, w in list(noted.items())[:_MAX_NOTED]],
+    )
+
+
+def _shade(nats: float) -> int:
+    return 0 if math.isnan(nats) else bisect_right(_SHADES, nats)
 
 
 def _decimals(values: Sequence[float]) -> int:

@@ -6,11 +6,12 @@ Values from files stand in code spans, sentences are escaped: neither can make a
 from __future__ import annotations
 
 import re
+from itertools import groupby
 
 from vae_anomaly.report.formatting import count, number, p_value, percent, text
 from vae_anomaly.report.model import COMBINATION, Contribution, FlaggedRecord, QuarantineNotice, Report
 
-_MAX_RECORDS, _MAX_LINES = 10, 20
+_MAX_RECORDS, _MAX_LINES, _MAX_TOKENS = 10, 20, 64
 _SPECIAL = re.compile(r"([\\`*_\[\]|~!{}#]|[<>&:](?=\S)|(?<=[^\W\d])\.(?=\w))")  # figures stay readable unrendered
 
 
@@ -54,18 +55,30 @@ def _notice(notice: QuarantineNotice) -> list[str]:
 
 def _record(record: FlaggedRecord, unit: str) -> str:
     label = f", labelled {_code(record.label)}" if record.label else ""
-    why = "; ".join(_contribution(c) for c in record.contributions[:3])
+    why = "; ".join(_contribution(c, record) for c in record.contributions[:3])
     head = f"{_code(record.record_id)}{label}: score {number(record.score)} {_sentence(unit)}".rstrip()
-    return f"{head}, p {p_value(record.p_value, relation=True)}{f'. {why}' if why else ''}"
+    return f"{head}, p {p_value(record.p_value, relation=True)}{f'. {why}' if why else ''}{_shown(record)}"
 
 
-def _contribution(part: Contribution) -> str:
+def _shown(record: FlaggedRecord) -> str:
+    """The line with its most surprising tokens in bold; a sentence for a picture."""
+    picture = ". Its pictures are in the HTML report" if record.picture else ""
+    top, tokens = set(record.surprising), list(enumerate(record.tokens[:_MAX_TOKENS]))
+    runs = [(bold, " ".join(text(t.text, 40) for _, t in run)) for bold, run in groupby(tokens, lambda t: t[0] in top)]
+    line = " ".join(f"**{_code(words, 999)}**" if bold else _code(words, 999) for bold, words in runs)
+    more = " …" if len(record.tokens) > _MAX_TOKENS else ""
+    return f"{picture}{f'. Line: {line}{more}' if line else ''}"
+
+
+def _contribution(part: Contribution, record: FlaggedRecord) -> str:
     if part.column == COMBINATION:
-        return f"an unusual combination of values ({number(part.nats)} nats)"
+        whole = "the record as a whole" if record.picture or record.tokens else "an unusual combination of values"
+        return f"{whole} ({number(part.nats)} nats)"
     far = "" if part.deviation is None else f"{number(part.deviation, signed=True)} sd, "
     note = f", {_sentence(part.note)}" if part.note else ""
     expected = f", expected {_code(part.expected, 60)}" if part.expected else ""
-    return f"{_code(part.column, 60)} is {_code(part.found, 60)}{expected}{note} ({far}{number(part.nats)} nats)"
+    found = f" is {_code(part.found, 60)}" if part.found and not record.tokens else ""
+    return f"{_code(part.column, 60)}{found}{expected}{note} ({far}{number(part.nats)} nats)"
 
 
 def _promise(report: Report) -> list[str]:

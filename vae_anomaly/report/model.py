@@ -19,6 +19,8 @@ COMBINATION = "(combination)"
 """Column name of the part of a score that no single column explains: the latent position."""
 
 FAR_MORE = 0.001  # a batch p-value below this is "far more than chance"
+SURPRISING = 1.0  # nats: a token that adds less is not worth a word
+MAX_PNG = 24_000  # base64 characters of one PNG of a picture
 _MAX_BINS = 500
 
 
@@ -44,8 +46,34 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image record as three PNGs in base64: the image, its reconstruction, and what each pixel adds to the score.
+
+    ``heat`` runs from ``-heat_max_nats`` (blue) over 0 (clear) to ``heat_max_nats`` (red); ``width`` and ``height`` are
+    the image's own, in pixels, and the PNGs may have fewer. :func:`vae_anomaly.report.pictures.picture` makes one.
+    """
+
+    found: str
+    expected: str
+    heat: str
+    heat_max_nats: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a line of text, in order, and its part of the score; ``note`` as in :class:`Contribution`."""
+
+    text: str
+    nats: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class FlaggedRecord:
-    """One flagged record: its largest contributions first, and ``rest_nats`` for all the others together."""
+    """One flagged record: its largest contributions first, and ``rest_nats`` for all the others together; the
+    ``picture`` of an image, the ``tokens`` of a line of text."""
 
     row_index: int
     record_id: str
@@ -55,6 +83,14 @@ class FlaggedRecord:
     contributions: tuple[Contribution, ...] = ()
     rest_nats: float = 0.0
     neighbours: tuple[Neighbour, ...] = ()
+    picture: Picture | None = None
+    tokens: tuple[Token, ...] = ()
+
+    @property
+    def surprising(self) -> tuple[int, ...]:
+        """Positions of at most three tokens that add most to the score, each at least ``SURPRISING`` nats, in order."""
+        seen = [(-token.nats, i) for i, token in enumerate(self.tokens) if token.nats >= SURPRISING]
+        return tuple(sorted(i for _, i in sorted(seen)[:3]))
 
     @property
     def total_nats(self) -> float:

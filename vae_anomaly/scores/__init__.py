@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from vae_anomaly.scores.elbo import kl_score, negative_elbo, reconstruction
+from vae_anomaly.scores.importance import importance_weighted
 from vae_anomaly.scores.latent_neighbours import latent_neighbours
 from vae_anomaly.vae import Evaluation
 
@@ -33,10 +34,11 @@ class Score(Protocol):
         """(B, Q + 1) entries that sum to the score."""
 
 
-# name -> builder(reference evaluation or None, saved tensors or None, **options)
+# name -> builder(evaluations of the reference records or None, saved tensors or None, **options)
 SCORES: dict[str, Callable[..., Any]] = {
     "latent_neighbours": latent_neighbours,
     "negative_elbo": negative_elbo,
+    "importance_weighted": importance_weighted,
     "reconstruction": reconstruction,
     "kl": kl_score,
 }

@@ -8,7 +8,7 @@ Reference: An and Cho, Variational autoencoder based anomaly detection using rec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,16 +61,16 @@ class ElboScore:
         return terms
 
 
-def negative_elbo(reference: Evaluation | None, saved: Mapping[str, Tensor] | None) -> ElboScore:
+def negative_elbo(reference: Sequence[Evaluation] | None, saved: Mapping[str, Tensor] | None) -> ElboScore:
     """-log p(x given z) + KL."""
     return ElboScore(likelihood=True, kl=True)
 
 
-def reconstruction(reference: Evaluation | None, saved: Mapping[str, Tensor] | None) -> ElboScore:
+def reconstruction(reference: Sequence[Evaluation] | None, saved: Mapping[str, Tensor] | None) -> ElboScore:
     """-log p(x given z) alone."""
     return ElboScore(likelihood=True, kl=False)
 
 
-def kl_score(reference: Evaluation | None, saved: Mapping[str, Tensor] | None) -> ElboScore:
+def kl_score(reference: Sequence[Evaluation] | None, saved: Mapping[str, Tensor] | None) -> ElboScore:
     """The KL alone."""
     return ElboScore(likelihood=False, kl=True)

@@ -18,7 +18,7 @@ Legend: B records, K latent dimensions, R residuals, V = K + R, M reference reco
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -107,13 +107,14 @@ def _blocks(v: Tensor) -> Iterator[Tensor]:
 def _embed(evaluation: Evaluation, latent_scale: Tensor) -> Tensor:
     inputs = evaluation.inputs
     residuals = evaluation.likelihood.residuals(inputs.x, inputs.observed)
-    return torch.cat([evaluation.posterior.mean / latent_scale, residuals], -1)
+    # where the prior depends on the context, so does what a latent mean means: it is told from there
+    return torch.cat([(evaluation.posterior.mean - evaluation.prior.centre()) / latent_scale, residuals], -1)
 
 
 def latent_neighbours(
-    reference: Evaluation | None, saved: Mapping[str, Tensor] | None, *, k: int = 5
+    reference: Sequence[Evaluation] | None, saved: Mapping[str, Tensor] | None, *, k: int = 5
 ) -> LatentNeighbours:
-    """Fit on the evaluation of the reference records, or rebuild from ``saved`` tensors.
+    """Fit on the evaluations of the reference records, or rebuild from ``saved`` tensors.
 
     Raises
     ------
@@ -123,7 +124,7 @@ def latent_neighbours(
     if saved is not None:
         return LatentNeighbours(saved["vectors"], saved["latent_scale"], k)
     assert reference is not None
-    if not 1 <= k <= len(reference.inputs):
+    if not 1 <= k <= sum(len(part.inputs) for part in reference):
         raise ConfigError(f"score.k must lie between 1 and the number of training records. Got {k!r}.")
-    scale = reference.posterior.scale.mean(0)
-    return LatentNeighbours(_embed(reference, scale).contiguous(), scale, k)
+    scale = torch.cat([part.posterior.scale for part in reference]).mean(0)
+    return LatentNeighbours(torch.cat([_embed(part, scale) for part in reference]), scale, k)

@@ -1,8 +1,4 @@
-"""Two small sample data sets for the demo, the documentation and the tests: ``python -m vae_anomaly.samples FOLDER``.
-
-``breast_cancer/`` holds real records (Wisconsin diagnostic breast cancer); ``payments/`` is synthetic and says so. Both
-have ``training/`` (normal records only) and ``inbox/`` (batches with labels), and are a function of the seed alone:
-the same arguments give the same bytes.
+"""Sample data as tables: breast cancer (real), payments and cold rooms (synthetic).
 
 References
 ----------
@@ -14,7 +10,6 @@ D. B. Rubin: Inference and missing data, Biometrika 63(3), 1976 (missing at rand
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -25,16 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-FIRST_BATCH_DAY = date(2026, 1, 5)
+from vae_anomaly.samples.files import batch_day, parquet_bytes, random_stream, write
 
 # ---- Wisconsin diagnostic breast cancer ----
 
 BENIGN_TRAINING = 250
 MALIGNANT_IN_BATCH = (20, 70, 122)
 WDBC_ORIGIN = "Wisconsin diagnostic breast cancer, UCI, doi 10.24432/C5DW2B, CC BY 4.0, as scikit-learn ships it"
-
 
 BREAST_CANCER_MONITOR = """\
 # Wisconsin diagnostic breast cancer: trained on benign records, alerts on records unlike them.
@@ -67,21 +60,21 @@ def write_breast_cancer(folder: Path, *, seed: int = 0) -> None:
     ``inbox/2026-01-09.parquet`` is the second batch with ``mean_radius`` renamed to ``radius_mean``.
     ``record_id`` numbers the records in scikit-learn's order.
     """
-    table, rng, inbox = _wdbc(), _random(seed), folder / "inbox"
+    table, rng, inbox = _wdbc(), random_stream(seed), folder / "inbox"
     malignant = np.asarray(table["diagnosis"]) == "malignant"
     train, *benign = np.split(rng.permutation(np.flatnonzero(~malignant)), [BENIGN_TRAINING, 286, 322])
     ill = np.split(rng.permutation(np.flatnonzero(malignant)), np.cumsum(MALIGNANT_IN_BATCH)[:-1])
     batches = [table.take(rng.permutation(np.concatenate(pair))) for pair in zip(benign, ill, strict=True)]
-    _write(folder / "training" / "benign.parquet", _parquet(table.take(train)))
+    write(folder / "training" / "benign.parquet", parquet_bytes(table.take(train)))
     for i, batch in enumerate(batches):
-        _write(inbox / f"{_day(i)}.parquet", _parquet(batch))
-    whole = _parquet(batches[2])
-    _write(inbox / f"{_day(3)}.parquet", whole[: len(whole) * 3 // 5])
+        write(inbox / f"{batch_day(i)}.parquet", parquet_bytes(batch))
+    whole = parquet_bytes(batches[2])
+    write(inbox / f"{batch_day(3)}.parquet", whole[: len(whole) * 3 // 5])
     renamed = ["radius_mean" if name == "mean_radius" else name for name in table.column_names]
-    _write(inbox / f"{_day(4)}.parquet", _parquet(batches[1].rename_columns(renamed)))
+    write(inbox / f"{batch_day(4)}.parquet", parquet_bytes(batches[1].rename_columns(renamed)))
     columns = [name for name in table.column_names if name not in ("record_id", "diagnosis")]
     lines = "\n".join(f"  {name + ':':<24} {{kind: number}}" for name in columns)
-    _write(folder / "monitor.yml", BREAST_CANCER_MONITOR.format(columns=lines).encode())
+    write(folder / "monitor.yml", BREAST_CANCER_MONITOR.format(columns=lines).encode())
 
 
 def _wdbc() -> pa.Table:
@@ -192,14 +185,14 @@ def write_payments(
     last = 0
     for part, month in enumerate((date(2025, 11, 3), date(2025, 12, 1))):
         n = (training_records + part) // 2
-        table = _table(_normal(_random(seed, 0, part), n, month, days=28), after=last)
-        _write(folder / "training" / f"{month:%Y-%m}.parquet", _as_parquet(table))
+        table = _table(_normal(random_stream(seed, 0, part), n, month, days=28), after=last)
+        write(folder / "training" / f"{month:%Y-%m}.parquet", _as_parquet(table))
         last += n
     for i in range(batches):
         suffix, encode = list(ENCODERS.items())[i % len(ENCODERS)]
         anomalous = round(batch_records * ANOMALY_RATES[i % len(ANOMALY_RATES)])
-        columns = _batch(_random(seed, 1, i), batch_records - anomalous, anomalous, _day(i))
-        _write(folder / "inbox" / f"{_day(i)}.{suffix}", encode(_table(columns, after=last)))
+        columns = _batch(random_stream(seed, 1, i), batch_records - anomalous, anomalous, batch_day(i))
+        write(folder / "inbox" / f"{batch_day(i)}.{suffix}", encode(_table(columns, after=last)))
         last += batch_records
 
 
@@ -339,17 +332,23 @@ def _table(columns: Columns, *, after: int) -> pa.Table:
 
 
 def _as_parquet(table: pa.Table) -> bytes:
-    return _parquet(table.drop_columns("utc_offset"))
+    return parquet_bytes(table.drop_columns("utc_offset"))
 
 
 def _as_csv(table: pa.Table) -> bytes:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(PAYMENTS_SCHEMA.names)
-    for row in table.to_pylist():
+    rows = table.to_pylist()
+    for row in rows:
         zone = timezone(timedelta(hours=row["utc_offset"]))
         row["created_at"] = row["created_at"].astimezone(zone).isoformat()
-        writer.writerow([str(v).lower() if isinstance(v, bool) else v for v in map(row.get, PAYMENTS_SCHEMA.names)])
+    return _csv(PAYMENTS_SCHEMA.names, rows)
+
+
+def _csv(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow([str(v).lower() if isinstance(v, bool) else v for v in map(row.get, names)])
     return out.getvalue().encode()
 
 
@@ -366,36 +365,120 @@ def _utc_text(moment: datetime) -> str:
 ENCODERS: dict[str, Callable[[pa.Table], bytes]] = {"parquet": _as_parquet, "csv": _as_csv, "jsonl": _as_jsonl}
 
 
-def _parquet(table: pa.Table) -> bytes:
-    # No compression: the bytes would depend on the version of the codec.
-    out = io.BytesIO()
-    pq.write_table(table, out, compression="none")
-    return out.getvalue()
+# ---- cold rooms: what is normal depends on the site ----
 
 
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+class Site(NamedTuple):
+    """What is usual in a cold room: degrees Celsius, relative humidity in per cent, kilowatts."""
+
+    temperature: float
+    humidity: float
+    power: float
 
 
-def _day(i: int) -> date:
-    return FIRST_BATCH_DAY + timedelta(days=i)
+SITES = {
+    "Bergen": Site(-22.0, 48.0, 34.0),
+    "Bremen": Site(-22.0, 64.0, 22.0),
+    "Gdansk": Site(-17.0, 55.0, 28.0),
+    "Lyon": Site(-3.0, 68.0, 17.0),
+    "Malmo": Site(-3.0, 84.0, 26.0),
+    "Porto": Site(4.0, 89.0, 11.0),
+    "Turin": Site(4.0, 74.0, 20.0),
+    "Vienna": Site(11.0, 60.0, 9.0),
+}
+REGIONS_SCHEMA = pa.schema(
+    [
+        ("reading_id", pa.string()),
+        ("measured_at", pa.timestamp("us", "UTC")),
+        ("site", pa.string()),
+        ("hour", pa.float64()),
+        ("temperature", pa.float64()),
+        ("humidity", pa.float64()),
+        ("power", pa.float64()),
+        ("label", pa.string()),
+    ],
+    metadata={"origin": "synthetic: made by vae_anomaly.samples, no real cold room"},
+)
+FIRST_REGIONS_DAY = date(2025, 12, 29)
+READINGS_A_DAY = 96  # of each site: every quarter of an hour
+REGIONS_MONITOR = """\
+# Synthetic cold rooms at eight sites: a reading is judged by what is usual at its site and hour.
+name: regions
+
+source:
+  training: training                # normal readings of four days
+  inbox: inbox                      # one file a day: Parquet or CSV
+
+record_id: reading_id               # text: the leading zeros stay
+label: {column: label, anomalous: [foreign]}   # for evaluation only; never trains
+
+columns:
+  site: {kind: category, context: true}   # given, not judged: the model learns p(values | site, hour)
+  hour: {kind: number, context: true}     # of the day in UTC, 0 to 23.75
+  temperature: {kind: number}
+  humidity: {kind: number}
+  power: {kind: number}
+
+ignore: [measured_at]               # the model generalises to other days; the hour is in a column of its own
+
+model: {kind: conditional}
+score: {kind: negative_elbo}        # how unlikely the values are, given site and hour
+threshold: {method: conformal, alpha: 0.02}   # two false alarms in a hundred normal readings
+output: output
+sinks: [{kind: file}]               # alerts go to output/alerts; add {kind: log} for one line each in the log
+seed: 0
+"""
 
 
-def _random(*seed: int) -> np.random.RandomState:
-    # RandomState, as its streams are frozen for good (NEP 19): another numpy gives the same data.
-    return np.random.RandomState(seed)
+def write_regions(folder: Path, *, seed: int = 0) -> None:
+    """Write synthetic readings of eight cold rooms: one training file of normals, two labelled days, ``monitor.yml``.
+
+    Every quarter of an hour each site s gives one reading; with d(h) = sin(2 pi (h - 9) / 24) the load of the day,
+    which is 0 at nine o'clock and greatest at three in the afternoon, and independent standard normal e1, e2, e3:
+
+    * temperature = t(s) + 0.6 d(h) + 1.0 e1;
+    * humidity = u(s) + 4.5 e2;
+    * power = w(s) + 2.5 d(h) + 1.5 e1 + 1.8 e3: a warmer room needs more.
+
+    An anomaly, labelled ``foreign``, states site s and has the values of another site at the same hour: each value,
+    and all of them together, are ordinary elsewhere. 4 % of the 768 readings of each day in the inbox.
+    """
+    written = 0
+    for part, (path, start, days, foreign) in enumerate(
+        [
+            ("training/2025-12.parquet", FIRST_REGIONS_DAY, 4, 0.0),
+            (f"inbox/{batch_day(0)}.parquet", batch_day(0), 1, 0.04),
+            (f"inbox/{batch_day(1)}.csv", batch_day(1), 1, 0.04),
+        ]
+    ):
+        table = _readings(random_stream(seed, 2, part), start, days, foreign, after=written)
+        write(folder / path, _readings_csv(table) if path.endswith(".csv") else parquet_bytes(table))
+        written += len(table)
+    write(folder / "monitor.yml", REGIONS_MONITOR.encode())
 
 
-def main() -> None:
-    """Write both data sets below the folder given on the command line."""
-    parser = argparse.ArgumentParser(prog="python -m vae_anomaly.samples", description="Write both sample data sets.")
-    parser.add_argument("folder", type=Path, help="folder that gets breast_cancer/ and payments/")
-    folder = parser.parse_args().folder
-    write_breast_cancer(folder / "breast_cancer")
-    write_payments(folder / "payments")
-    print(f"Wrote breast_cancer and payments below {folder}.")
+def _readings(rng: np.random.RandomState, start: date, days: int, foreign: float, *, after: int) -> pa.Table:
+    """The readings of ``days`` days in order of time, numbered from ``after`` + 1."""
+    quarter, site = (a.ravel() for a in np.indices((days * READINGS_A_DAY, len(SITES))))
+    wrong = np.zeros(len(site), bool)
+    wrong[rng.permutation(len(site))[: round(foreign * len(site))]] = True
+    usual = np.where(wrong, (site + rng.randint(1, len(SITES), len(site))) % len(SITES), site)
+    s = _of(SITES, np.array(list(SITES))[usual])
+    hour = quarter % READINGS_A_DAY / 4
+    load, (e1, e2, e3) = np.sin(2 * np.pi * (hour - 9) / 24), rng.standard_normal((3, len(site)))
+    columns = {
+        "reading_id": [f"{after + 1 + i:06d}" for i in range(len(site))],
+        "measured_at": np.datetime64(start, "us") + (15 * quarter).astype("timedelta64[m]"),
+        "site": np.array(list(SITES))[site],
+        "hour": hour,
+        "temperature": (s["temperature"] + 0.6 * load + 1.0 * e1).round(2),
+        "humidity": (s["humidity"] + 4.5 * e2).round(1),
+        "power": (s["power"] + 2.5 * load + 1.5 * e1 + 1.8 * e3).round(2),
+        "label": np.where(wrong, "foreign", "normal"),
+    }
+    return pa.table([pa.array(columns[f.name]).cast(f.type) for f in REGIONS_SCHEMA], schema=REGIONS_SCHEMA)
 
 
-if __name__ == "__main__":
-    main()
+def _readings_csv(table: pa.Table) -> bytes:
+    rows = [row | {"measured_at": _utc_text(row["measured_at"])} for row in table.to_pylist()]
+    return _csv(REGIONS_SCHEMA.names, rows)

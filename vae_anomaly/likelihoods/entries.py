@@ -1,4 +1,4 @@
-r"""p(x given z, c) for tables: a joint of per-column likelihoods.
+r"""p(x given z, c) of entries that are independent given z: a table's columns, an image's pixels.
 
 The decoder emits one unconstrained number for each feature; the likelihood owns the map to each column's domain:
 
@@ -7,6 +7,8 @@ The decoder emits one unconstrained number for each feature; the likelihood owns
 * boolean: Bernoulli with the network's logit;
 * category: categorical over the values seen in training, the network's logits for them; an unseen value has an
   all-zero one-hot row and so no term here (its evidence is counted by the preprocessing).
+
+* pixel in [0, 1]: Bernoulli as above with the grey value as the target (a cross-entropy), or Gaussian.
 
 Missing cells have no term: the likelihood is that of the observed cells.
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +49,8 @@ class Layout:
 
     blocks: tuple[Block, ...]
     columns: int
+    context: int = 0
+    modality: ClassVar[Literal["table"]] = "table"
 
     def __post_init__(self) -> None:
         order = ["gaussian", "bernoulli", "categorical"]
@@ -82,12 +86,68 @@ class Layout:
         flat = [b.column for b in self.blocks for _ in range(b.size if b.family != "categorical" else 1)]
         return torch.tensor(flat, dtype=torch.int64)
 
+    @cached_property
+    def feature_of_residual(self) -> Tensor:
+        """(R,) int64: the feature, or the first one of a one-hot block, behind each residual."""
+        starts, at = [], 0
+        for block in self.blocks:
+            starts += [at] if block.family == "categorical" else list(range(at, at + block.size))
+            at += block.size
+        return torch.tensor(starts, dtype=torch.int64)
+
 
 @dataclass(frozen=True)
-class TabularDistribution:
+class PixelLayout:
+    """An image of ``channels`` x ``height`` x ``width`` values in [0, 1], flattened; its columns are the pixels."""
+
+    channels: int
+    height: int
+    width: int
+    family: Literal["gaussian", "bernoulli"] = "bernoulli"
+    context: int = 0
+    modality: ClassVar[Literal["image"]] = "image"
+    categorical_sizes: ClassVar[tuple[int, ...]] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return self.channels, self.height, self.width
+
+    @property
+    def features(self) -> int:
+        """F, the number of values."""
+        return self.channels * self.height * self.width
+
+    @property
+    def columns(self) -> int:
+        """Q, the number of pixels."""
+        return self.height * self.width
+
+    def size(self, family: Family) -> int:
+        """F for the family of the pixels, else 0."""
+        return self.features if family == self.family else 0
+
+    @cached_property
+    def column_of_feature(self) -> Tensor:
+        """(F,) int64: the pixel of each value."""
+        return torch.arange(self.features) % self.columns
+
+    @property
+    def column_of_residual(self) -> Tensor:
+        """(R,) int64: a value has one residual."""
+        return self.column_of_feature
+
+    @cached_property
+    def feature_of_residual(self) -> Tensor:
+        """(R,) int64: the value behind each residual."""
+        return torch.arange(self.features)
+
+
+@dataclass(frozen=True)
+class FactorisedDistribution:
     """p(x given z) for B records, or S x B of them: parameters (..., F) and the Gaussian scales (G,)."""
 
-    layout: Layout
+    layout: Layout | PixelLayout
     parameters: Tensor
     sigma: Tensor
 
@@ -144,33 +204,37 @@ class TabularDistribution:
     def residuals(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         r"""Deviance residuals in natural units, (..., R): one for each Gaussian, Bernoulli and categorical variable.
 
-        Gaussian :math:`(x - m)/\sigma`; discrete :math:`\pm\sqrt{-2\log p(x)}`, signed by the value for a boolean.
-        Half their squared sum is the negative log-likelihood up to the Gaussian normalising constants.
+        Gaussian :math:`(x - m)/\sigma`; discrete :math:`\pm\sqrt{2(\log p^*(x) - \log p(x))}`, where p* is the best of
+        its family for x (0 nats but for a grey value) and the sign of a Bernoulli one that of x - p.
+        Half their squared sum is the negative log-likelihood up to normalising constants.
         """
         gaussian, bernoulli = self.layout.size("gaussian"), self.layout.size("bernoulli")
         parts = [self._standardised(x, gaussian)]
         if gaussian < self.layout.features:
             entries = self.entry_log_prob(x, None)[..., gaussian:]
-            sign = 2.0 * x[..., gaussian : gaussian + bernoulli] - 1.0
-            parts.append(sign * entries[..., :bernoulli].mul(-2.0).clamp_min(0.0).sqrt())
+            if bernoulli:
+                target, logits = (t[..., gaussian : gaussian + bernoulli] for t in (x, self.parameters))
+                # as a constant, for at 0 and 1 its gradient is infinite
+                best = -(torch.special.entr(target) + torch.special.entr(1.0 - target)).detach()
+                sign = torch.where(target >= logits.sigmoid(), 1.0, -1.0)
+                parts.append(sign * _root(best - entries[..., :bernoulli]))
             start = bernoulli
             for size in self.layout.categorical_sizes:
-                parts.append(entries[..., start : start + size].sum(-1, keepdim=True).mul(-2.0).clamp_min(0.0).sqrt())
+                parts.append(_root(-entries[..., start : start + size].sum(-1, keepdim=True)))
                 start += size
         residuals = torch.cat(parts, -1)
-        if observed is None:
-            return residuals
-        starts, at = [], 0
-        for block in self.layout.blocks:
-            starts += [at] if block.family == "categorical" else list(range(at, at + block.size))
-            at += block.size
-        return residuals * observed[..., starts]
+        return residuals if observed is None else residuals * observed[..., self.layout.feature_of_residual]
 
 
-class TabularLikelihood(nn.Module):
+def _root(deviance: Tensor) -> Tensor:
+    """sqrt(2 d) of ``deviance`` d in nats, which rounding may make a little negative; never 0, for its gradient."""
+    return deviance.mul(2.0).clamp_min(1e-12).sqrt()
+
+
+class FactorisedLikelihood(nn.Module):
     """p(x given z, c): a decoder network with F outputs and a learned log-scale for each Gaussian feature."""
 
-    def __init__(self, net: nn.Module, layout: Layout) -> None:
+    def __init__(self, net: nn.Module, layout: Layout | PixelLayout) -> None:
         super().__init__()
         self.net, self.layout = net, layout
         # sigma starts near 1: bounded(1.1) of the range is -0.05
@@ -196,6 +260,6 @@ class TabularLikelihood(nn.Module):
         share = ((self.sigma * ratio).log() - low) / (high - low)
         self.raw_log_sigma.copy_(torch.logit(share.clamp(1e-3, 1 - 1e-3)))
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> TabularDistribution:
+    def forward(self, z: Tensor, context: Tensor | None = None) -> FactorisedDistribution:
         """(..., K) to the distribution of x with parameters (..., F)."""
-        return TabularDistribution(self.layout, self.net(with_context(z, context)), self.sigma)
+        return FactorisedDistribution(self.layout, self.net(with_context(z, context)), self.sigma)

@@ -1,97 +1,47 @@
-r"""Why a record was flagged: its contributions in nats, what was found and expected, the nearest normal records.
-
-The contributions of a record sum to its score. A column's contribution is its own entry of the score plus its share of
-the entry of the latent position, g, by integrated gradients from the nearest normal record b,
-
-.. math:: (x_f - b_f) \int_0^1 \partial_f\, g(b + t (x - b))\, dt,
-
-which sum to g(x) - g(b) where g is smooth; what is left of g, g(b) and what a change of neighbours on the way adds, is
-shown as ``COMBINATION``: what no single column explains.
-
-Reference: Sundararajan, Taly and Yan, Axiomatic attribution for deep networks, ICML 2017, arXiv 1703.01365.
-"""
+"""Tables: every column's contribution, its value beside the expected one, and how far it deviates."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from vae_anomaly.batch import Records
 from vae_anomaly.detector import Detector, over_chunks
-from vae_anomaly.preprocessing.tabular import DAY, ColumnState, decode_number
+from vae_anomaly.explain.shared import Explanation, latent_shares, neighbours, paired, strongest
+from vae_anomaly.preprocessing.tabular import DAY, ColumnState, TabularPreprocessor, decode_number
 from vae_anomaly.report.model import COMBINATION, Contribution
-from vae_anomaly.scores.elbo import by_column
-from vae_anomaly.scores.latent_neighbours import latent_neighbours
-from vae_anomaly.training import limited_threads
-from vae_anomaly.vae import Inputs, evaluate
-
-NEIGHBOURS, STEPS = 3, 32
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """``reasons`` of one record, largest first: they sum to its score; ``neighbours`` are pairs of a position among the
-    detector's reference records and a distance in natural units, nearest first."""
-
-    reasons: tuple[Contribution, ...]
-    neighbours: tuple[tuple[int, float], ...]
+from vae_anomaly.vae import Evaluation, Inputs
 
 
 def explain(detector: Detector, records: Records) -> list[Explanation]:
-    """Explain scorable ``records`` (a few: it costs some passes more than scoring)."""
-    if not len(records):
-        return []
-    # one thread, as in scoring: the bits of a report must not depend on the machine's number of processors
-    with limited_threads(1):
-        return _explain(detector, records)
-
-
-def _explain(detector: Detector, records: Records) -> list[Explanation]:
+    """As :func:`vae_anomaly.explain.explain`; the reasons are the columns and the latent position."""
     inputs = detector.encode(records)
-    nearest, distances = _neighbours(detector, inputs)
+    nearest, distances = neighbours(detector, inputs)
     terms = detector.terms(inputs)
     share = latent_shares(detector, inputs, torch.from_numpy(nearest[:, 0]))
     terms += np.column_stack([share, -share.sum(1)])
-    expected = over_chunks(detector.vae, inputs, lambda e: e.likelihood.mean()).numpy()
-    sigma = over_chunks(detector.vae, inputs, lambda e: e.likelihood.sigma.expand(len(e.inputs), -1)).numpy()
-    found = {s.column: display(s, records) for s in detector.preprocessor.states}
+    expected = _mean(detector, inputs, lambda e: e.likelihood.mean())
+    sigma = _mean(detector, inputs, lambda e: e.likelihood.sigma.expand(len(e.inputs), -1))
+    found = {s.column: display(s, records) for s in _table(detector).all_states}
     return [
         Explanation(
-            _reasons(detector, found, inputs, i, terms[i], expected[i], sigma[i]),
-            tuple(zip(nearest[i].tolist(), distances[i].tolist(), strict=True)),
+            _reasons(detector, found, inputs, i, terms[i], expected[i], sigma[i]), paired(nearest[i], distances[i])
         )
         for i in range(len(records))
     ]
 
 
-def latent_shares(detector: Detector, inputs: Inputs, nearest: torch.Tensor) -> np.ndarray:
-    """(B, Q) nats: how much each column adds to the latent entry of the score, from the reference record ``nearest``
-    (B,) to the record; the midpoint rule with ``STEPS`` steps."""
-    base = detector.reference.inputs.x[nearest]
-    if inputs.observed is not None:
-        base = base * inputs.observed
-    step, total = inputs.x - base, torch.zeros_like(inputs.x)
-    for i in range(STEPS):
-        x = (base + (i + 0.5) / STEPS * step).requires_grad_()
-        with torch.enable_grad():
-            entry = detector.score.terms(evaluate(detector.vae, Inputs(x, inputs.observed, inputs.evidence)))[:, -1]
-            total += torch.autograd.grad(entry.sum(), x, allow_unused=True, materialize_grads=True)[0]
-    layout = detector.preprocessor.layout
-    return by_column((step * total / STEPS).double(), layout.column_of_feature, layout.columns).numpy()
+def _table(detector: Detector) -> TabularPreprocessor:
+    assert isinstance(detector.preprocessor, TabularPreprocessor)
+    return detector.preprocessor
 
 
-def _neighbours(detector: Detector, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
-    """(B, NEIGHBOURS) nearest reference records and distances in natural units, whatever the score is."""
-    with torch.no_grad():
-        k = min(NEIGHBOURS, len(detector.reference.inputs))
-        space = latent_neighbours(evaluate(detector.vae, detector.reference.inputs), None, k=k)
-        evaluation = evaluate(detector.vae, inputs)
-        v, index = space.embed(evaluation), space.nearest(evaluation)
-        return index.numpy(), (v[:, None, :] - space.vectors[index]).square().sum(-1).sqrt().numpy()
+def _mean(detector: Detector, inputs: Inputs, function: Callable[[Evaluation], torch.Tensor]) -> np.ndarray:
+    """The mean of ``function`` over the members, (B, ...)."""
+    return torch.stack([over_chunks(m.vae, inputs, function) for m in detector.members]).mean(0).numpy()
 
 
 def _reasons(
@@ -104,7 +54,7 @@ def _reasons(
     sigma: np.ndarray,
 ) -> tuple[Contribution, ...]:
     reasons, at = [], 0
-    for i, state in enumerate(detector.preprocessor.states):
+    for i, state in enumerate(_table(detector).states):
         part = slice(at, at + state.size)
         observed = inputs.observed is None or bool(inputs.observed[row, at]) if state.size else True
         x = inputs.x[row, part].numpy()
@@ -113,8 +63,13 @@ def _reasons(
         note = _note(state, x, observed)
         reasons.append(Contribution(state.column, float(terms[i]), value, text, deviation, note))
         at += state.size
+    for i, state in enumerate(_table(detector).context.states, start=len(reasons)):
+        value = found[state.column][row]
+        unseen = state.kind == "category" and value not in ("", *state.categories)
+        note = "missing" if not value else "context never seen in training" if unseen else "context"
+        reasons.append(Contribution(state.column, float(terms[i]), value, "", None, note))
     reasons.append(Contribution(COMBINATION, float(terms[-1]), "", "", None, "values that are unusual together"))
-    return tuple(sorted(reasons, key=lambda r: -r.nats))
+    return strongest(reasons)
 
 
 def _expected(state: ColumnState, x: np.ndarray, mean: np.ndarray, sigma: np.ndarray) -> tuple[str, float | None]:
@@ -172,15 +127,15 @@ def display_inputs(state: ColumnState, x: np.ndarray, observed: bool) -> str:
 
 
 def reference_values(detector: Detector, row: int, columns: Sequence[str]) -> tuple[str, ...]:
-    """Values of the reference record ``row`` in ``columns``; the latent position has none."""
-    out, at = {COMBINATION: ""}, 0
-    inputs = detector.reference.inputs
-    for state in detector.preprocessor.states:
+    """Values of the reference record ``row`` in ``columns``; the latent position and the context have none."""
+    out: dict[str, str] = {}
+    inputs, at = detector.reference.inputs, 0
+    for state in _table(detector).states:
         part = slice(at, at + state.size)
         observed = inputs.observed is None or bool(inputs.observed[row, at])
         out[state.column] = display_inputs(state, inputs.x[row, part].numpy(), observed)
         at += state.size
-    return tuple(out[c] for c in columns)
+    return tuple(out.get(c, "") for c in columns)
 
 
 def number(value: float) -> str:

@@ -1,0 +1,56 @@
+"""Texts: the surprise of every token, in nats, and what the line as a whole adds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vae_anomaly.batch import Records
+from vae_anomaly.detector import Detector
+from vae_anomaly.explain.shared import Explanation, neighbours, paired, strongest
+from vae_anomaly.likelihoods.tokens import CUT, PAD, UNKNOWN
+from vae_anomaly.preprocessing.text import TextPreprocessor, pieces
+from vae_anomaly.report.model import COMBINATION, Contribution, Token
+
+
+def explain(detector: Detector, records: Records) -> list[Explanation]:
+    """As :func:`vae_anomaly.explain.explain`; the reasons are the line's tokens together and the latent position."""
+    preprocessor = detector.preprocessor
+    assert isinstance(preprocessor, TextPreprocessor)
+    inputs = detector.encode(records)
+    nearest, distances = neighbours(detector, inputs)
+    terms, ids = detector.terms(inputs), inputs.x.numpy()
+    lines = records.values[preprocessor.column].to_pylist()  # type: ignore[union-attr]
+    return [
+        Explanation(
+            _reasons(preprocessor.column, line, ids[i], terms[i]),
+            paired(nearest[i], distances[i]),
+            tokens=_tokens(preprocessor, line, ids[i], terms[i]),
+        )
+        for i, line in enumerate(lines)
+    ]
+
+
+def _reasons(column: str, line: str, ids: np.ndarray, terms: np.ndarray) -> tuple[Contribution, ...]:
+    unknown = int((ids == UNKNOWN).sum())
+    note = f"{unknown} never seen in training" if unknown else ""
+    latent = Contribution(COMBINATION, float(terms[-1]), "", "", None, "a line that is unusual as a whole")
+    return strongest([Contribution(column, float(terms[:-1].sum()), line, "", None, note), latent])
+
+
+def _tokens(preprocessor: TextPreprocessor, line: str, ids: np.ndarray, terms: np.ndarray) -> tuple[Token, ...]:
+    """The pieces of the line as they stand there, and its end."""
+    shown = [piece.text for piece in pieces(line, preprocessor.replace)][: preprocessor.max_tokens]
+    notes = {UNKNOWN: "never seen in training", CUT: f"cut after {preprocessor.max_tokens} tokens"}
+    shown.append("(cut)" if CUT in ids else "(end)")
+    length = int((ids != PAD).sum())
+    return tuple(Token(shown[t], float(terms[t]), notes.get(int(ids[t]), "")) for t in range(length))
+
+
+def reference_values(detector: Detector, row: int, columns: Sequence[str]) -> tuple[str, ...]:
+    """The tokens of the reference line ``row`` for the text column."""
+    preprocessor = detector.preprocessor
+    assert isinstance(preprocessor, TextPreprocessor)
+    ids = detector.reference.inputs.x[row : row + 1].numpy()
+    return tuple(preprocessor.decode(ids)[0] if column == preprocessor.column else "" for column in columns)

@@ -1,0 +1,192 @@
+r"""Texts and log lines: tokens whose names do not change with what varies, a vocabulary learned from training lines.
+
+A line is cut into words, numbers and single signs. What varies from line to line is replaced by a placeholder, in this
+order, each of which can be left out (``replace`` of the column):
+
+* ``address``: ``<address>`` for IPv4 and IPv6 addresses, with a port, and for MAC addresses;
+* ``path``: ``<path>`` for file paths of two parts or more, with a drive or without, and for URLs;
+* ``id``: ``<id>`` for UUIDs and for words of letters and digits joined by ``-``, ``:``, ``_`` or ``.`` (node names);
+* ``hex``: ``<hex>`` for ``0x1f`` and for eight or more hexadecimal digits with a letter and a digit among them;
+* ``number``: ``<number>`` for numbers, with sign, decimals and exponent.
+
+Words are folded to lower case. A token that no training line has is *unknown*: no network can say how likely it is,
+so it counts as evidence, :math:`-\log((n_1 + 1)/(n + 2))` nats with n_1 of n training tokens seen once (Good and
+Turing). A line ends with a token of its own, and with another one where it was cut at ``max_tokens``; that a line is
+longer than any in training is therefore evidence, too.
+
+Legend: B records, T positions (``max_tokens`` and the end).
+Reference: I. J. Good, The population frequencies of species, Biometrika 40 (1953), doi 10.1093/biomet/40.3-4.237.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from vae_anomaly.batch import Records
+from vae_anomaly.errors import DataError
+from vae_anomaly.likelihoods import TokenLayout
+from vae_anomaly.likelihoods.tokens import CUT, END, PAD, SPECIAL, UNKNOWN
+from vae_anomaly.preprocessing.tabular import ColumnState, ContextEncoder, fit_context, states_from
+from vae_anomaly.schema import Schema
+from vae_anomaly.vae import Inputs
+
+MAX_VOCABULARY = 20_000
+NAMES = ("", "<end>", "<unknown>", "<cut>")  # of the special tokens
+PATTERNS = {
+    "address": r"\b(?:\d{1,3}\.){3}\d{1,3}(?::\d{1,5})?\b|\b(?:[0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}\b"
+    r"|(?<![\w:])(?:[0-9A-Fa-f]{1,4}:){2,7}(?::?[0-9A-Fa-f]{1,4})+(?![\w:])|(?<![\w:])(?:[0-9A-Fa-f]{1,4})?::[0-9A-Fa-f:]+",
+    "path": r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>]+|(?<![\w/.])(?:[A-Za-z]:)?(?:[~.]{0,2}[/\\][\w.@+-]+){2,}[/\\]?",
+    "id": r"\b[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\b"
+    r"|\b(?=[\w:.-]*[A-Za-z])(?=[\w:.-]*\d)[A-Za-z0-9]+(?:[-:_.][A-Za-z0-9]+)+\b",
+    "hex": r"\b0[xX][0-9A-Fa-f]+\b|\b(?=[0-9A-Fa-f]*[A-Fa-f])(?=[0-9A-Fa-f]*\d)[0-9A-Fa-f]{8,}\b",
+    "number": r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w])|\d+",
+}
+
+
+class Piece(NamedTuple):
+    """A piece of a line as it stands there, and the token that it becomes."""
+
+    text: str
+    token: str
+
+
+@functools.lru_cache(maxsize=32)
+def tokenizer(replace: tuple[str, ...]) -> re.Pattern[str]:
+    """The expression that finds the pieces of a line; its group names are the placeholders of ``replace``."""
+    named = [f"(?P<{name}>{pattern})" for name, pattern in PATTERNS.items() if name in replace]
+    return re.compile("|".join([*named, r"[^\W\d_]+|\d+|[^\w\s]|_"]))
+
+
+def pieces(line: str, replace: tuple[str, ...]) -> list[Piece]:
+    """The pieces of ``line`` in order."""
+    return [Piece(m[0], f"<{m.lastgroup}>" if m.lastgroup else m[0].lower()) for m in tokenizer(replace).finditer(line)]
+
+
+@dataclass(frozen=True)
+class TextPreprocessor:
+    """The vocabulary of the lines of ``column``, most frequent token first, and the context."""
+
+    column: str
+    max_tokens: int
+    replace: tuple[str, ...]
+    vocabulary: tuple[str, ...]
+    unseen_nats: float
+    context: ContextEncoder = field(default_factory=ContextEncoder)
+
+    @functools.cached_property
+    def layout(self) -> TokenLayout:
+        """The positions and the number of tokens, special ones included."""
+        return TokenLayout(len(self.vocabulary) + SPECIAL, self.max_tokens + 1, self.context.size)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The column, then those of the context."""
+        return tuple(s.column for s in self.all_states)
+
+    @property
+    def all_states(self) -> tuple[ColumnState, ...]:
+        """The states of :attr:`columns`."""
+        return (ColumnState(self.column, "text", 0.0), *self.context.states)
+
+    @functools.cached_property
+    def _index(self) -> dict[str, int]:
+        return {token: i for i, token in enumerate(self.vocabulary, start=SPECIAL)}
+
+    def token_ids(self, lines: pa.Array) -> np.ndarray:
+        """(B, T) int64 ids; equal lines are read once."""
+        encoded = lines.dictionary_encode()
+        known = [self._ids(line) for line in encoded.dictionary.to_pylist()]
+        table = np.stack([*known, np.zeros(self.layout.length, np.int64)])
+        rows: np.ndarray = table[encoded.indices.fill_null(len(known)).to_numpy(zero_copy_only=False).astype(np.int64)]
+        return rows
+
+    def _ids(self, line: str) -> np.ndarray:
+        found = [self._index.get(p.token, UNKNOWN) for p in pieces(line, self.replace)]
+        ids = np.full(self.layout.length, PAD, np.int64)
+        kept = [*found[: self.max_tokens], CUT if len(found) > self.max_tokens else END]
+        ids[: len(kept)] = kept
+        return ids
+
+    def encode(self, records: Records) -> Inputs:
+        """x (B, T) int64 and, where there are unknown tokens, evidence (B, T) nats of scorable ``records``."""
+        ids = self.token_ids(records.values[self.column])
+        unknown = ids == UNKNOWN
+        nats = torch.from_numpy(unknown.astype(np.float32) * np.float32(self.unseen_nats)) if unknown.any() else None
+        return Inputs(torch.from_numpy(ids), evidence=nats, context=self.context.encode(records)[0])
+
+    def decode(self, ids: np.ndarray) -> list[str]:
+        """The tokens of each row of ids (B, T), joined by spaces, up to the end."""
+        names = (*NAMES, *self.vocabulary)
+        lines = []
+        for row in ids:
+            ends = np.flatnonzero(np.isin(row, (PAD, END)))
+            lines.append(" ".join(names[i] for i in row[: ends[0] if len(ends) else len(row)]))
+        return lines
+
+    def quality(self, records: Records, good: np.ndarray) -> np.ndarray:
+        """(Q, 3): lines with unknown tokens and lines that were cut, then the counts of the context columns."""
+        ids = self.token_ids(records.values[self.column])
+        unknown, cut = (((ids == token).any(1) & good).sum() for token in (UNKNOWN, CUT))
+        rows = np.array([[0, unknown, cut]])
+        return np.concatenate([rows, self.context.quality(records, good)]) if self.context.states else rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        lists = {name: list(getattr(self, name)) for name in ("replace", "vocabulary")}
+        return {**asdict(self), **lists, "context": [asdict(s) for s in self.context.states]}
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> TextPreprocessor:
+        """The inverse of :meth:`to_dict`."""
+        lists = {name: tuple(value[name]) for name in ("replace", "vocabulary")}
+        return TextPreprocessor(**{**value, **lists, "context": ContextEncoder(states_from(value["context"]))})
+
+
+def fit_text(records: Records, schema: Schema) -> TextPreprocessor:
+    """Learn the vocabulary from scorable training ``records``; what goes beyond ``MAX_VOCABULARY`` tokens is unknown.
+
+    Raises
+    ------
+    DataError
+        No line has a token (rule ``unusable_column``).
+    """
+    column = next(c for c in schema.columns if c.kind == "text")
+    counts = count_tokens(records.values[column.name], column.replace)
+    if not counts:
+        raise DataError(
+            "unusable_column",
+            "the training lines must hold words. Got none.",
+            column=column.name,
+            remedy="Check source.lines.pattern, or choose another column.",
+        )
+    ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    singletons, total = sum(count == 1 for count in counts.values()), sum(counts.values())
+    return TextPreprocessor(
+        column.name,
+        column.max_tokens,
+        tuple(column.replace),
+        tuple(token for token, _ in ranked[:MAX_VOCABULARY]),
+        -math.log((singletons + 1) / (total + 2)),
+        fit_context(records, schema),
+    )
+
+
+def count_tokens(lines: pa.Array, replace: Sequence[str]) -> Counter[str]:
+    """How often each token occurs in ``lines``."""
+    counts: Counter[str] = Counter()
+    distinct = pc.value_counts(lines.drop_null())
+    for line, times in zip(distinct.field("values").to_pylist(), distinct.field("counts").to_pylist(), strict=True):
+        for piece in pieces(line, tuple(replace)):
+            counts[piece.token] += times
+    return counts
