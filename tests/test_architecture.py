@@ -27,7 +27,7 @@ ROWS = (
     ("models", "preprocessing", "objectives", "scores", "thresholds"),
     ("training",),
     ("detector",),
-    ("explain", "fitting"),
+    ("explain", "fitting", "latent"),
     ("figures",),
     ("estimator", "summary", "infer"),
     ("store",),
@@ -52,6 +52,7 @@ AT_HOME = {  # who may use a library
     "matplotlib": {"figures"},
     "PIL": {"images", "samples"},
     "sklearn": {"estimator", "samples", "demo"},
+    "umap": {"latent"},
 }
 MODULES_THAT_RUN_DATA = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle"}
 CALLS_THAT_RUN_DATA = {

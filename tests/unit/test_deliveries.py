@@ -108,13 +108,13 @@ def test_images_and_other_deliveries_do_not_mix(workspace: Callable[..., Workspa
 
 def test_the_example_of_images_is_what_the_model_sees(workspace: Callable[..., Workspace], tmp_path: Path) -> None:
     ws = workspace("record_id: name\n" + IMAGES)
-    cells = [*FILES[:3], b"no image", None, *FILES[3:6]]
+    cells = [FILES[0], b"no image", b"nor this", b"nor that", None, *FILES[1:4]]  # the first five are few
     table = pa.table({"image": cells, "name": list("abcdefgh"), "other": range(8)})
     pq.write_table(table, tmp_path / "training" / "f.parquet")
     frame = example_frame(ws)
     assert list(frame.columns) == ["image", "name"]
     assert list(frame["name"]) == list("abcde")
-    assert np.array_equal([decode(cell, (2, 3), 1)[..., 0] for cell in frame["image"][:3]], PIXELS[:3])
+    assert np.array_equal([decode(cell, (2, 3), 1)[..., 0] for cell in frame["image"][:1]], PIXELS[:1])
     np.save(tmp_path / "training" / "e.npy", PIXELS / 255)  # tensors of floats
     assert np.array_equal(decode(example_frame(workspace())["image"][4], (2, 3), 1)[..., 0], PIXELS[4])
 

@@ -45,7 +45,9 @@ def attempt(content: bytes) -> np.ndarray | str:
 def reason(content: bytes, size: tuple[int, int] = SQUARE) -> str:
     with pytest.raises(Undecodable) as caught:
         decode(content, size, 1)
-    assert caught.value.__suppress_context__ or caught.value.__context__ is None  # a decoder's text may quote the file
+    error = caught.value  # a decoder's own text, which may quote the file, does not show
+    assert error.__cause__ is None
+    assert error.__suppress_context__ or error.__context__ is None
     return caught.value.reason
 
 

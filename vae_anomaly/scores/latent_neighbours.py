@@ -111,6 +111,7 @@ def _embed(evaluation: Evaluation, latent_scale: Tensor) -> Tensor:
     return torch.cat([(evaluation.posterior.mean - evaluation.prior.centre()) / latent_scale, residuals], -1)
 
 
+@torch.no_grad()
 def latent_neighbours(
     reference: Sequence[Evaluation] | None, saved: Mapping[str, Tensor] | None, *, k: int = 5
 ) -> LatentNeighbours:
