@@ -11,6 +11,10 @@ r"""Tables: records to model inputs and back, learned from training rows only.
 
 Columns with ``context: true`` become the context vector (:class:`ContextEncoder`).
 
+Back to values (``decode``): a number by the inverse map, rounded where every training value was integral; a boolean at
+0.5; the likeliest category; of a timestamp, of which the model knows no date, the weekday and the time as text,
+``"Tue 14:05"``, in its time zone.
+
 A missing cell is masked: it has no likelihood term and is 0 for the encoder. What no network gives is counted as
 *evidence*, in nats, by columns: a missing cell where cells are rarely missing (or the reverse) costs
 :math:`\log(p_\mathrm{common}/p_\mathrm{rare})` with Laplace's rule, a value never seen in training costs
@@ -43,6 +47,8 @@ from vae_anomaly.vae import Inputs
 TAIL = 10.0
 DAY, WEEK = 86_400, 7 * 86_400
 MAX_CATEGORIES = 256
+LARGEST_INTEGRAL = 2.0**53  # beyond it float64 no longer holds every integer
+WEEKDAYS = np.array(["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"])
 TIME_PARTS = ("sine of the hour", "cosine of the hour", "sine of the weekday", "cosine of the weekday")
 
 
@@ -117,6 +123,14 @@ class ContextEncoder:
         vector = np.column_stack([np.ones(len(x), np.float32), x]) * known[:, None]
         return torch.from_numpy(vector.astype(np.float32)), evidence
 
+    def decode(self, context: np.ndarray) -> dict[str, np.ndarray]:
+        """The values of context vectors (B, C), by column; None in every column where the context is unknown."""
+        known = context[:, 0] > 0
+        columns = decode_states(self.states, context[:, 1:])
+        if known.all():
+            return columns
+        return {name: np.where(known, values.astype(object), None) for name, values in columns.items()}
+
     def quality(self, records: Records, good: np.ndarray) -> np.ndarray:
         """As :meth:`TabularPreprocessor.quality` for the context columns."""
         return np.array([_quality(s, records.values[s.column], good) for s in self.states])
@@ -187,6 +201,10 @@ class TabularPreprocessor:
         nats = torch.from_numpy(np.ascontiguousarray(evidence, dtype=np.float32)) if evidence.any() else None
         # row-major whatever the caller's array was: a sum over a row is not the same bits in another memory order
         return Inputs(torch.from_numpy(np.ascontiguousarray(x)), observed, nats, context)
+
+    def decode(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """The values of features (B, F), by column: a record's own, or those that a likelihood expects or gave."""
+        return decode_states(self.states, x)
 
     def quality(self, records: Records, good: np.ndarray) -> np.ndarray:
         """(Q, 3) int64: missing, never seen and out-of-range cells of each column among the rows ``good`` (B,)."""
@@ -423,9 +441,67 @@ _FITTERS: Mapping[str, Any] = {
 }
 
 
+def decode_states(states: Sequence[ColumnState], x: np.ndarray) -> dict[str, np.ndarray]:
+    """Values (B,) of each column of ``states`` from its features in ``x`` (B, F): float64 or int64, bool, or text."""
+    out, at = {}, 0
+    for state in states:
+        out[state.column] = _DECODERS[state.kind](state, x[:, at : at + state.size].astype(np.float64))
+        at += state.size
+    return out
+
+
 def decode_number(state: ColumnState, t: float) -> float:
     """The value of a number whose feature is ``t``: the inverse of the map above."""
-    size = abs(t)
-    far = TAIL * math.exp(min(size / TAIL - 1.0, 600.0)) if size > TAIL else size
-    value = state.center[0] + state.scale[0] * math.copysign(far, t)
-    return state.unit * math.sinh(max(-700.0, min(value, 700.0))) if state.unit else value
+    return float(decode_numbers(state, np.array([t]))[0])
+
+
+def decode_numbers(state: ColumnState, t: np.ndarray) -> np.ndarray:
+    """:func:`decode_number` of each of ``t``; finite for every finite t."""
+    size = np.abs(t)
+    far = np.where(size > TAIL, TAIL * np.exp(np.minimum(size / TAIL - 1.0, 600.0)), size)
+    values: np.ndarray = state.center[0] + state.scale[0] * np.copysign(far, t)
+    return state.unit * np.sinh(np.clip(values, -700.0, 700.0)) if state.unit else values
+
+
+def _decode_number(state: ColumnState, x: np.ndarray) -> np.ndarray:
+    values = decode_numbers(state, x[:, 0])
+    if not state.integral:
+        return values
+    return np.rint(values.clip(-LARGEST_INTEGRAL, LARGEST_INTEGRAL)).astype(np.int64)
+
+
+def _decode_boolean(state: ColumnState, x: np.ndarray) -> np.ndarray:
+    true: np.ndarray = x[:, 0] >= 0.5
+    return true
+
+
+def _decode_category(state: ColumnState, x: np.ndarray) -> np.ndarray:
+    """None where no value has any weight: it was never seen in training."""
+    best = np.array(state.categories, dtype=object)[x.argmax(1)]
+    return np.where(x.any(1), best, None)
+
+
+def _decode_timestamp(state: ColumnState, x: np.ndarray) -> np.ndarray:
+    minutes = decode_minutes(state, x)
+    return np.array([f"{day} {m // 60:02d}:{m % 60:02d}" for day, m in
+                     zip(WEEKDAYS[minutes // 1440], minutes % 1440, strict=True)], dtype=object)  # fmt: skip
+
+
+def decode_minutes(state: ColumnState, x: np.ndarray) -> np.ndarray:
+    """(B,) int64: the minute of the week, from Monday 00:00, of a timestamp's features (B, 4).
+
+    The day's pair says the time, the week's pair which of the seven days it is nearest to.
+    """
+    sine, cosine, week_sine, week_cosine = (x * np.array(state.scale) + np.array(state.center)).T
+    minute = np.rint(np.arctan2(sine, cosine) / (2 * np.pi) % 1.0 * 1440).astype(np.int64)
+    day = np.rint(np.arctan2(week_sine, week_cosine) / (2 * np.pi) % 1.0 * 7 - minute / 1440).astype(np.int64)
+    found: np.ndarray = (day * 1440 + minute) % (7 * 1440)
+    return found
+
+
+_DECODERS: Mapping[str, Any] = {
+    "number": _decode_number,
+    "boolean": _decode_boolean,
+    "category": _decode_category,
+    "timestamp": _decode_timestamp,
+}

@@ -540,7 +540,7 @@ def _read_parquet(delivery: FileDelivery, reading: Reading) -> tuple[list[Field]
     file = pq.ParquetFile(pa.PythonFile(delivery.stream(), "r"), pre_buffer=False, page_checksum_verification=True)
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     bytes_of_a_row = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
-    rows = max(1, min(reading.rows, LARGEST_TABLE // max(1, bytes_of_a_row)))
+    rows = max(1, min(reading.rows, LARGEST_TABLE // 4 // max(1, bytes_of_a_row)))
 
     def tables(names: Sequence[str]) -> Iterator[pa.Table]:
         count = 0
