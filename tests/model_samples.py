@@ -34,12 +34,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "conditional": {"hidden": (32, 16), "latent": 4},
     "hierarchical": {"hidden": (32, 16), "latents": (4, 2)},
     "visualization": {},
-    "conv": {"channels": (8, 8), "latent": 4},
+    "conv": {"channels": (8, 8), "hidden": 16, "latent": 4},
     "lstm": {"embedding": 6, "hidden": 12, "latent": 4},
 }
 """Options that make each model small."""
 
-VARIANTS = {"vamp": {"prior": "vamp", "pseudo_inputs": 5}, "residual": {"residual": True}}
+VARIANTS = {"vamp": {"prior": "vamp", "pseudo_inputs": 5}, "residual": {"residual": True}, "bernoulli": {"likelihood": "bernoulli"}}
 
 
 def layouts_of(kind: str) -> list[str]:

@@ -321,15 +321,18 @@ class SplitConfig(_Section):
 class ModelConfig(_Open):
     """The variational autoencoder; further keys are the builder's options."""
 
-    kind: str = Field(default="mlp", pattern=OPTION, description="Name of the model's builder.")
+    kind: Annotated[str, Field(pattern=OPTION)] | None = Field(
+        default=None, description="Name of the model's builder; null follows from the columns."
+    )
 
 
 class ObjectiveConfig(_Section):
     """What training minimises: -log p(x given z) + beta KL, or one of its variants."""
 
     beta: Number = Field(default=1.0, gt=0, le=1000, description="Weight of the KL term, above 0; 1 is the ELBO.")
-    warmup: Number = Field(
-        default=0.5, ge=0, lt=1, description="Share of the training over which beta rises to its value, 0 for none."
+    warmup: Annotated[Number, Field(ge=0, lt=1)] | None = Field(
+        default=None,
+        description="Share of the training over which beta rises to its value, 0 for none; null follows from the model.",
     )
     capacity: Annotated[Number, Field(ge=0)] | None = Field(
         default=None, description="KL in nats that training steers to, at least 0; null is beta's weight instead."
@@ -337,8 +340,8 @@ class ObjectiveConfig(_Section):
     gamma: Annotated[Number, Field(gt=0)] = Field(
         default=100.0, description="Weight, above 0, of the KL's distance from the capacity; only with a capacity."
     )
-    free_bits: Annotated[Number, Field(ge=0)] = Field(
-        default=0.0, description="Nats of KL for each latent unit, at least 0, that cost nothing."
+    free_bits: Annotated[Number, Field(ge=0)] | None = Field(
+        default=None, description="Nats of KL for each latent unit, at least 0, that cost nothing; null as the model."
     )
     samples: Annotated[Whole, Field(ge=1, le=100)] = Field(
         default=1, description="Samples of the importance-weighted bound, 1 to 100; 1 is the ELBO."
@@ -362,18 +365,24 @@ class TrainingConfig(_Section):
         default=None, le=1_000_000, description="Most passes over the training records; null follows from steps."
     )
     minibatch: Count | None = Field(default=None, description="Records in one step; null follows from the data.")
-    learning_rate: OpenShare = Field(default=0.003, description="Adam's learning rate, between 0 and 1.")
+    learning_rate: OpenShare | None = Field(
+        default=None, description="Adam's learning rate, between 0 and 1; null follows from the model."
+    )
     patience: Count | None = Field(
         default=None, description="Epochs without a better validation ELBO before the end; null is a fifth of them."
     )
-    input_noise: Annotated[Number, Field(ge=0, le=10)] = Field(
-        default=0.1, description="Standard deviation of the noise on the encoder's input, 0 to 10 scaled units."
+    input_noise: Annotated[Number, Field(ge=0, le=10)] | None = Field(
+        default=None,
+        description="Standard deviation of the noise on the encoder's input, 0 to 10 scaled units; null as the model.",
     )
-    word_dropout: Share = Field(
-        default=0.3, description="Share of a text's words, 0 to 1, that the decoder does not see in training."
+    word_dropout: Share | None = Field(
+        default=None, description="Share of a text's words, 0 to 1, that the decoder does not see; null as the model."
     )
     teacher_forcing: Share = Field(
         default=1.0, description="Share of the steps, 0 to 1, at which a decoder of texts sees the true words before."
+    )
+    augmentation: Annotated[Number, Field(ge=0, le=10)] | None = Field(
+        default=None, description="How far training images are turned, scaled and shifted, 0 for not; null as the model."
     )
     context_dropout: Share = Field(
         default=0.05, description="Share of the records, 0 to 1, that train without their context."
@@ -383,7 +392,9 @@ class TrainingConfig(_Section):
 class ScoreConfig(_Open):
     """The anomaly score of a record; further keys are the score's options."""
 
-    kind: str = Field(default="latent_neighbours", pattern=OPTION, description="Name of the score.")
+    kind: Annotated[str, Field(pattern=OPTION)] | None = Field(
+        default=None, description="Name of the score; null follows from the model."
+    )
 
 
 class ThresholdConfig(_Section):

@@ -6,7 +6,8 @@ It follows scikit-learn's signs: ``score_samples`` and ``decision_function`` are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -19,6 +20,7 @@ from vae_anomaly.batch import OK, Records
 from vae_anomaly.detector import Detector, Part
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.fitting import Recipe, fit_detector
+from vae_anomaly.models import default_model
 from vae_anomaly.preprocessing.tabular import TabularPreprocessor
 from vae_anomaly.schema import Column, Schema, check
 
@@ -26,10 +28,15 @@ from vae_anomaly.schema import Column, Schema, check
 class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """Variational autoencoder for normal records with a conformal threshold.
 
+    Records are a matrix of numbers, a DataFrame, images (an array (B, H, W) or (B, H, W, C) of uint8, or of floats in
+    [0, 1]) or texts (a list of strings).
+
     Parameters
     ----------
-    model : name of the VAE builder. model_options : its options, such as ``{"latent": 8}``.
-    scoring : name of the score, such as ``latent_neighbours`` or ``negative_elbo``.
+    model : name of the VAE builder; None takes the one for such records. model_options : its options, such as
+        ``{"latent": 8}``.
+    scoring : name of the score, such as ``latent_neighbours`` or ``negative_elbo``; None takes the model's.
+    context : columns of a DataFrame that condition the model and are not judged themselves.
     alpha : target false-alarm rate in (0, 1); None takes the smallest that the calibration records support.
     calibration : share of the records that calibrates the threshold, in (0, 1).
     training : options of the training plan, such as ``{"steps": 500}``.
@@ -52,9 +59,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        model: str = "mlp",
+        model: str | None = None,
         model_options: Mapping[str, Any] | None = None,
-        scoring: str = "latent_neighbours",
+        scoring: str | None = None,
+        context: Sequence[str] = (),
         alpha: float | None = None,
         calibration: float = 0.3,
         training: Mapping[str, Any] | None = None,
@@ -63,17 +71,20 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.model = model
         self.model_options = model_options
         self.scoring = scoring
+        self.context = context
         self.alpha = alpha
         self.calibration = calibration
         self.training = training
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Fit to normal records ``X``: an array (B, F) of numbers, or a DataFrame whose column types say the kinds."""
+        """Fit to normal records ``X``; the column types of a DataFrame say the kinds."""
         records, schema = self._records(X, reset=True)
+        given = (schema.modality, len(schema.modelled) < len(schema.columns))
+        kind = self.model or default_model(given[0], context=given[1])
         recipe = Recipe(
-            model=Part(self.model, dict(self.model_options or {})),
-            score=Part(self.scoring),
+            model=Part(kind, dict(self.model_options or {})),
+            score=Part(self.scoring) if self.scoring else None,
             training=dict(self.training or {}),
             alpha=self.alpha,
             calibration=self.calibration,
@@ -116,18 +127,25 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return np.where(self.decision_function(X) >= 0, 1, -1)  # so that the NaN of an unscorable record is not normal
 
     def _records(self, X: Any, *, reset: bool) -> tuple[Records, Schema]:
-        if not (_is_numeric(X) if reset else _all_numbers(self.detector_)):
+        if (modality := _modality(X) if reset else self.detector_.schema.modality) != "table":
+            found = (from_images if modality == "image" else from_texts)(X)
+            if not reset and found[1].columns != self.detector_.schema.columns:
+                raise ConfigError(
+                    f"X must be like what was fitted, {self.detector_.schema.columns[0]}. Got other shapes."
+                )
+            return found
+        if not (_is_numeric(X) and not self.context if reset else _all_numbers(self.detector_)):
             if not isinstance(X, pd.DataFrame):
                 raise ConfigError(f"X must be a DataFrame, as the one that was fitted. Got {type(X).__name__}.")
             validate_data(self, X, reset=reset, skip_check_array=True)
-            schema = schema_of(X) if reset else self.detector_.schema
+            schema = schema_of(X, self.context) if reset else self.detector_.schema
             return check(pa.Table.from_pandas(X, preserve_index=False), schema, first_row=0, file="DataFrame"), schema
         matrix = self._matrix(X, reset=reset)
         names = [str(n) for n in getattr(self, "feature_names_in_", [f"x{i}" for i in range(matrix.shape[1])])]
-        ids = np.arange(len(matrix)).astype(str).astype(object)
         status = np.where(np.isnan(matrix).all(axis=1), "unscorable:all_missing", OK).astype(object)
         values = {name: matrix[:, i] for i, name in enumerate(names)}
-        return Records(0, ids, values, status), Schema(tuple(Column(n, "number") for n in names))
+        schema = Schema(tuple(Column(n, "number") for n in names))
+        return replace(_numbered(values, len(matrix)), status=status), schema
 
     def _matrix(self, X: Any, *, reset: bool) -> np.ndarray:
         """(B, F) float64, checked by scikit-learn; NaN is a missing cell."""
@@ -147,6 +165,56 @@ def _all_numbers(detector: Detector) -> bool:
     return isinstance(detector.preprocessor, TabularPreprocessor) and detector.preprocessor.all_numbers
 
 
+def _modality(X: Any) -> str:
+    if isinstance(X, np.ndarray) and X.ndim in (3, 4):
+        return "image"
+    first = X[0] if isinstance(X, (list, tuple)) and X else None
+    return "text" if isinstance(first, str) else "table"
+
+
+def from_images(images: Any) -> tuple[Records, Schema]:
+    """Records and schema of an array (B, H, W) or (B, H, W, C) of uint8, or of floats in [0, 1].
+
+    Raises
+    ------
+    ConfigError
+        The array has another shape, another type or other values.
+    """
+    X = np.asarray(images)
+    X = X[..., None] if X.ndim == 3 else X
+    if X.ndim != 4 or X.shape[3] not in (1, 3):
+        raise ConfigError(f"images must be an array (B, H, W), or (B, H, W, C) with 1 or 3 channels. Got {X.shape}.")
+    if np.issubdtype(X.dtype, np.floating):
+        if not ((X >= 0) & (X <= 1)).all():
+            raise ConfigError(
+                "images of floats must lie between 0 and 1. Got others. Divide them by their largest value."
+            )
+        X = np.rint(X * 255.0).astype(np.uint8)
+    elif X.dtype != np.uint8:
+        raise ConfigError(f"images must be of uint8, or of floats in [0, 1]. Got {X.dtype}.")
+    column = Column("image", "image", size=(X.shape[1], X.shape[2]), channels=X.shape[3])
+    return _numbered({"image": X}, len(X)), Schema((column,))
+
+
+def from_texts(texts: Any) -> tuple[Records, Schema]:
+    """Records and schema of strings; None and blank ones are missing and cannot be scored.
+
+    Raises
+    ------
+    ConfigError
+        There is something else than a string among them.
+    """
+    if odd := [type(text).__name__ for text in texts if not isinstance(text, str | None)]:
+        raise ConfigError(f"texts must be strings. Got {len(odd)} others, such as {odd[0]}.")
+    schema = Schema((Column("text", "text"),))
+    table = pa.table({"text": pa.array([t if t is None else t.encode("utf-8", "replace").decode() for t in texts])})
+    return check(table, schema, first_row=0, file="list"), schema
+
+
+def _numbered(values: Mapping[str, Any], rows: int) -> Records:
+    return Records(0, np.arange(rows).astype(str).astype(object), values, np.full(rows, OK, dtype=object))
+
+
 def _is_numeric(X: Any) -> bool:
     """Whether ``X`` is a matrix of numbers and not a DataFrame with columns of other kinds."""
     if not isinstance(X, pd.DataFrame):
@@ -162,8 +230,10 @@ def _seed(random_state: int | np.random.RandomState | None) -> int:
     return int(random_state)
 
 
-def schema_of(frame: pd.DataFrame) -> Schema:
+def schema_of(frame: pd.DataFrame, context: Sequence[str] = ()) -> Schema:
     """Kinds from a DataFrame's types: numbers, booleans, times; everything else is a category."""
+    if unknown := sorted(set(context) - set(frame.columns)):
+        raise ConfigError(f"context must name columns of X. Got {unknown}.")
     kinds = []
     for name, dtype in frame.dtypes.items():
         if not isinstance(name, str):
@@ -176,4 +246,4 @@ def schema_of(frame: pd.DataFrame) -> Schema:
             kinds.append(Column(name, "timestamp", "UTC"))
         else:
             kinds.append(Column(name, "category"))
-    return Schema(tuple(kinds))
+    return Schema(tuple(replace(column, context=column.name in context) for column in kinds))

@@ -20,7 +20,7 @@ import torch
 from vae_anomaly.batch import Records
 from vae_anomaly.detector import Detector, Member, Part, Reference, over_chunks, parts_of, reference_evaluations
 from vae_anomaly.errors import DataError, TrainingError
-from vae_anomaly.models import MODELS, build_model
+from vae_anomaly.models import MODELS, Model, build_model, default_model
 from vae_anomaly.objectives import BetaElbo
 from vae_anomaly.preprocessing import PREPROCESSORS, Preprocessor
 from vae_anomaly.registry import build, lookup
@@ -39,13 +39,15 @@ DEFAULT_ALPHAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 class Recipe:
     """Everything that decides what is fitted, as plain values.
 
+    ``model`` None is the default of the records' modality, ``score`` None that of the model; ``objective`` and
+    ``training`` hold the options that differ from the model's own.
     ``validation`` and ``calibration`` are shares in (0, 1) of the records, the rest trains; ``alpha`` None takes the
     smallest false-alarm rate that the calibration set supports (:func:`supported_alpha`).
     """
 
-    model: Part = field(default_factory=lambda: Part("mlp"))
-    score: Part = field(default_factory=lambda: Part("latent_neighbours"))
-    objective: BetaElbo = field(default_factory=BetaElbo)
+    model: Part | None = None
+    score: Part | None = None
+    objective: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     threshold: str = "conformal"
     alpha: float | None = None
@@ -54,6 +56,19 @@ class Recipe:
     seed: int = 0
     threads: int = 1
     device: str = "auto"
+
+    def resolved(self, schema: Schema) -> Recipe:
+        """The recipe with its model and score named, with all their options.
+
+        Raises
+        ------
+        ConfigError
+            There is no such model.
+        """
+        given = schema.modality, len(schema.modelled) < len(schema.columns)
+        model = self.model or Part(default_model(given[0], context=given[1]))
+        first: Model = lookup("model.kind", MODELS, parts_of(model)[0].kind)
+        return replace(self, model=model, score=self.score or Part(first.score, first.score_options))
 
 
 @dataclass(frozen=True)
@@ -89,7 +104,8 @@ def fit_detector(
             f"at least {MIN_RECORDS} scorable normal records are needed to fit. Got {len(records)}.",
             remedy="Collect more normal records.",
         )
-    splits = split(records, recipe)
+    splits, recipe = split(records, recipe), recipe.resolved(schema)
+    assert recipe.model is not None and recipe.score is not None
     # before minutes of training, not after them
     lookup("score.kind", SCORES, recipe.score.kind)
     for part in parts_of(recipe.model):
@@ -110,17 +126,18 @@ def _fit(
 ) -> Fit:
     preprocessor = PREPROCESSORS[schema.modality].fit(records.take(splits["training"]), schema)
     parts = {name: preprocessor.encode(records.take(index)) for name, index in splits.items()}
-    plan = TrainingPlan.for_records(len(parts["training"]), **recipe.training)
     most = max(1, min(REFERENCE_RECORDS, REFERENCE_BYTES // (4 * preprocessor.layout.features)))
     kept = splits["training"][:most]
     reference = Reference(_bare(parts["training"][slice(0, most)]), tuple(map(str, records.record_ids[kept])))
+    assert recipe.model is not None and recipe.score is not None
     members, epochs = [], []
     models = parts_of(recipe.model)
-    for i, model in enumerate(models):
+    plans = [_plan(model, recipe, len(parts["training"])) for model in models]
+    for i, (model, plan) in enumerate(zip(models, plans, strict=True)):
 
-        def tell(log: EpochLog, before: int = i * plan.epochs) -> None:
+        def tell(log: EpochLog, before: int = sum(p.epochs for p in plans[:i])) -> None:
             if on_epoch is not None:
-                on_epoch(replace(log, epoch=before + log.epoch), len(models) * plan.epochs)
+                on_epoch(replace(log, epoch=before + log.epoch), sum(p.epochs for p in plans))
 
         vae, logs = _trained(model, preprocessor, parts, recipe, plan, recipe.seed + i, tell)
         epochs.append(logs)
@@ -140,7 +157,19 @@ def _fit(
     alpha = supported_alpha(len(calibration)) if recipe.alpha is None else recipe.alpha
     threshold = lookup("threshold.method", THRESHOLDS, recipe.threshold)(calibration, alpha=alpha)
     detector = Detector(**{**vars(detector), "threshold": threshold})
-    return Fit(detector, epochs[0], plan, splits, detector.scores(parts["validation"]))
+    return Fit(detector, epochs[0], plans[0], splits, detector.scores(parts["validation"]))
+
+
+def _plan(model: Part, recipe: Recipe, records: int) -> TrainingPlan:
+    return TrainingPlan.for_records(records, **{**MODELS[model.kind].training, **recipe.training})
+
+
+def _objective(model: Part, recipe: Recipe) -> BetaElbo:
+    """The model's own objective with what the recipe asks for; another KL term takes the place of the model's."""
+    own = dict(MODELS[model.kind].objective)
+    if {"capacity", "samples"} & recipe.objective.keys():
+        own.pop("free_bits", None)
+    return BetaElbo(**{**own, **recipe.objective})
 
 
 def _trained(
@@ -156,7 +185,7 @@ def _trained(
     vae = build_seeded(lambda: build_model(model.kind, preprocessor.layout, model.options), seed)
     logs = []
     training, validation = parts["training"], parts["validation"]
-    for log in train(vae, training, validation, recipe.objective, plan, seed, device_of(recipe.device)):
+    for log in train(vae, training, validation, _objective(model, recipe), plan, seed, device_of(recipe.device)):
         logs.append(log)
         on_epoch(log)
     residuals = over_chunks(vae, validation, lambda e: e.likelihood.residuals(e.inputs.x, e.inputs.observed))

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import BaseModel
 
 from vae_anomaly.batch import Records, concatenate
 from vae_anomaly.config import MlflowConfig, MonitorConfig, config_digest, load_mlflow, load_monitor
@@ -126,14 +127,13 @@ class Workspace:
         """What is fitted, from the configuration."""
         from vae_anomaly.detector import Part
         from vae_anomaly.fitting import Recipe
-        from vae_anomaly.objectives import BetaElbo
 
         m = self.monitor
         return Recipe(
-            model=Part(m.model.kind, m.model.options),
-            score=Part(m.score.kind, m.score.options),
-            objective=BetaElbo(**m.objective.model_dump()),
-            training={k: v for k, v in m.training.model_dump().items() if v is not None},
+            model=Part(m.model.kind, m.model.options) if m.model.kind else None,
+            score=Part(m.score.kind, m.score.options) if m.score.kind else None,
+            objective=_given(m.objective),
+            training=_given(m.training),
             threshold=m.threshold.method,
             alpha=m.threshold.alpha,
             validation=m.split.validation,
@@ -141,7 +141,12 @@ class Workspace:
             seed=m.seed,
             threads=m.execution.threads,
             device=m.execution.device,
-        )
+        ).resolved(self.schema)
+
+
+def _given(section: BaseModel) -> dict[str, Any]:
+    """The values that are set; None follows from the model."""
+    return section.model_dump(exclude_none=True)
 
 
 def code_version() -> str:

@@ -15,14 +15,15 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vae_anomaly.errors import ConfigError, TrainingError
-from vae_anomaly.likelihoods import TokenDistribution
+from vae_anomaly.likelihoods import PixelLayout, TokenDistribution
 from vae_anomaly.likelihoods.tokens import PAD, UNKNOWN
 from vae_anomaly.objectives import BetaElbo
 from vae_anomaly.vae import VAE, Inputs, elbo_terms, evaluate
@@ -38,7 +39,8 @@ class TrainingPlan:
     What is corrupted: ``input_noise``, standard deviation of the noise on numbers and pixels that the encoder sees;
     ``word_dropout``, share of the tokens that a text's decoder is fed as unknown; ``teacher_forcing``, share of the
     others that are the true ones and not the model's guess; ``context_dropout``, share of records whose context is not
-    told, so that an unknown context has a meaning.
+    told, so that an unknown context has a meaning. ``augmentation`` 1 turns, scales, shears and shifts training images
+    a little (:func:`augmented`), 0 leaves them as they are.
     """
 
     epochs: int
@@ -49,6 +51,7 @@ class TrainingPlan:
     word_dropout: float = 0.3
     teacher_forcing: float = 1.0
     context_dropout: float = 0.05
+    augmentation: float = 0.0
 
     @staticmethod
     def for_records(
@@ -194,10 +197,14 @@ def corrupted(
     vae: VAE, rows: Inputs, plan: TrainingPlan, generator: torch.Generator
 ) -> tuple[Inputs, Tensor | None, Tensor | None]:
     """``rows`` with some contexts untold, what the encoder sees, and what the decoder of a text is fed; None for x."""
+    layout = vae.likelihood.layout
+    if plan.augmentation and isinstance(layout, PixelLayout):
+        images = augmented(rows.x.view(-1, *layout.shape), plan.augmentation, generator)
+        rows = replace(rows, x=images.flatten(1))
     x = rows.x
     if rows.context is not None and plan.context_dropout:
         told = torch.rand(len(rows), 1, generator=generator) >= plan.context_dropout
-        rows = Inputs(x, rows.observed, rows.evidence, rows.context * told.to(x.device))
+        rows = replace(rows, context=rows.context * told.to(x.device))
     if x.is_floating_point():
         if not plan.input_noise:
             return rows, None, None
@@ -209,6 +216,21 @@ def corrupted(
         fed = torch.where(_chance(x, 1 - plan.teacher_forcing, generator), guess, fed)
     dropped = _chance(x, plan.word_dropout, generator) & (x != PAD)
     return rows, None, fed.masked_fill(dropped, UNKNOWN)
+
+
+def augmented(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """``images`` (B, C, H, W), each under a random affine map, 0 beyond the border.
+
+    For ``strength`` 1 rotations are uniform in +-10 degrees, log-scales and shears in +-0.1 and shifts in +-1 pixel in
+    28, independent of each other.
+    """
+    turn, size, shear, right, down = strength * (2 * torch.rand(5, len(images), generator=generator) - 1)
+    turn, size = turn * math.radians(10), (0.1 * size).exp()
+    cosine, sine, shift = turn.cos() * size, turn.sin() * size, 2 / 28
+    rows = [cosine, 0.1 * shear - sine, shift * right, sine, cosine, shift * down]
+    maps = torch.stack(rows, -1).view(-1, 2, 3).to(images)
+    grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
 
 
 def _chance(x: Tensor, share: float, generator: torch.Generator) -> Tensor:

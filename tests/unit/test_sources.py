@@ -451,7 +451,9 @@ def test_a_pattern_cuts_lines_into_columns(tmp_path: Path) -> None:
     with open_delivery(path) as delivery:
         header = read_header(delivery, PLAIN, pattern=PATTERN)
     assert header == [("at", pa.string()), ("level", pa.string()), ("message", pa.string())]
-    assert refused(path, schema).rule == "missing_column"  # without the pattern there are no such columns
+    error = refused(path, schema)  # without the pattern there are no such columns; perhaps it is a table by its content
+    assert error.rule == "wrong_format"
+    assert "source.lines.pattern" in error.remedy
 
 
 def test_lines_that_are_none_are_refused(tmp_path: Path) -> None:

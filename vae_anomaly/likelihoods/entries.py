@@ -8,7 +8,8 @@ The decoder emits one unconstrained number for each feature; the likelihood owns
 * category: categorical over the values seen in training, the network's logits for them; an unseen value has an
   all-zero one-hot row and so no term here (its evidence is counted by the preprocessing).
 
-* pixel in [0, 1]: Bernoulli as above with the grey value as the target (a cross-entropy), or Gaussian.
+* pixel in [0, 1]: Gaussian with the logistic function of the network's number as mean and one scale for all pixels (a
+  pixel that hardly varies would else outweigh all others), or Bernoulli with the grey value as the target.
 
 Missing cells have no term: the likelihood is that of the observed cells.
 
@@ -103,7 +104,7 @@ class PixelLayout:
     channels: int
     height: int
     width: int
-    family: Literal["gaussian", "bernoulli"] = "bernoulli"
+    family: Literal["gaussian", "bernoulli"] = "gaussian"
     context: int = 0
     modality: ClassVar[Literal["image"]] = "image"
     categorical_sizes: ClassVar[tuple[int, ...]] = ()
@@ -237,13 +238,15 @@ class FactorisedLikelihood(nn.Module):
     def __init__(self, net: nn.Module, layout: Layout | PixelLayout) -> None:
         super().__init__()
         self.net, self.layout = net, layout
-        # sigma starts near 1: bounded(1.1) of the range is -0.05
-        self.raw_log_sigma = nn.Parameter(torch.full((layout.size("gaussian"),), 0.64))
+        self._pixels = isinstance(layout, PixelLayout)
+        # sigma starts near 1 robust deviation, for pixels near 0.2
+        size, start = layout.size("gaussian"), -0.37 if self._pixels else 0.64
+        self.raw_log_sigma = nn.Parameter(torch.full((min(size, 1) if self._pixels else size,), start))
 
     @property
     def sigma(self) -> Tensor:
         """(G,) scales of the Gaussian features, in the unit of the preprocessed features."""
-        return bounded(self.raw_log_sigma, *LOG_SIGMA_RANGE).exp()
+        return bounded(self.raw_log_sigma, *LOG_SIGMA_RANGE).exp().expand(self.layout.size("gaussian"))
 
     @torch.no_grad()
     def rescale(self, residuals: Tensor, observed: Tensor | None = None) -> None:
@@ -255,11 +258,18 @@ class FactorisedLikelihood(nn.Module):
         size = self.layout.size("gaussian")
         seen = torch.ones_like(residuals[:, :size]) if observed is None else observed[:, :size]
         # one pseudo-record at the learned scale keeps a column without observed cells as it is
-        ratio = ((residuals[:, :size].square().sum(0) + 1) / (seen.sum(0) + 1)).sqrt()
+        squares, count = residuals[:, :size].square().sum(0), seen.sum(0)
+        if self._pixels and size:
+            squares, count = squares.sum(0, keepdim=True), count.sum(0, keepdim=True)
+        ratio = ((squares + 1) / (count + 1)).sqrt()
         low, high = LOG_SIGMA_RANGE
-        share = ((self.sigma * ratio).log() - low) / (high - low)
+        sigma = bounded(self.raw_log_sigma, low, high).exp()
+        share = ((sigma * ratio).log() - low) / (high - low)
         self.raw_log_sigma.copy_(torch.logit(share.clamp(1e-3, 1 - 1e-3)))
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> FactorisedDistribution:
         """(..., K) to the distribution of x with parameters (..., F)."""
-        return FactorisedDistribution(self.layout, self.net(with_context(z, context)), self.sigma)
+        parameters = self.net(with_context(z, context))
+        if self._pixels and self.layout.size("gaussian"):
+            parameters = parameters.sigmoid()
+        return FactorisedDistribution(self.layout, parameters, self.sigma)

@@ -6,7 +6,7 @@ A builder takes the layout of the features and keyword options, and returns a :c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vae_anomaly.errors import ConfigError
@@ -25,11 +25,18 @@ FACTORISED = ("table", "image")
 
 @dataclass(frozen=True)
 class Model:
-    """A builder, the modalities that it takes, and whether it has, may have or must have a context."""
+    """A builder, the modalities that it takes, and whether it has, may have or must have a context.
+
+    ``score`` and its options, ``objective`` and ``training`` are what it is used with where nothing else is asked for.
+    """
 
     builder: Callable[..., VAE]
     modalities: tuple[str, ...]
     context: Literal["none", "optional", "required"] = "none"
+    score: str = "latent_neighbours"
+    score_options: Mapping[str, Any] = field(default_factory=dict)
+    objective: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 MODELS: dict[str, Model] = {
@@ -37,9 +44,28 @@ MODELS: dict[str, Model] = {
     "conditional": Model(conditional_vae, FACTORISED, "required"),
     "hierarchical": Model(hierarchical_vae, FACTORISED),
     "visualization": Model(visualization_vae, FACTORISED),
-    "conv": Model(conv_vae, ("image",), "optional"),
+    "conv": Model(
+        conv_vae,
+        ("image",),
+        "optional",
+        score_options={"blur": 0.7},
+        objective={"warmup": 0.1},
+        training={
+            "steps": 1200,
+            "minibatch": 64,
+            "learning_rate": 2e-3,
+            "patience": 1000,
+            "input_noise": 0.0,
+            "augmentation": 1.0,
+        },
+    ),
     "lstm": Model(lstm_vae, ("text",), "optional"),
 }
+
+
+def default_model(modality: str, *, context: bool) -> str:
+    """The model that records of ``modality`` get where none is asked for."""
+    return {"table": "conditional" if context else "mlp", "image": "conv", "text": "lstm"}[modality]
 
 
 def build_model(kind: str, layout: AnyLayout, options: Mapping[str, Any]) -> VAE:

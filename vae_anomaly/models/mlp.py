@@ -58,6 +58,8 @@ def prior_of(
         return StandardPrior(latent)
 
     def domain(raw: Tensor) -> Tensor:
+        if isinstance(layout, PixelLayout):
+            return raw.sigmoid()
         # the mean of a likelihood is what a record may look like, whatever the numbers
         return FactorisedDistribution(layout, raw, torch.ones(())).mean()
 

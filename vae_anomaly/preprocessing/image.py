@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,19 +22,18 @@ from vae_anomaly.vae import Inputs
 
 @dataclass(frozen=True)
 class ImagePreprocessor:
-    """The declared shape of the images of ``column``, the family of their pixels, and the context."""
+    """The declared shape of the images of ``column``, and the context."""
 
     column: str
     channels: int
     height: int
     width: int
-    family: Literal["bernoulli", "gaussian"] = "bernoulli"
     context: ContextEncoder = field(default_factory=ContextEncoder)
 
     @functools.cached_property
     def layout(self) -> PixelLayout:
         """The values as the likelihood reads them."""
-        return PixelLayout(self.channels, self.height, self.width, self.family, self.context.size)
+        return PixelLayout(self.channels, self.height, self.width, context=self.context.size)
 
     @property
     def columns(self) -> tuple[str, ...]:

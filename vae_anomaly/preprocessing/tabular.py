@@ -129,7 +129,7 @@ class ContextEncoder:
         columns = decode_states(self.states, context[:, 1:])
         if known.all():
             return columns
-        return {name: np.where(known, values.astype(object), None) for name, values in columns.items()}
+        return {name: _where(known, values) for name, values in columns.items()}
 
     def quality(self, records: Records, good: np.ndarray) -> np.ndarray:
         """As :meth:`TabularPreprocessor.quality` for the context columns."""
@@ -463,11 +463,19 @@ def decode_numbers(state: ColumnState, t: np.ndarray) -> np.ndarray:
     return state.unit * np.sinh(np.clip(values, -700.0, 700.0)) if state.unit else values
 
 
+def _where(known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """``values`` with None where they are not ``known``."""
+    out = values.astype(object)
+    out[~known] = None
+    return out
+
+
 def _decode_number(state: ColumnState, x: np.ndarray) -> np.ndarray:
     values = decode_numbers(state, x[:, 0])
     if not state.integral:
         return values
-    return np.rint(values.clip(-LARGEST_INTEGRAL, LARGEST_INTEGRAL)).astype(np.int64)
+    rounded: np.ndarray = np.rint(values.clip(-LARGEST_INTEGRAL, LARGEST_INTEGRAL)).astype(np.int64)
+    return rounded
 
 
 def _decode_boolean(state: ColumnState, x: np.ndarray) -> np.ndarray:
@@ -477,8 +485,7 @@ def _decode_boolean(state: ColumnState, x: np.ndarray) -> np.ndarray:
 
 def _decode_category(state: ColumnState, x: np.ndarray) -> np.ndarray:
     """None where no value has any weight: it was never seen in training."""
-    best = np.array(state.categories, dtype=object)[x.argmax(1)]
-    return np.where(x.any(1), best, None)
+    return _where(np.asarray(x.any(1)), np.array(state.categories, dtype=object)[x.argmax(1)])
 
 
 def _decode_timestamp(state: ColumnState, x: np.ndarray) -> np.ndarray:

@@ -13,11 +13,15 @@ missing and unseen values,
 the negative log of a unit Gaussian around the neighbours, in nats. It is a sum over the entries of v: a residual's
 part belongs to its column, and the latent part is the unusual combination of values.
 
+Residuals of an image can be blurred first: neighbouring pixels then speak together, and an edge that is half a pixel
+off, which normal images have too, counts less. Where the prior depends on the context, mu is told from its mean.
+
 Legend: B records, K latent dimensions, R residuals, V = K + R, M reference records.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +31,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vae_anomaly.errors import ConfigError
+from vae_anomaly.likelihoods import PixelLayout
 from vae_anomaly.scores.elbo import by_column
 from vae_anomaly.vae import Evaluation
 
@@ -37,11 +42,12 @@ GROUPS = 512
 
 @dataclass(frozen=True)
 class LatentNeighbours:
-    """Fitted reference: ``vectors`` (M, V) float32, ``latent_scale`` (K,), and k."""
+    """Fitted reference: ``vectors`` (M, V) float32, ``latent_scale`` (K,), k, and the blur in pixels."""
 
     vectors: Tensor
     latent_scale: Tensor
     k: int
+    blur: float = 0.0
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -50,7 +56,7 @@ class LatentNeighbours:
 
     def embed(self, evaluation: Evaluation) -> Tensor:
         """v of each record, (B, V)."""
-        return _embed(evaluation, self.latent_scale)
+        return _embed(evaluation, self.latent_scale, self.blur)
 
     def nearest(self, evaluation: Evaluation) -> Tensor:
         """(B, k) indices of the nearest reference records, nearest first."""
@@ -104,28 +110,49 @@ def _blocks(v: Tensor) -> Iterator[Tensor]:
     return (v[at : at + BLOCK] for at in range(0, len(v), BLOCK))
 
 
-def _embed(evaluation: Evaluation, latent_scale: Tensor) -> Tensor:
-    inputs = evaluation.inputs
+def _embed(evaluation: Evaluation, latent_scale: Tensor, blur: float) -> Tensor:
+    inputs, layout = evaluation.inputs, evaluation.likelihood.layout
     residuals = evaluation.likelihood.residuals(inputs.x, inputs.observed)
-    # where the prior depends on the context, so does what a latent mean means: it is told from there
+    if blur:
+        if not isinstance(layout, PixelLayout):
+            raise ConfigError(f"score.blur must be 0 for records that are no images. Got {blur!r}.")
+        residuals = blurred(residuals.view(-1, *layout.shape), blur).flatten(1)
     return torch.cat([(evaluation.posterior.mean - evaluation.prior.centre()) / latent_scale, residuals], -1)
+
+
+def blurred(images: Tensor, width: float) -> Tensor:
+    """``images`` (..., H, W) under a Gaussian of standard deviation ``width`` pixels; beyond the border is 0.
+
+    Sums of shifted images: an element's result is the same bits wherever its image stands in a batch.
+    """
+    radius = math.ceil(3 * width)
+    weights = [math.exp(-0.5 * (offset / width) ** 2) for offset in range(-radius, radius + 1)]
+    for axis in (-1, -2):
+        size = images.shape[axis]
+        margin = (radius, radius, 0, 0) if axis == -1 else (0, 0, radius, radius)
+        wide = functional.pad(images, margin)
+        parts = [w / sum(weights) * wide.narrow(axis, i, size) for i, w in enumerate(weights)]
+        images = torch.stack(parts).sum(0)
+    return images
 
 
 @torch.no_grad()
 def latent_neighbours(
-    reference: Sequence[Evaluation] | None, saved: Mapping[str, Tensor] | None, *, k: int = 5
+    reference: Sequence[Evaluation] | None, saved: Mapping[str, Tensor] | None, *, k: int = 5, blur: float = 0.0
 ) -> LatentNeighbours:
     """Fit on the evaluations of the reference records, or rebuild from ``saved`` tensors.
 
     Raises
     ------
     ConfigError
-        There are fewer than ``k`` reference records, or k < 1.
+        There are fewer than ``k`` reference records, k < 1, or ``blur`` (pixels, 0 to 10) is not for such records.
     """
+    if not 0 <= blur <= 10:
+        raise ConfigError(f"score.blur must lie between 0 and 10 pixels. Got {blur!r}.")
     if saved is not None:
-        return LatentNeighbours(saved["vectors"], saved["latent_scale"], k)
+        return LatentNeighbours(saved["vectors"], saved["latent_scale"], k, blur)
     assert reference is not None
     if not 1 <= k <= sum(len(part.inputs) for part in reference):
         raise ConfigError(f"score.k must lie between 1 and the number of training records. Got {k!r}.")
     scale = torch.cat([part.posterior.scale for part in reference]).mean(0)
-    return LatentNeighbours(torch.cat([_embed(part, scale) for part in reference]), scale, k)
+    return LatentNeighbours(torch.cat([_embed(part, scale, blur) for part in reference]), scale, k, blur)

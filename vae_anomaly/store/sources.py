@@ -438,6 +438,7 @@ def read_chunks(
         header, tables = _open(delivery, Reading(csv, pattern, rows))
         names = [name for name, _ in header]
         if schema is not None:
+            _expect_lines(delivery, names, schema)
             check_header(header, schema, file=delivery.name)
             labels = [schema.label] if schema.label and schema.label in names else []
             columns = [*schema.required, *labels] if columns is None else columns
@@ -447,6 +448,16 @@ def read_chunks(
             _refuse(delivery, "missing_column", "an expected column is missing.", remedy, column=absent[0])
         empty = pa.schema([next(f for f in header if f[0] == name) for name in wanted]).empty_table()
         yield from _rechunk(tables(wanted), rows, empty)
+
+
+def _expect_lines(delivery: Delivery, names: Sequence[str], schema: Schema) -> None:
+    """Refuse lines that have not the columns: a table may well be readable under the suffix of its own format."""
+    suffix = format_suffix(delivery.name)
+    is_lines = isinstance(delivery, FileDelivery) and READERS.get(suffix) is _read_lines
+    if is_lines and not set(schema.required) <= set(names):
+        problem = f"the name ends in {suffix!r}: a file of lines, which have the columns {list(names)} only."
+        remedy = "Deliver it under the suffix of its format, or name the columns in source.lines.pattern."
+        _refuse(delivery, "wrong_format", problem, remedy)
 
 
 def _rechunk(tables: Iterator[pa.Table], rows: int, empty: pa.Table) -> Iterator[pa.Table]:

@@ -1,0 +1,380 @@
+r"""How good a fit is, without labels, and what that means in plain words.
+
+* :func:`held_out`: reconstruction, KL and the use of the latent dimensions;
+* :func:`corruption_recall`: the share of corrupted records that is flagged, by kind and column or region;
+* :func:`comparison`: how well corrupted copies are told from the records they were made of, as an area under the ROC
+  curve, beside three simple methods fitted to the same training records in the same feature space;
+* :func:`verdict`: sentences for whoever has to decide whether to use the fit.
+
+PCA is the probabilistic one with as many components as the model has latent dimensions: what a linear model of the same
+size does. Its score is, up to constants, the negative log-likelihood,
+
+.. math:: \tfrac12 \sum_k t_k^2 / \lambda_k + \tfrac12 \lVert x - \hat x \rVert^2 / \sigma^2,
+
+with t the principal coordinates, :math:`\lambda` their variances and :math:`\sigma^2` the mean of the variances left.
+
+Every amount of work is bounded by constants and not by the clock: the same fit gives the same figures.
+
+Legend: B, M records, F features, K latent dimensions, C context.
+References: Tipping and Bishop, Probabilistic principal component analysis, JRSS B 61 (1999); Burda, Grosse and
+Salakhutdinov, Importance weighted autoencoders, arXiv 1509.00519 (active units); Liu, Ting and Zhou, Isolation forest,
+ICDM 2008.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_anomaly.corruption import corruptions, places
+from vae_anomaly.detector import Detector, over_chunks
+from vae_anomaly.preprocessing import Preprocessor
+from vae_anomaly.training import ACTIVE_VARIANCE
+from vae_anomaly.vae import Evaluation, Inputs
+
+MAX_RECORDS = 5000  # that training or held-out records are thinned to before anything is measured
+MAX_CORRUPTED = 500
+# of the comparison: copies scored, and cells of the training records; both bound the distances that are computed
+MAX_COPIES, MAX_CELLS = 10_000, 2_000_000
+MAX_TOKENS = 1000  # of a text's bag: the most frequent ones, the rest together
+NEIGHBOURS, TREES = 5, 100
+PLAIN, OTHERWISE = ("scale", "other"), ("swap",)  # kinds of the headline: plain ones where there are any
+COMPARED = ("swap", *PLAIN)
+METHODS = {"pca": "PCA", "knn": "k nearest neighbours", "iforest": "isolation forest"}
+MARGIN = 0.01  # of an AUROC, within which two methods count as equal
+ALIKE = 0.9  # rank correlation from which on two scores rank records alike
+BLIND = 0.1
+NAMED = 8
+
+
+@dataclass(frozen=True)
+class HeldOutQuality:
+    """Means over held-out records at the posterior mean, in nats; ``total`` is the negative ELBO.
+
+    ``active_units`` of the ``latent`` dimensions have a posterior mean that varies by more than ``ACTIVE_VARIANCE``;
+    ``latent_variance`` is the mean of these variances, ``latent_correlation`` the mean absolute correlation between
+    two of them, 0 where there are fewer. ``kl_by_dimension`` (K,) sums to ``kl``.
+    """
+
+    reconstruction: float
+    kl: float
+    total: float
+    latent_variance: float
+    latent_correlation: float
+    active_units: int
+    latent: int
+    kl_by_dimension: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CorruptionRecall:
+    """``shares``: of the records that a corruption changed, the share that is flagged, by kind and by place.
+
+    ``records`` were corrupted; there are ``places`` columns or regions, of which a wide table measures some.
+    """
+
+    shares: Mapping[str, Mapping[str, float]]
+    records: int
+    places: int
+
+    @property
+    def headline(self) -> dict[str, float]:
+        """By place, the recall of the corruption that any detector should notice: a wrong value (a text: wrong words).
+
+        0 means that the detector is blind to this column or region.
+        """
+        kinds = PLAIN if "scale" in self.shares or "other" in self.shares else OTHERWISE
+        return {where: share for kind in kinds for where, share in self.shares.get(kind, {}).items()}
+
+    @property
+    def median(self) -> float | None:
+        """Of the headline; None where nothing could be corrupted."""
+        return float(np.median(list(self.headline.values()))) if self.headline else None
+
+    @property
+    def measured(self) -> int:
+        """The number of columns or regions that were corrupted."""
+        return len({where for by_place in self.shares.values() for where in by_place})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """AUROC of held-out records against their corrupted copies, the mean over kinds and places, by method.
+
+    ``rank_correlation`` is Spearman's, of the detector's and PCA's scores of the ``records`` themselves; the other
+    methods were fitted to ``training_records``.
+    """
+
+    auroc: Mapping[str, float]
+    rank_correlation: float
+    records: int
+    training_records: int
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """Everything that is measured of a fit, and the verdict."""
+
+    held_out: HeldOutQuality
+    recall: CorruptionRecall
+    comparison: Comparison
+    verdict: tuple[str, ...]
+
+
+def assess(
+    detector: Detector, training: Inputs, held_out_inputs: Inputs, *, seed: int, tell: Callable[[str], None]
+) -> Assessment:
+    """Measure ``detector`` on records that trained no weight; ``tell`` is told what is being done.
+
+    ``training`` are records that it was trained on, for the methods that it is compared with.
+    """
+    tell("measuring held-out records")
+    quality = held_out(detector, held_out_inputs)
+    tell("measuring recall of corrupted records")
+    recall = corruption_recall(detector, held_out_inputs, seed=seed)
+    tell("comparing with simple methods")
+    compared = comparison(detector, training, held_out_inputs, seed=seed)
+    score, alpha = detector.score_part.kind, detector.threshold.alpha
+    return Assessment(quality, recall, compared, verdict(quality, compared, recall, score=score, alpha=alpha))
+
+
+# ---- held-out quality ----
+
+
+def held_out(detector: Detector, inputs: Inputs) -> HeldOutQuality:
+    """Quality of the first member's VAE on ``inputs``."""
+
+    def parts(e: Evaluation) -> Tensor:
+        likelihood = e.likelihood.log_prob(e.inputs.x, e.inputs.observed)
+        return torch.cat([e.z, e.kl, likelihood[:, None]], 1).double()
+
+    k = detector.vae.latent
+    mean, kl, likelihood = torch.split(over_chunks(detector.vae, inputs, parts), [k, k, 1], 1)
+    variance, by_dimension = mean.var(0, correction=0), kl.mean(0)
+    active = variance > ACTIVE_VARIANCE
+    reconstruction, divergence = -float(likelihood.mean()), float(by_dimension.sum())
+    return HeldOutQuality(
+        reconstruction,
+        divergence,
+        reconstruction + divergence,
+        float(variance[active].mean()) if bool(active.any()) else 0.0,
+        _correlation(mean[:, active].numpy()),
+        int(active.sum()),
+        k,
+        tuple(by_dimension.tolist()),
+    )
+
+
+def _correlation(mean: np.ndarray) -> float:
+    """Mean absolute correlation between two different columns of (B, K)."""
+    k = mean.shape[1]
+    return float(np.abs(np.corrcoef(mean.T)[np.triu_indices(k, 1)]).mean()) if k > 1 else 0.0
+
+
+# ---- corruption ----
+
+
+def corruption_recall(detector: Detector, inputs: Inputs, *, seed: int = 0) -> CorruptionRecall:
+    """Share of records that are flagged after one column or region was corrupted (at most ``MAX_CORRUPTED`` records).
+
+    No label is needed. Records that a corruption leaves as they were do not count.
+    """
+    inputs = inputs[:MAX_CORRUPTED]
+    shares: dict[str, dict[str, float]] = {}
+    for found in corruptions(detector.preprocessor, inputs, seed):
+        if found.changed.any():
+            flagged = detector.threshold.flag(detector.scores(found.inputs[torch.from_numpy(found.changed)]))
+            shares.setdefault(found.kind, {})[found.where] = float(flagged.mean())
+    return CorruptionRecall(shares, len(inputs), len(places(detector.preprocessor)))
+
+
+def weak(recall: Mapping[str, float], alpha: float) -> list[str]:
+    """Places whose corruption is hardly noticed, the least noticed first: not above twice the false-alarm rate."""
+    floor = max(BLIND, 2 * alpha)
+    return sorted((where for where, share in recall.items() if share < floor), key=lambda where: recall[where])
+
+
+# ---- comparison ----
+
+
+def comparison(detector: Detector, training: Inputs, held_out: Inputs, *, seed: int = 0) -> Comparison:
+    """The detector beside PCA, k nearest neighbours and isolation forest, fitted to ``training`` records."""
+    from scipy.stats import spearmanr
+    from sklearn.metrics import roc_auc_score
+
+    clean = held_out[: min(MAX_CORRUPTED, max(50, MAX_COPIES // (2 * len(places(detector.preprocessor)))))]
+    features = _features(detector.preprocessor, training)
+    known = features(training)
+    known = known[: min(MAX_RECORDS, max(200, MAX_CELLS // known.shape[1]))]
+    copies = [
+        c.inputs[torch.from_numpy(c.changed)]
+        for c in corruptions(detector.preprocessor, clean, seed)
+        if c.kind in COMPARED and c.changed.any()
+    ]
+    scores = {"detector": [np.nan_to_num(detector.scores(part), nan=np.inf) for part in (clean, *copies)]}
+    matrices = [features(part) for part in (clean, *copies)]
+    for name, score in _methods(known, detector.vae.latent, seed):
+        together = score(np.concatenate(matrices))
+        scores[name] = np.split(together, np.cumsum([len(m) for m in matrices])[:-1])
+
+    def auroc(normal: np.ndarray, *corrupted: np.ndarray) -> float:
+        each = [roc_auc_score(np.r_[np.zeros(len(normal)), np.ones(len(c))], _ranked(normal, c)) for c in corrupted]
+        return float(np.mean(each)) if each else 0.5
+
+    correlation = float(spearmanr(scores["detector"][0], scores["pca"][0]).statistic)
+    found = {name: auroc(*parts) for name, parts in scores.items()}
+    return Comparison(found, 0.0 if np.isnan(correlation) else correlation, len(clean), len(known))
+
+
+def _ranked(*parts: np.ndarray) -> np.ndarray:
+    """Ranks of all scores together: an infinite one is a score, too."""
+    from scipy.stats import rankdata
+
+    ranks: np.ndarray = rankdata(np.concatenate(parts))
+    return ranks
+
+
+def _features(preprocessor: Preprocessor, training: Inputs) -> Callable[[Inputs], np.ndarray]:
+    """The feature space that all methods share, (B, F): x, of a text its bag of tokens, and the context."""
+    to_matrix: Callable[[Inputs], np.ndarray] = lambda inputs: inputs.x.numpy()  # noqa: E731
+    if preprocessor.layout.modality == "text":
+        to_matrix = _bag(training)
+
+    def features(inputs: Inputs) -> np.ndarray:
+        x = to_matrix(inputs)
+        return x if inputs.context is None else np.column_stack([x, inputs.context.numpy()])
+
+    return features
+
+
+def _bag(training: Inputs) -> Callable[[Inputs], np.ndarray]:
+    """Counts of the tokens, weighted by how rare they are among ``training`` lines, of length 1."""
+
+    def counts(inputs: Inputs) -> np.ndarray:
+        ids = inputs.x.clamp(max=MAX_TOKENS - 1)
+        bag = torch.zeros(len(ids), MAX_TOKENS).scatter_add_(1, ids, torch.ones(ids.shape))
+        bag[:, 0] = 0  # padding
+        return bag.numpy()
+
+    lines = counts(training)
+    weight = np.log((len(lines) + 1) / ((lines > 0).sum(0) + 1)) + 1
+
+    def weighted(inputs: Inputs) -> np.ndarray:
+        bag = counts(inputs) * weight.astype(np.float32)
+        unit: np.ndarray = bag / np.linalg.norm(bag, axis=1, keepdims=True).clip(1e-12)
+        return unit
+
+    return weighted
+
+
+def _methods(known: np.ndarray, latent: int, seed: int) -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
+    """Each of ``METHODS`` with its score, high = anomalous, fitted to ``known`` (M, F)."""
+    from sklearn.ensemble import IsolationForest
+    from sklearn.neighbors import NearestNeighbors
+
+    yield "pca", _pca(known, latent, seed)
+    near = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(known)), algorithm="brute").fit(known)
+    yield "knn", lambda x: near.kneighbors(x)[0].mean(1)
+    forest = IsolationForest(n_estimators=TREES, random_state=seed).fit(known)
+    yield "iforest", lambda x: -forest.score_samples(x)
+
+
+def _pca(known: np.ndarray, latent: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    from sklearn.decomposition import PCA
+
+    count, features = known.shape
+    fitted = PCA(max(1, min(latent, count - 1, features - 1)), random_state=seed).fit(known)
+    # a floor, for columns that follow from others exactly leave no variance
+    noise = max(float(fitted.noise_variance_), 1e-3 * float(known.var(0).mean()), 1e-12)
+    variance = np.maximum(fitted.explained_variance_, noise)
+
+    def score(x: np.ndarray) -> np.ndarray:
+        t = fitted.transform(x)
+        left = np.square(x - fitted.mean_).sum(1) - np.square(t).sum(1)
+        total: np.ndarray = 0.5 * (np.square(t) / variance).sum(1) + 0.5 * left / noise
+        return total
+
+    return score
+
+
+# ---- verdict ----
+
+
+def verdict(
+    quality: HeldOutQuality, compared: Comparison, recall: CorruptionRecall, *, score: str, alpha: float
+) -> tuple[str, ...]:
+    """What the figures mean, one sentence after another, with advice where something is wrong.
+
+    Parameters
+    ----------
+    score : the kind of the detector's score. alpha : its target false-alarm rate.
+    """
+    another = "negative_elbo" if score == "latent_neighbours" else "latent_neighbours"
+    return (
+        _said_of_units(quality),
+        *_said_of_methods(compared, another),
+        *_said_of_places(recall, weak(recall.headline, alpha), another),
+    )
+
+
+def _said_of_units(quality: HeldOutQuality) -> str:
+    used, latent = quality.active_units, quality.latent
+    if used == 0:
+        return (
+            f"None of {_counted(latent, 'latent dimension')} is used: the posterior has collapsed to the prior, and all"
+            " records are reconstructed alike. Try a smaller objective.beta, or objective.free_bits: 0.5; for texts"
+            " also a larger training.word_dropout."
+        )
+    return f"{used} of {_counted(latent, 'latent dimension')} {'is' if used == 1 else 'are'} used."
+
+
+def _said_of_methods(compared: Comparison, another: str) -> Iterator[str]:
+    ours, theirs = compared.auroc["detector"], {name: compared.auroc[name] for name in METHODS}
+    best = max(theirs, key=lambda name: theirs[name])
+    only = compared.rank_correlation >= ALIKE and ours <= theirs["pca"] + MARGIN
+    if only:
+        yield (
+            f"This model does what PCA does: it ranks records alike (rank correlation {compared.rank_correlation:.2f})"
+            f" and finds no more corrupted ones (AUROC {ours:.2f} against {theirs['pca']:.2f}). Try score.kind:"
+            f" {another}, a larger model.latent or more training.steps; where the relations between the columns are"
+            " linear, there is no more to find."
+        )
+    if ours > theirs[best] + MARGIN:
+        names, values = _listed(list(METHODS.values())), _listed([f"{theirs[name]:.2f}" for name in METHODS])
+        yield f"It tells corrupted records apart better than {names} (AUROC {ours:.2f} against {values})."
+    elif ours >= theirs[best] - MARGIN:
+        if not (only and best == "pca"):
+            yield (
+                f"It tells corrupted records apart as well as {METHODS[best]}, the best of three simple methods"
+                f" (AUROC {ours:.2f} against {theirs[best]:.2f})."
+            )
+    else:
+        advice = "" if only else f" Try score.kind: {another}, more training.steps or another model.kind."
+        yield (
+            f"It tells corrupted records apart less well than {METHODS[best]} (AUROC {ours:.2f} against"
+            f" {theirs[best]:.2f}).{advice}"
+        )
+
+
+def _said_of_places(recall: CorruptionRecall, blind: Sequence[str], another: str) -> Iterator[str]:
+    if blind:
+        named = [f"{where} ({recall.headline[where]:.0%})" for where in blind[:NAMED]]
+        rest = len(blind) - len(named)
+        yield (
+            f"It hardly notices a wrong value in {_listed([*named, *([f'{rest} more'] if rest else [])])}. Try"
+            f" score.kind: {another}; what is hardly ever wrong there, or follows from no other column, stays unseen."
+        )
+    if recall.measured < recall.places:
+        yield f"Corruption was measured in {recall.measured} of {recall.places:,} columns."
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _listed(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
