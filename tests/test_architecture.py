@@ -28,15 +28,15 @@ ROWS = (
     ("training",),
     ("detector",),
     ("explain", "fitting", "latent"),
-    ("figures",),
-    ("estimator", "summary", "infer"),
+    ("figures", "corruption"),
+    ("estimator", "summary", "infer", "metrics"),
     ("store",),
     ("sinks",),
     ("tracking", "pyfunc_model"),
     ("registry_review",),
     ("pipelines",),
     ("samples", "download", "console"),
-    ("demo",),
+    ("benchmark", "demo"),
     ("flows",),
     ("cli",),
     ("vae_anomaly",),  # the public names, imported when they are used
@@ -48,10 +48,10 @@ APART = {"store", "sinks", "report", "config", "schema", "batch", "images", "reg
 AT_HOME = {  # who may use a library
     "prefect": {"flows"},
     "mlflow": {"tracking", "registry_review", "pyfunc_model"},
-    "typer": {"cli", "console"},
+    "typer": {"benchmark", "cli", "console"},
     "matplotlib": {"figures"},
     "PIL": {"images", "samples"},
-    "sklearn": {"estimator", "samples", "demo"},
+    "sklearn": {"benchmark", "estimator", "metrics", "samples", "demo"},
     "umap": {"latent"},
 }
 MODULES_THAT_RUN_DATA = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle"}

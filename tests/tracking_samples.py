@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ import pyarrow as pa
 from vae_anomaly.batch import Records
 from vae_anomaly.config import MlflowConfig, MonitorConfig, load_mlflow, parse_monitor
 from vae_anomaly.detector import Part
-from vae_anomaly.fitting import Fit, Recipe, corruption_recall, fit_detector
+from vae_anomaly.fitting import Fit, Recipe, fit_detector
+from vae_anomaly.metrics import Assessment, assess
 from vae_anomaly.schema import Column, Schema, check
 from vae_anomaly.tracking import Registered, Tracker
 
@@ -63,9 +64,20 @@ class Sample:
     recipe: Recipe
     fit: Fit
 
+    def part(self, name: str) -> Records:
+        """The records of one split."""
+        return self.records.take(self.fit.splits[name])
+
     @property
     def validation(self) -> Records:
-        return self.records.take(self.fit.splits["validation"])
+        return self.part("validation")
+
+    @cached_property
+    def assessment(self) -> Assessment:
+        """As the pipeline measures it."""
+        detector = self.fit.detector
+        known, held_out = (detector.encode(self.part(name)) for name in ("training", "calibration"))
+        return assess(detector, known, held_out, seed=0, tell=lambda stage: None)
 
 
 @cache
@@ -98,8 +110,11 @@ def mlflow(folder: Path, **env: str) -> MlflowConfig:
 
 def register(tracker: Tracker, config: MonitorConfig, of: Sample) -> Registered:
     """Record and register ``of`` as the pipeline does."""
-    recall = corruption_recall(of.fit.detector, of.fit.detector.encode(of.validation))
-    example = table(5).to_pandas()
     return tracker.log_fit(
-        of.fit, monitor=config, validation=of.validation, corruption=recall, data_digests=DIGESTS, example=example
+        of.fit,
+        monitor=config,
+        validation=of.validation,
+        assessment=of.assessment,
+        data_digests=DIGESTS,
+        example=table(5).to_pandas(),
     )

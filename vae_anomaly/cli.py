@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vae_anomaly.benchmark.commands import app as benchmark_app
 from vae_anomaly.console import progress_display, say, say_json, show_score, shown, table
 from vae_anomaly.errors import ConfigError, VaeAnomalyError
 
 if TYPE_CHECKING:
-    from vae_anomaly.pipelines import FitOutcome, ScoreOutcome, Workspace
+    from vae_anomaly.pipelines import FitOutcome, Look, ScoreOutcome, Workspace
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 internal error; 2 wrong usage or configuration; 3 a file was quarantined, a batch failed, an
@@ -39,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(benchmark_app, name="benchmark")
 
 Monitor = Annotated[Path, typer.Argument(metavar="MONITOR", help="monitor.yml, or the folder that holds it.")]
 MlflowFile = Annotated[
@@ -130,7 +132,7 @@ def fit(monitor: Monitor, mlflow: MlflowFile = None, flow: Flow = False, as_json
 
 def fit_summary(outcome: FitOutcome) -> dict[str, Any]:
     """A fit as plain values."""
-    promise = outcome.fit.detector.threshold.promise
+    promise, measured = outcome.fit.detector.threshold.promise, outcome.assessment
     return {
         "model": outcome.registered.name,
         "version": outcome.registered.version,
@@ -142,7 +144,10 @@ def fit_summary(outcome: FitOutcome) -> dict[str, Any]:
         "labelled_anomalies_left_out": outcome.labelled_anomalies,
         "epochs": len(outcome.fit.epochs),
         "false_alarm_rate": vars(promise),
-        "corruption_recall": dict(outcome.corruption_recall),
+        "verdict": list(measured.verdict),
+        "held_out": vars(measured.held_out),
+        "comparison": vars(measured.comparison),
+        "corruption_recall": measured.recall.shares,
     }
 
 
@@ -163,9 +168,13 @@ def _show_fit(ws: Workspace, outcome: FitOutcome) -> None:
     for records in (100, 1000):
         expected, low, high = threshold.false_alarms(records)
         say(f"  of {records:,} normal records, {expected:.1f} are expected to be flagged (95 % range {low} to {high})")
-    recall = sorted(outcome.corruption_recall.items(), key=lambda pair: pair[1])
-    weakest = ", ".join(f"{column} {value:.0%}" for column, value in recall[:3])
-    say(f"Corrupted records found: median {recall[len(recall) // 2][1]:.0%}; least for {weakest}.")
+    recall = outcome.assessment.recall
+    if recall.median is not None:
+        weakest = sorted(recall.headline.items(), key=lambda pair: pair[1])[:3]
+        least = ", ".join(f"{where} {value:.0%}" for where, value in weakest)
+        say(f"Corrupted records found: median {recall.median:.0%}; least for {least}.")
+    for sentence in outcome.assessment.verdict:
+        say(f"Verdict: {sentence}")
     say(f"Next: vae-anomaly review {shown(ws.monitor.path)}")
 
 
@@ -334,17 +343,183 @@ def serve(
 
 @app.command()
 def demo(
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="breast_cancer, payments, regions, digits (images) or logs (text).")
+    ] = "breast_cancer",
     folder: Annotated[Path, typer.Option("--folder", help="Where the demonstration lives.")] = Path("demo"),
     as_json: Json = False,
 ) -> None:
-    """Run the whole pipeline on real records: fit, review, promote, score, report."""
+    """Run the whole pipeline on a sample: fit, review, promote, score, report."""
     from vae_anomaly.demo import prepare_demo, show_demo
 
     started = time.monotonic()
-    ws = prepare_demo(folder)
+    ws = prepare_demo(folder, name)
     with progress_display() as progress:
         outcome = _flows("demo", ws).run_demo(ws, progress)
     show_demo(ws, outcome, as_json=as_json, seconds=time.monotonic() - started)
+
+
+# ---- latent ----
+
+latent = typer.Typer(
+    help="Look into the latent space of a fitted model: pictures, and the same as tables or text.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(latent, name="latent")
+
+Batch = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[FILE]", help="Records: a path or a name in the inbox; by default its newest, else training records."
+    ),
+]
+Served = Annotated[
+    str | None, typer.Option("--version", help="A registered version; by default the champion, else the candidate.")
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", metavar="DIR", help="Where to write; by default `latent` in the output.")
+]
+Steps = Annotated[int, typer.Option("--steps", help="How many records on the way.")]
+
+
+@latent.command("map")
+def latent_map(
+    monitor: Monitor,
+    batch: Batch = None,
+    color: Annotated[str, typer.Option("--color", "--colour", help="score, label, or a column of the file.")] = "score",
+    method: Annotated[
+        str, typer.Option("--method", help="auto, latent, pca, or umap (install vae-anomaly[umap]).")
+    ] = "auto",
+    mlflow: MlflowFile = None,
+    version: Served = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Draw where the records lie, coloured by score, label or any column; flagged ones are ringed."""
+    from vae_anomaly import pipelines
+
+    ws = _open(monitor, mlflow)
+    _show_look(pipelines.latent_map(ws, batch, color=color, method=method, version=version, output=output), as_json)
+
+
+@latent.command("traverse")
+def latent_traverse(
+    monitor: Monitor,
+    batch: Batch = None,
+    record: Annotated[
+        str | None, typer.Option("--record", metavar="ID", help="Start from this record of the file.")
+    ] = None,
+    steps: Steps = 9,
+    spread: Annotated[float, typer.Option("--spread", help="How far, in standard deviations of normal records.")] = 2.5,
+    mlflow: MlflowFile = None,
+    version: Served = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Change each active latent dimension alone, and show what is decoded."""
+    from vae_anomaly import pipelines
+
+    ws = _open(monitor, mlflow)
+    found = pipelines.latent_traverse(
+        ws, batch, record=record, steps=steps, spread=spread, version=version, output=output
+    )
+    _show_look(found, as_json)
+
+
+@latent.command("interpolate")
+def latent_interpolate(
+    monitor: Monitor,
+    batch: Batch = None,
+    first: Annotated[
+        str | None, typer.Option("--from", metavar="ID", help="A record; by default the most ordinary one.")
+    ] = None,
+    last: Annotated[
+        str | None, typer.Option("--to", metavar="ID", help="Another; by default the one farthest from that.")
+    ] = None,
+    steps: Steps = 9,
+    how: Annotated[str, typer.Option("--how", help="linear or spherical.")] = "linear",
+    mlflow: MlflowFile = None,
+    version: Served = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Go from one record to another, and show what is decoded on the way."""
+    from vae_anomaly import pipelines
+
+    ws = _open(monitor, mlflow)
+    found = pipelines.latent_interpolate(
+        ws, batch, first=first, last=last, steps=steps, how=how, version=version, output=output
+    )
+    _show_look(found, as_json)
+
+
+@latent.command("generate")
+def latent_generate(
+    monitor: Monitor,
+    count: Annotated[int, typer.Option("--count", help="How many records.")] = 48,
+    context: Annotated[
+        list[str] | None, typer.Option("--context", metavar="COLUMN=VALUE", help="A context; may be given repeatedly.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Equal seeds, equal records.")] = 0,
+    prior_temperature: Annotated[float, typer.Option("--prior-temperature", help="Spread of the latent draw.")] = 1.0,
+    sample: Annotated[
+        bool | None, typer.Option("--sample/--mean", help="Draw values, or expect them; by default tables are drawn.")
+    ] = None,
+    how: Annotated[str, typer.Option("--how", help="Of a text: greedy, temperature or nucleus.")] = "nucleus",
+    temperature: Annotated[float, typer.Option("--temperature", help="Of a text: below 1 more usual.")] = 1.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Of a text: share of the nucleus.")] = 0.9,
+    mlflow: MlflowFile = None,
+    version: Served = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Make records from the prior, in a context where the model has one."""
+    from vae_anomaly import pipelines
+
+    pairs = [entry.partition("=") for entry in context or []]
+    if wrong := [name for name, sign, _ in pairs if not sign]:
+        raise ConfigError(f"--context must be COLUMN=VALUE. Got {wrong[0]!r}.")
+    found = pipelines.latent_generate(
+        _open(monitor, mlflow),
+        count,
+        context={name: value for name, _, value in pairs},
+        version=version,
+        output=output,
+        seed=seed,
+        prior_temperature=prior_temperature,
+        sample=sample,
+        how=how,
+        temperature=temperature,
+        top_p=top_p,
+    )
+    _show_look(found, as_json)
+
+
+@latent.command("reconstruct")
+def latent_reconstruct(
+    monitor: Monitor,
+    batch: Batch = None,
+    mlflow: MlflowFile = None,
+    version: Served = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Show records beside what the model expects of them."""
+    from vae_anomaly import pipelines
+
+    _show_look(pipelines.latent_reconstruct(_open(monitor, mlflow), batch, version=version, output=output), as_json)
+
+
+def _show_look(look: Look, as_json: bool) -> None:
+    if as_json:
+        say_json({**look.facts, "files": [str(path) for path in look.files]})
+        return
+    of = f", records of {shown(Path(look.facts['file']))}" if "file" in look.facts else ""
+    say(f"Model version {look.facts['version']}{of}")
+    for path in look.files:
+        say(shown(path))
 
 
 def _flows(name: str, ws: Workspace) -> Any:

@@ -1,4 +1,4 @@
-"""The demonstration: the whole pipeline on 569 real records, in a folder of its own.
+"""The demonstration: the whole pipeline on a small data set, in a folder of its own.
 
 It is run by ``flows/demo.py``; here is what comes before (the folder) and after (what a person reads).
 """
@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from vae_anomaly.console import say, say_json, show_score, shown
-from vae_anomaly.pipelines import FitOutcome, ScoreOutcome, Workspace
+from vae_anomaly.pipelines import FitOutcome, ScoreOutcome, Workspace, read_records
+from vae_anomaly.registry import lookup
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.score_files import read_scores
-from vae_anomaly.store.sources import open_delivery, read_chunks
+from vae_anomaly.store.sources import open_delivery
 
 MLFLOW = """\
 # Everything is embedded: SQLite and a folder. See mlflow.yml at the top of the project for all settings.
@@ -33,13 +34,19 @@ class DemoRun:
     scored: ScoreOutcome
 
 
-def prepare_demo(folder: Path) -> Workspace:
-    """Write the records and the two configuration files into ``folder`` (the same bytes each time) and open them."""
-    from vae_anomaly.samples import write_breast_cancer
+def prepare_demo(folder: Path, name: str = "breast_cancer") -> Workspace:
+    """Write the records and the two configuration files into ``folder`` (the same bytes each time) and open them.
 
-    source = folder / "breast_cancer"
+    Raises
+    ------
+    ConfigError
+        There is no such data set.
+    """
+    from vae_anomaly.samples import WRITERS
+
+    write, source = lookup("the demonstration", WRITERS, name), folder / name
     if not (source / "monitor.yml").exists():
-        write_breast_cancer(source)
+        write(source)
     mlflow = folder / "mlflow.yml"
     if not mlflow.exists():
         mlflow.write_text(MLFLOW)
@@ -58,21 +65,22 @@ class Quality:
 
 
 def quality(ws: Workspace) -> Quality:
-    """AUROC, false alarms and found anomalies over all committed batches, from the score files and the labels."""
+    """AUROC, false alarms and found anomalies over the scored records of committed batches that have labels."""
     from sklearn.metrics import roc_auc_score
 
-    assert ws.monitor.label is not None
     scores, flags, labels = [], [], []
     for commit in Ledger(ws.store).commits():
-        if not (ws.monitor.source.inbox / commit.name).exists():
+        path = ws.monitor.source.inbox / commit.name
+        if not path.exists() or commit.labelled is None:
             continue
         for table in read_scores(ws.store.root / commit.scores.file):
-            scores.append(np.asarray(table["score"]))
-            flags.append(np.asarray(table["is_anomaly"]))
-        with open_delivery(ws.monitor.source.inbox / commit.name) as delivery:
-            chunks = read_chunks(delivery, ws.schema, ws.monitor.source.csv)
-            labels += [np.isin(np.asarray(t[ws.monitor.label.column]), ws.monitor.label.anomalous) for t in chunks]
+            scores.append(table["score"].to_numpy(zero_copy_only=False))
+            flags.append(table["is_anomaly"].to_numpy(zero_copy_only=False))
+        with open_delivery(path, folders=ws.folders) as delivery:
+            labels += [records.labels for records in read_records(delivery, ws)]
     score, flag, label = map(np.concatenate, (scores, flags, labels))
+    scored = ~np.isnan(score)
+    score, flag, label = score[scored], flag[scored], label[scored]
     return Quality(
         float(roc_auc_score(label, score)), int((flag & ~label).sum()), int((~label).sum()), int((flag & label).sum()),
         int(label.sum()))  # fmt: skip
@@ -96,8 +104,8 @@ def show_demo(ws: Workspace, run: DemoRun, *, as_json: bool, seconds: float) -> 
     show_score(ws, run.scored)
     say()
     inside = "inside" if promise.low <= rate <= promise.high else "OUTSIDE"
-    say(f"Held-out records: AUROC {found.auroc:.3f}; {found.found} of {found.anomalies} malignant records found; "
-        f"{found.false_alarms} of {found.normal} benign ones flagged ({rate:.2%}), {inside} the range that the fit "
+    say(f"Held-out records: AUROC {found.auroc:.3f}; {found.found} of {found.anomalies} labelled anomalies found; "
+        f"{found.false_alarms} of {found.normal} normal records flagged ({rate:.2%}), {inside} the range that the fit "
         f"promised ({promise.low:.2%} to {promise.high:.2%}).")  # fmt: skip
     say(f"Done in {seconds:.0f} s. Look at a report (the strangest records, and why):")
     for page in last_reports(ws):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -167,7 +167,7 @@ def _plan(model: Part, recipe: Recipe, records: int) -> TrainingPlan:
 def _objective(model: Part, recipe: Recipe) -> BetaElbo:
     """The model's own objective with what the recipe asks for; another KL term takes the place of the model's."""
     own = dict(MODELS[model.kind].objective)
-    if {"capacity", "samples"} & recipe.objective.keys():
+    if recipe.objective.get("capacity") is not None or recipe.objective.get("samples", 1) > 1:
         own.pop("free_bits", None)
     return BetaElbo(**{**own, **recipe.objective})
 
@@ -258,29 +258,3 @@ def _provenance(recipe: Recipe, records: Records) -> dict[str, str]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "normal_records": str(len(records)),
     }
-
-
-def corruption_recall(detector: Detector, inputs: Inputs, *, size: float = 10.0, seed: int = 0) -> dict[str, float]:
-    """Share of records that are flagged after one column was corrupted, column by column.
-
-    A number or time part moves by ``size`` robust deviations (either way), a boolean or category becomes the value
-    that the record did not have. No label is needed. 0 means that the detector is blind to this column.
-    """
-    layout = detector.preprocessor.layout
-    sign = torch.from_numpy(np.random.default_rng(seed).choice([-1.0, 1.0], len(inputs)).astype(np.float32))
-    recall, start = {}, 0
-    for block in layout.blocks:
-        x, part = inputs.x.clone(), slice(start, start + block.size)
-        if block.family == "gaussian":
-            x[:, part] += size * sign[:, None]
-        else:
-            x[:, part] = 1.0 - x[:, part] if block.family == "bernoulli" else torch.roll(x[:, part], 1, 1)
-        scores = detector.scores(Inputs(x, inputs.observed, inputs.evidence))
-        recall[detector.preprocessor.columns[block.column]] = float(detector.threshold.flag(scores).mean())
-        start += block.size
-    return recall
-
-
-def columns_of(recall: Mapping[str, float], below: float) -> Sequence[str]:
-    """Columns whose corruption recall lies below ``below``."""
-    return [column for column, value in recall.items() if value < below]

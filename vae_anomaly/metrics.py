@@ -6,33 +6,36 @@ r"""How good a fit is, without labels, and what that means in plain words.
   curve, beside three simple methods fitted to the same training records in the same feature space;
 * :func:`verdict`: sentences for whoever has to decide whether to use the fit.
 
-PCA is the probabilistic one with as many components as the model has latent dimensions: what a linear model of the same
-size does. Its score is, up to constants, the negative log-likelihood,
+PCA has as many components as the model has latent dimensions and the model's kind of noise, one scale for each feature:
+what a linear model of the same size does. Its score is, up to constants, a negative log-likelihood,
 
-.. math:: \tfrac12 \sum_k t_k^2 / \lambda_k + \tfrac12 \lVert x - \hat x \rVert^2 / \sigma^2,
+.. math:: \tfrac12 \sum_k t_k^2 / \lambda_k + \tfrac12 \sum_f (x_f - \hat x_f)^2 / \sigma_f^2,
 
-with t the principal coordinates, :math:`\lambda` their variances and :math:`\sigma^2` the mean of the variances left.
+with t the principal coordinates, and :math:`\lambda` and :math:`\sigma^2` the variances of the training records.
 
 Every amount of work is bounded by constants and not by the clock: the same fit gives the same figures.
 
 Legend: B, M records, F features, K latent dimensions, C context.
-References: Tipping and Bishop, Probabilistic principal component analysis, JRSS B 61 (1999); Burda, Grosse and
-Salakhutdinov, Importance weighted autoencoders, arXiv 1509.00519 (active units); Liu, Ting and Zhou, Isolation forest,
-ICDM 2008.
+References: Lucas et al., Don't blame the ELBO! A linear VAE perspective on posterior collapse, NeurIPS 2019, arXiv
+1911.02469; Burda, Grosse and Salakhutdinov, Importance weighted autoencoders, arXiv 1509.00519 (active units); Liu,
+Ting and Zhou, Isolation forest, ICDM 2008.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vae_anomaly.corruption import corruptions, places
-from vae_anomaly.detector import Detector, over_chunks
+from vae_anomaly.corruption import KINDS, corruptions, places
+from vae_anomaly.detector import Detector, Member, Part, over_chunks, parts_of, reference_evaluations
+from vae_anomaly.models import MODELS
 from vae_anomaly.preprocessing import Preprocessor
+from vae_anomaly.registry import build
+from vae_anomaly.scores import SCORES
 from vae_anomaly.training import ACTIVE_VARIANCE
 from vae_anomaly.vae import Evaluation, Inputs
 
@@ -45,6 +48,7 @@ NEIGHBOURS, TREES = 5, 100
 PLAIN, OTHERWISE = ("scale", "other"), ("swap",)  # kinds of the headline: plain ones where there are any
 COMPARED = ("swap", *PLAIN)
 METHODS = {"pca": "PCA", "knn": "k nearest neighbours", "iforest": "isolation forest"}
+TRIED = ("latent_neighbours", "negative_elbo")  # scores, with the same weights
 MARGIN = 0.01  # of an AUROC, within which two methods count as equal
 ALIKE = 0.9  # rank correlation from which on two scores rank records alike
 BLIND = 0.1
@@ -105,11 +109,13 @@ class CorruptionRecall:
 class Comparison:
     """AUROC of held-out records against their corrupted copies, the mean over kinds and places, by method.
 
-    ``rank_correlation`` is Spearman's, of the detector's and PCA's scores of the ``records`` themselves; the other
-    methods were fitted to ``training_records``.
+    ``auroc`` is that of the ``detector`` and of ``METHODS``, which were fitted to ``training_records``; ``by_score``
+    what the detector's weights reach with other scores. ``rank_correlation`` is Spearman's, of the detector's and PCA's
+    scores of the ``records`` themselves.
     """
 
     auroc: Mapping[str, float]
+    by_score: Mapping[str, float]
     rank_correlation: float
     records: int
     training_records: int
@@ -138,8 +144,8 @@ def assess(
     recall = corruption_recall(detector, held_out_inputs, seed=seed)
     tell("comparing with simple methods")
     compared = comparison(detector, training, held_out_inputs, seed=seed)
-    score, alpha = detector.score_part.kind, detector.threshold.alpha
-    return Assessment(quality, recall, compared, verdict(quality, compared, recall, score=score, alpha=alpha))
+    said = verdict(quality, compared, recall, alpha=detector.threshold.alpha)
+    return Assessment(quality, recall, compared, said)
 
 
 # ---- held-out quality ----
@@ -184,12 +190,14 @@ def corruption_recall(detector: Detector, inputs: Inputs, *, seed: int = 0) -> C
     No label is needed. Records that a corruption leaves as they were do not count.
     """
     inputs = inputs[:MAX_CORRUPTED]
-    shares: dict[str, dict[str, float]] = {}
+    shares: dict[str, dict[str, float]] = {kind: {} for kind in KINDS}
     for found in corruptions(detector.preprocessor, inputs, seed):
         if found.changed.any():
             flagged = detector.threshold.flag(detector.scores(found.inputs[torch.from_numpy(found.changed)]))
-            shares.setdefault(found.kind, {})[found.where] = float(flagged.mean())
-    return CorruptionRecall(shares, len(inputs), len(places(detector.preprocessor)))
+            shares[found.kind][found.where] = float(flagged.mean())
+    return CorruptionRecall(
+        {kind: each for kind, each in shares.items() if each}, len(inputs), len(places(detector.preprocessor))
+    )
 
 
 def weak(recall: Mapping[str, float], alpha: float) -> list[str]:
@@ -203,38 +211,63 @@ def weak(recall: Mapping[str, float], alpha: float) -> list[str]:
 
 def comparison(detector: Detector, training: Inputs, held_out: Inputs, *, seed: int = 0) -> Comparison:
     """The detector beside PCA, k nearest neighbours and isolation forest, fitted to ``training`` records."""
-    from scipy.stats import spearmanr
-    from sklearn.metrics import roc_auc_score
-
     clean = held_out[: min(MAX_CORRUPTED, max(50, MAX_COPIES // (2 * len(places(detector.preprocessor)))))]
     features = _features(detector.preprocessor, training)
     known = features(training)
     known = known[: min(MAX_RECORDS, max(200, MAX_CELLS // known.shape[1]))]
-    copies = [
+    parts = [clean] + [
         c.inputs[torch.from_numpy(c.changed)]
         for c in corruptions(detector.preprocessor, clean, seed)
         if c.kind in COMPARED and c.changed.any()
     ]
-    scores = {"detector": [np.nan_to_num(detector.scores(part), nan=np.inf) for part in (clean, *copies)]}
-    matrices = [features(part) for part in (clean, *copies)]
+    scores = {"detector": [detector.scores(part) for part in parts]}
+    matrices = [features(part) for part in parts]
+    cuts = np.cumsum([len(m) for m in matrices])[:-1]
     for name, score in _methods(known, detector.vae.latent, seed):
-        together = score(np.concatenate(matrices))
-        scores[name] = np.split(together, np.cumsum([len(m) for m in matrices])[:-1])
+        scores[name] = np.split(score(np.concatenate(matrices)), cuts)
+    others = (other for kind in TRIED if (other := _scored_by(detector, kind)))
+    return Comparison(
+        {name: _auroc(*found) for name, found in scores.items()},
+        {other.score_part.kind: _auroc(*map(other.scores, parts)) for other in others},
+        _rank_correlation(scores["detector"][0], scores["pca"][0]),
+        len(clean),
+        len(known),
+    )
 
-    def auroc(normal: np.ndarray, *corrupted: np.ndarray) -> float:
-        each = [roc_auc_score(np.r_[np.zeros(len(normal)), np.ones(len(c))], _ranked(normal, c)) for c in corrupted]
-        return float(np.mean(each)) if each else 0.5
 
-    correlation = float(spearmanr(scores["detector"][0], scores["pca"][0]).statistic)
-    found = {name: auroc(*parts) for name, parts in scores.items()}
-    return Comparison(found, 0.0 if np.isnan(correlation) else correlation, len(clean), len(known))
+def _scored_by(detector: Detector, kind: str) -> Detector | None:
+    """The same weights with another score; None where it is the one that they have."""
+    if kind == detector.score_part.kind:
+        return None
+    own = MODELS[parts_of(detector.model)[0].kind]
+    part = Part(kind, own.score_options if kind == own.score else {})
+    members = []
+    for member in detector.members:
+        seen = reference_evaluations(member.vae, detector.reference.inputs)
+        members.append(Member(member.vae, build("score", SCORES, kind, seen, None, **part.options)))
+    return replace(detector, score_part=part, members=tuple(members))
 
 
-def _ranked(*parts: np.ndarray) -> np.ndarray:
-    """Ranks of all scores together: an infinite one is a score, too."""
+def _auroc(normal: np.ndarray, *corrupted: np.ndarray) -> float:
+    """Mean over ``corrupted`` of the share of pairs in which the corrupted record's score is the higher one."""
+    from sklearn.metrics import roc_auc_score
+
+    # ranks, for an infinite score is one, too
+    each = [roc_auc_score(np.arange(len(r)) >= len(normal), r) for c in corrupted for r in [_ranks(normal, c)]]
+    return float(np.mean(each)) if each else 0.5
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's; 0 where one of them is constant."""
+    ranks = _ranks(a), _ranks(b)
+    return float(np.corrcoef(*ranks)[0, 1]) if min(np.ptp(r) for r in ranks) > 0 else 0.0
+
+
+def _ranks(*parts: np.ndarray) -> np.ndarray:
+    """Ranks of all scores together; what is no number is the highest."""
     from scipy.stats import rankdata
 
-    ranks: np.ndarray = rankdata(np.concatenate(parts))
+    ranks: np.ndarray = rankdata(np.nan_to_num(np.concatenate(parts), nan=np.inf, posinf=np.inf))
     return ranks
 
 
@@ -288,92 +321,85 @@ def _pca(known: np.ndarray, latent: int, seed: int) -> Callable[[np.ndarray], np
 
     count, features = known.shape
     fitted = PCA(max(1, min(latent, count - 1, features - 1)), random_state=seed).fit(known)
-    # a floor, for columns that follow from others exactly leave no variance
-    noise = max(float(fitted.noise_variance_), 1e-3 * float(known.var(0).mean()), 1e-12)
-    variance = np.maximum(fitted.explained_variance_, noise)
 
-    def score(x: np.ndarray) -> np.ndarray:
+    def parts(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         t = fitted.transform(x)
-        left = np.square(x - fitted.mean_).sum(1) - np.square(t).sum(1)
-        total: np.ndarray = 0.5 * (np.square(t) / variance).sum(1) + 0.5 * left / noise
-        return total
+        return np.square(t), np.square(x - fitted.inverse_transform(t))
 
-    return score
+    # a floor, for columns that follow from others exactly leave no variance
+    variances = [np.maximum(part.mean(0), max(1e-3 * float(known.var(0).mean()), 1e-12)) for part in parts(known)]
+    return lambda x: 0.5 * sum((part / v).sum(1) for part, v in zip(parts(x), variances, strict=True))
 
 
 # ---- verdict ----
 
 
 def verdict(
-    quality: HeldOutQuality, compared: Comparison, recall: CorruptionRecall, *, score: str, alpha: float
+    quality: HeldOutQuality, compared: Comparison, recall: CorruptionRecall, *, alpha: float
 ) -> tuple[str, ...]:
     """What the figures mean, one sentence after another, with advice where something is wrong.
 
-    Parameters
-    ----------
-    score : the kind of the detector's score. alpha : its target false-alarm rate.
+    ``alpha`` is the detector's target false-alarm rate.
     """
-    another = "negative_elbo" if score == "latent_neighbours" else "latent_neighbours"
     return (
-        _said_of_units(quality),
-        *_said_of_methods(compared, another),
-        *_said_of_places(recall, weak(recall.headline, alpha), another),
+        _of_units(quality),
+        *_of_methods(quality, compared),
+        *_of_scores(compared),
+        *_of_places(recall, weak(recall.headline, alpha)),
     )
 
 
-def _said_of_units(quality: HeldOutQuality) -> str:
-    used, latent = quality.active_units, quality.latent
-    if used == 0:
-        return (
-            f"None of {_counted(latent, 'latent dimension')} is used: the posterior has collapsed to the prior, and all"
-            " records are reconstructed alike. Try a smaller objective.beta, or objective.free_bits: 0.5; for texts"
-            " also a larger training.word_dropout."
-        )
-    return f"{used} of {_counted(latent, 'latent dimension')} {'is' if used == 1 else 'are'} used."
+def _of_units(quality: HeldOutQuality) -> str:
+    used, every = quality.active_units, f"{quality.latent:,} latent dimension{'s'[: quality.latent > 1]}"
+    if used:
+        return f"{used:,} of {every} {'is' if used == 1 else 'are'} used."
+    return (
+        f"None of {every} is used: the posterior has collapsed to the prior, and all records are reconstructed alike."
+        " Try a smaller objective.beta, or objective.free_bits: 0.5; for texts a larger training.word_dropout."
+    )
 
 
-def _said_of_methods(compared: Comparison, another: str) -> Iterator[str]:
-    ours, theirs = compared.auroc["detector"], {name: compared.auroc[name] for name in METHODS}
-    best = max(theirs, key=lambda name: theirs[name])
-    only = compared.rank_correlation >= ALIKE and ours <= theirs["pca"] + MARGIN
-    if only:
+def _of_methods(quality: HeldOutQuality, compared: Comparison) -> Iterator[str]:
+    theirs = {name: compared.auroc[name] for name in METHODS}
+    ours, best = compared.auroc["detector"], max(theirs, key=lambda name: theirs[name])
+    against = f"(AUROC {ours:.2f} against {theirs[best]:.2f})"
+    larger = "a larger model.latent" if quality.active_units == quality.latent else "another model.kind"
+    # what has collapsed needs no other advice
+    advice = f" Try more training.steps or {larger}." if quality.active_units else ""
+    if quality.active_units and compared.rank_correlation >= ALIKE and ours <= theirs["pca"] + MARGIN:
         yield (
             f"This model does what PCA does: it ranks records alike (rank correlation {compared.rank_correlation:.2f})"
-            f" and finds no more corrupted ones (AUROC {ours:.2f} against {theirs['pca']:.2f}). Try score.kind:"
-            f" {another}, a larger model.latent or more training.steps; where the relations between the columns are"
-            " linear, there is no more to find."
+            f" and finds no more of the corrupted ones (AUROC {ours:.2f} against {theirs['pca']:.2f}).{advice}"
+            " Where the columns depend on each other linearly, there is no more to find."
         )
-    if ours > theirs[best] + MARGIN:
-        names, values = _listed(list(METHODS.values())), _listed([f"{theirs[name]:.2f}" for name in METHODS])
-        yield f"It tells corrupted records apart better than {names} (AUROC {ours:.2f} against {values})."
+    elif ours > theirs[best] + MARGIN:
+        names, values = _listed([*METHODS.values()]), _listed([f"{theirs[name]:.2f}" for name in METHODS])
+        yield f"It finds corrupted records better than {names} (AUROC {ours:.2f} against {values})."
     elif ours >= theirs[best] - MARGIN:
-        if not (only and best == "pca"):
-            yield (
-                f"It tells corrupted records apart as well as {METHODS[best]}, the best of three simple methods"
-                f" (AUROC {ours:.2f} against {theirs[best]:.2f})."
-            )
+        yield f"It finds corrupted records as well as {METHODS[best]}, the best of three simple methods {against}."
     else:
-        advice = "" if only else f" Try score.kind: {another}, more training.steps or another model.kind."
+        yield f"It finds corrupted records less well than {METHODS[best]} {against}.{advice}"
+
+
+def _of_scores(compared: Comparison) -> Iterator[str]:
+    best = max(compared.by_score, key=lambda kind: compared.by_score[kind], default="")
+    if best and compared.by_score[best] > compared.auroc["detector"] + MARGIN:
         yield (
-            f"It tells corrupted records apart less well than {METHODS[best]} (AUROC {ours:.2f} against"
-            f" {theirs[best]:.2f}).{advice}"
+            f"With score.kind: {best} the same weights find corrupted records better (AUROC"
+            f" {compared.by_score[best]:.2f}); for records that are unusual as a whole this need not hold."
         )
 
 
-def _said_of_places(recall: CorruptionRecall, blind: Sequence[str], another: str) -> Iterator[str]:
+def _of_places(recall: CorruptionRecall, blind: Sequence[str]) -> Iterator[str]:
     if blind:
         named = [f"{where} ({recall.headline[where]:.0%})" for where in blind[:NAMED]]
-        rest = len(blind) - len(named)
+        more = [f"{len(blind) - NAMED:,} more"] if len(blind) > NAMED else []
         yield (
-            f"It hardly notices a wrong value in {_listed([*named, *([f'{rest} more'] if rest else [])])}. Try"
-            f" score.kind: {another}; what is hardly ever wrong there, or follows from no other column, stays unseen."
+            f"It hardly notices a wrong value of {_listed([*named, *more])}: where that matters, watch it by a rule of"
+            " its own."
         )
     if recall.measured < recall.places:
-        yield f"Corruption was measured in {recall.measured} of {recall.places:,} columns."
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+        yield f"Corruption was measured in {recall.measured:,} of {recall.places:,} columns."
 
 
 def _listed(items: Sequence[str]) -> str:

@@ -63,6 +63,7 @@ from vae_anomaly.store.sources import (  # fmt: skip
 if TYPE_CHECKING:
     from vae_anomaly.detector import Detector
     from vae_anomaly.fitting import Fit, Recipe
+    from vae_anomaly.metrics import Assessment
     from vae_anomaly.registry_review import Promotion, Review
     from vae_anomaly.tracking import Registered, Tracker
 
@@ -171,7 +172,7 @@ class FitOutcome:
 
     fit: Fit
     registered: Registered
-    corruption_recall: Mapping[str, float]
+    assessment: Assessment
     unscorable: int
     labelled_anomalies: int
 
@@ -211,12 +212,13 @@ def read_training(ws: Workspace, progress: Progress = silent) -> Training:
         progress("reading training records", done, len(files))
         with open_delivery(path, folders=ws.folders) as delivery:
             digests[path.name] = delivery.sha256
-            parts += (_sane(records, path.name) for records in _records(delivery, ws))
+            parts += (_sane(records, path.name) for records in read_records(delivery, ws))
     progress("reading training records", len(files), len(files))
     return Training(concatenate(parts), digests)
 
 
-def _records(delivery: Delivery, ws: Workspace) -> Iterator[Records]:
+def read_records(delivery: Delivery, ws: Workspace) -> Iterator[Records]:
+    """The rows of a delivery through the data contract, so many at a time that they fit into memory."""
     first, schema, source = 0, ws.schema, ws.monitor.source
     for table in read_chunks(delivery, schema, source.csv, pattern=source.lines.pattern):
         yield check(table, schema, first_row=first, file=delivery.name)
@@ -250,7 +252,8 @@ def fit(ws: Workspace, progress: Progress = silent) -> FitOutcome:
     DataError, TrainingError, ConfigError
         As in :func:`~vae_anomaly.fitting.fit_detector`; nothing is registered then.
     """
-    from vae_anomaly.fitting import corruption_recall, fit_detector
+    from vae_anomaly.fitting import fit_detector
+    from vae_anomaly.metrics import MAX_RECORDS, assess
     from vae_anomaly.tracking import Tracker
 
     tracker, training = Tracker(ws.mlflow), read_training(ws, progress)
@@ -260,16 +263,20 @@ def fit(ws: Workspace, progress: Progress = silent) -> FitOutcome:
     fitted = fit_detector(
         training.records, ws.schema, ws.recipe, lambda log, total: progress("training", log.epoch + 1, total)
     )
-    progress("measuring", 0, 1)
     normal = normal_records(training.records)
-    calibration = normal.take(fitted.splits["calibration"])
-    recall = corruption_recall(fitted.detector, fitted.detector.encode(calibration))
+    # the calibration records trained no weight and set no scale
+    known, held_out = (
+        fitted.detector.encode(normal.take(fitted.splits[part][:MAX_RECORDS])) for part in ("training", "calibration")
+    )
+    assessment = assess(
+        fitted.detector, known, held_out, seed=ws.monitor.seed, tell=lambda stage: progress(stage, 0, 1)
+    )
     progress("registering", 0, 1)
     registered = tracker.log_fit(
         fitted,
         monitor=ws.monitor,
         validation=normal.take(fitted.splits["validation"]),
-        corruption=recall,
+        assessment=assessment,
         data_digests=training.digests,
         example=example_frame(ws),
     )
@@ -277,7 +284,7 @@ def fit(ws: Workspace, progress: Progress = silent) -> FitOutcome:
     return FitOutcome(
         fitted,
         registered,
-        recall,
+        assessment,
         unscorable=int((~training.records.scorable).sum()),
         labelled_anomalies=0 if labels is None else int(labels.sum()),
     )
@@ -497,7 +504,7 @@ class _Scorer:
         summary = BatchSummary(self.detector)
         extra = self._extra_columns(delivery)
         with limited_threads(self.ws.monitor.execution.threads), ScoreWriter(ledger.store, origin) as writer:
-            for records in _records(delivery, self.ws):
+            for records in read_records(delivery, self.ws):
                 found = self.detector.detect(records)
                 summary.add(records, found)
                 writer.write(
@@ -768,3 +775,279 @@ def rollback(ws: Workspace, *, by: str, reason: str | None = None) -> Promotion:
     from vae_anomaly import registry_review
 
     return registry_review.rollback(ws.monitor, ws.mlflow, by=by, reason=reason, now=time.time())
+
+
+# ---- latent ----
+
+LOOKED_AT = 20_000  # records of a file, from its beginning
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look into the latent space wrote, and what there is to say of it."""
+
+    files: tuple[Path, ...]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Viewed:
+    """A detector and the records of a file that are looked at; ``extra`` is a column beyond the schema, row by row."""
+
+    detector: Detector
+    facts: dict[str, Any]
+    records: Records
+    extra: pa.ChunkedArray | None = None
+
+    def named(self, option: str, record_id: str) -> int:
+        """The row of a record, which must be scorable."""
+        found = np.flatnonzero((self.records.record_ids == record_id) & self.records.scorable)
+        if not len(found):
+            said = f"the id of a scorable one of the first {len(self.records):,} records of {self.facts['file']}"
+            raise ConfigError(f"{option} must be {said}. Got another one.")
+        return int(found[0])
+
+
+def latent_map(
+    ws: Workspace,
+    batch: str | None = None,
+    *,
+    color: str = "score",
+    method: Any = "auto",
+    version: str | None = None,
+    output: Path | None = None,
+) -> Look:
+    """The map of a file's records: by default of the newest file in the inbox, else of the first training file.
+
+    ``color`` is ``score``, ``label`` or any column of the file; ``batch`` a path or the name of a file in the inbox.
+    """
+    from vae_anomaly import figures, latent
+
+    viewed = _viewed(ws, batch, version, color)
+    encoded = latent.encode(viewed.detector, viewed.records)
+    if viewed.extra is None:
+        colour = encoded.colour(color)
+    else:
+        colour = latent.colour_of(color, viewed.extra.take(pa.array(np.flatnonzero(viewed.records.scorable))))
+    known, count = latent.reference_means(viewed.detector), len(encoded)
+    plane = latent.plane(np.concatenate([encoded.mean, known[: figures.MAX_POINTS]]), method)
+    figure = figures.latent_map(plane, colour, encoded.flagged)
+    columns = {
+        "latent.record_id": encoded.records.record_ids,
+        "latent.x": plane.points[:count, 0],
+        "latent.y": plane.points[:count, 1],
+        "latent.score": encoded.score,
+        "latent.flagged": encoded.flagged,
+        "latent.colour": colour.values,
+    }
+    facts = {"records": count, "flagged": int(encoded.flagged.sum()), "axes": plane.axes}
+    files = {"map.png": figures.png(figure), **_table_files("map", columns)}
+    return Look(_written(ws, output, files), {**viewed.facts, **facts})
+
+
+def latent_traverse(
+    ws: Workspace,
+    batch: str | None = None,
+    *,
+    record: str | None = None,
+    steps: int = 9,
+    spread: float = 2.5,
+    version: str | None = None,
+    output: Path | None = None,
+) -> Look:
+    """Each active dimension changed alone, from ``record`` of a file, or from the most central reference record."""
+    from vae_anomaly import figures, latent
+
+    base = None
+    if record is None:
+        detector, facts = _looked_through(ws, version)
+    else:
+        viewed = _viewed(ws, batch, version)
+        detector, facts = viewed.detector, viewed.facts
+        base = viewed.records.take(np.array([viewed.named("record", record)]))
+    found = latent.traverse(detector, base=base, steps=steps, spread=spread)
+    where = {
+        "latent.dimension": np.repeat(found.dimensions + 1, steps),
+        "latent.value": found.values.ravel(),
+    }
+    files = {"traverse.png": figures.png(figures.traversal(found)), **_decoded_files("traverse", found.decoded, where)}
+    dimensions = (found.dimensions + 1).tolist()
+    return Look(_written(ws, output, files), {**facts, "dimensions": dimensions, "active": found.active,
+                                              "from": found.about})  # fmt: skip
+
+
+def latent_interpolate(
+    ws: Workspace,
+    batch: str | None = None,
+    *,
+    first: str | None = None,
+    last: str | None = None,
+    steps: int = 9,
+    how: Any = "linear",
+    version: str | None = None,
+    output: Path | None = None,
+) -> Look:
+    """The way from one record of a file to another: by default from the most ordinary to the one farthest from it."""
+    from vae_anomaly import figures, latent
+
+    viewed = _viewed(ws, batch, version)
+    encoded, good = latent.encode(viewed.detector, viewed.records), np.flatnonzero(viewed.records.scorable)
+    ends = good if len(good) < 2 else good[latent.far_apart(viewed.detector, encoded)]
+    for at, (option, name) in enumerate((("from", first), ("to", last))):
+        if name is not None and len(ends) > at:
+            ends[at] = viewed.named(option, name)
+    found = latent.interpolate(viewed.detector, viewed.records.take(ends), steps=steps, how=how)
+    where = {"latent.position": found.position}
+    files = {"interpolate.png": figures.png(figures.interpolation(found))}
+    files |= _decoded_files("interpolate", found.decoded, where)
+    facts = {"from": found.ids[0], "to": found.ids[1], "steps": steps}
+    return Look(_written(ws, output, files), {**viewed.facts, **facts})
+
+
+def latent_generate(
+    ws: Workspace,
+    count: int = 48,
+    *,
+    context: Mapping[str, str] | None = None,
+    version: str | None = None,
+    output: Path | None = None,
+    seed: int = 0,
+    prior_temperature: float = 1.0,
+    sample: bool | None = None,
+    how: Any = "nucleus",
+    temperature: float = 1.0,
+    top_p: float = 0.9,
+) -> Look:
+    """``count`` records from the prior, in a ``context``; the options are those of :mod:`vae_anomaly.latent`."""
+    from vae_anomaly import figures, latent
+
+    detector, facts = _looked_through(ws, version)
+    writing = latent.Decoding(how, temperature, top_p)
+    found = latent.generate(
+        detector,
+        count,
+        seed=seed,
+        context=context,
+        prior_temperature=prior_temperature,
+        sample=sample,
+        decoding=writing,
+    )
+    files = {"generate.png": figures.png(figures.generated(detector, found)),
+             **_decoded_files("generate", found.decoded, {})}  # fmt: skip
+    return Look(_written(ws, output, files), {**facts, "records": count, "context": dict(context or {}), "seed": seed})
+
+
+def latent_reconstruct(
+    ws: Workspace, batch: str | None = None, *, version: str | None = None, output: Path | None = None
+) -> Look:
+    """The records of a file beside their reconstructions; the figure shows the strangest and the most ordinary ones."""
+    from vae_anomaly import figures, latent
+
+    viewed = _viewed(ws, batch, version)
+    detector = viewed.detector
+    found = latent.reconstruct(detector, viewed.records)
+    index, titles = figures.picked(found.score)
+    inputs = detector.encode(viewed.records.take(np.flatnonzero(viewed.records.scorable)[index]))
+    figure = figures.found_beside_expected(detector, inputs, titles)
+    where = {"latent.record_id": np.array(found.ids, dtype=object), "latent.score": found.score}
+    files = {"reconstruct.png": figures.png(figure)}
+    files |= _decoded_files("reconstruct", found.found, where, found.expected)
+    return Look(_written(ws, output, files), {**viewed.facts, "records": len(found.ids)})
+
+
+def _looked_through(ws: Workspace, version: str | None) -> tuple[Detector, dict[str, Any]]:
+    """The detector: ``version``, else the champion, else the candidate."""
+    from vae_anomaly.errors import ArtifactError
+    from vae_anomaly.tracking import Tracker
+
+    tracker, which = Tracker(ws.mlflow), version or "champion"
+    if version is None:
+        try:
+            tracker.resolve(ws.monitor.name, which, cache=ws.model_cache)
+        except ArtifactError:
+            which = "candidate"
+    detector, model = _load(ws, tracker, which)
+    return detector, {"version": model.version}
+
+
+def _viewed(ws: Workspace, batch: str | None, version: str | None, column: str = "") -> _Viewed:
+    """The detector and the first ``LOOKED_AT`` records of a file, with its ``column`` where the schema has no such."""
+    path = _batch_path(ws, batch)
+    detector, facts = _looked_through(ws, version)
+    schema, source = ws.schema, ws.monitor.source
+    parts, extra, first = [], [], 0
+    with open_delivery(path, folders=ws.folders) as delivery:
+        there = [name for name, _ in read_header(delivery, source.csv, pattern=source.lines.pattern)]
+        beyond = column in there and column not in ("score", "label", *(c.name for c in schema.columns))
+        wanted = [*schema.required, *(n for n in (schema.label, column if beyond else None) if n in there)]
+        for table in read_chunks(delivery, schema, source.csv, columns=wanted, pattern=source.lines.pattern):
+            kept = table.slice(0, LOOKED_AT - first)
+            parts.append(check(kept, schema, first_row=first, file=delivery.name))
+            extra += [kept.column(column)] if beyond else []
+            first += len(kept)
+            if first >= LOOKED_AT:
+                break
+    records = concatenate(parts)
+    if not records.scorable.any():
+        raise DataError("no_scorable_records", "at least one scorable record is needed. Got none.", file=path.name,
+                        remedy="Name another file.")  # fmt: skip
+    joined = pa.chunked_array([chunk for part in extra for chunk in part.chunks]) if extra else None
+    return _Viewed(detector, {**facts, "file": str(path), "read": len(records)}, records, joined)
+
+
+def _batch_path(ws: Workspace, batch: str | None) -> Path:
+    """A path, the name of a file in the inbox, or by default the newest file there, else the first training file."""
+    source = ws.monitor.source
+    ready = list_inbox(source.inbox, settle_seconds=0, folders=ws.folders).ready if source.inbox.is_dir() else ()
+    if batch is None:
+        if ready:
+            return max(ready, key=lambda file: os.lstat(file.path).st_mtime_ns).path
+        return training_files(source.training, folders=ws.folders)[0]
+    for path in (Path(batch), source.inbox / batch):
+        if path.exists():
+            return path
+    known = [file.name for file in ready]
+    raise ConfigError(f"the file must be a path or a name in the inbox. Got {batch!r}.{suggestion(batch, known)}")
+
+
+def _decoded_files(stem: str, found: Any, where: Mapping[str, np.ndarray], expected: Any = None) -> dict[str, bytes]:
+    """Decoded records as CSV and Parquet, lines of text or an array of images, after the columns ``where``."""
+    if isinstance(found, np.ndarray):
+        import io
+
+        sink = io.BytesIO()
+        np.save(sink, found if expected is None else np.stack([found, expected]))
+        return {f"{stem}.npy": sink.getvalue()}
+    if isinstance(found, list):
+        lead = [" ".join(str(v) for v in row) for row in zip(*where.values(), strict=True)] or [""] * len(found)
+        beside = [""] * len(found) if expected is None else [f"\n\t{line}" for line in expected]
+        lines = [f"{a}\t{b}{c}" if a else b for a, b, c in zip(lead, found, beside, strict=True)]
+        return {f"{stem}.txt": ("\n".join(lines) + "\n").encode()}
+    columns = {**where, **{name: found[name] for name in found.columns}}
+    if expected is not None:
+        columns |= {f"{name}.expected": expected[name] for name in expected.columns}
+    return _table_files(stem, columns)
+
+
+def _table_files(stem: str, columns: Mapping[str, Any]) -> dict[str, bytes]:
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    frame, sink = pd.DataFrame(dict(columns)), pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), sink)
+    return {f"{stem}.csv": frame.to_csv(index=False).encode(), f"{stem}.parquet": sink.getvalue().to_pybytes()}
+
+
+def _written(ws: Workspace, output: Path | None, files: Mapping[str, bytes]) -> tuple[Path, ...]:
+    """The paths of ``files`` in the folder ``output``, each of them whole whenever this stops."""
+    folder = output or ws.monitor.output / "latent"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            part = folder / f".{name}.{os.getpid()}"
+            part.write_bytes(content)
+            part.replace(folder / name)
+    except OSError as error:
+        problem = f"the output folder {str(folder)!r} must be one that can be written."
+        raise ConfigError(f"{problem} Got {type(error).__name__} ({error.strerror}).") from error
+    return tuple(folder / name for name in files)

@@ -22,15 +22,15 @@ from vae_anomaly.batch import Records
 from vae_anomaly.config import GatesConfig, MlflowConfig, MonitorConfig, config_digest
 from vae_anomaly.detector import Detector
 from vae_anomaly.errors import ConfigError, ReviewError
-from vae_anomaly.fitting import Recipe, columns_of, corruption_recall, split
+from vae_anomaly.fitting import Recipe, split
+from vae_anomaly.latent import active
+from vae_anomaly.metrics import corruption_recall, weak
 from vae_anomaly.report.review import Gate, Measure, Review, to_html
-from vae_anomaly.tracking import AWAY, Resolved, Tracker, latent_units
+from vae_anomaly.tracking import AWAY, Resolved, Tracker
 
 __all__ = ["Evidence", "Gate", "Promotion", "Review", "evaluate_gates", "history", "promote", "review", "rollback"]
 
-MAX_RECORDS = 2000
 CHANCE = 0.999
-BLIND = 0.1
 REVIEW_JSON, REVIEW_HTML = "review.json", "review.html"
 
 
@@ -47,16 +47,16 @@ class Evidence:
 
     @staticmethod
     def of(detector: Detector, validation: Records) -> Evidence:
-        """Measure ``detector`` on scorable normal records (corruption on at most ``MAX_RECORDS`` of them)."""
+        """Measure ``detector`` on scorable normal records; every detector's are corrupted alike."""
         inputs = detector.encode(validation)
         scores = detector.scores(inputs)
-        recall = corruption_recall(detector, inputs[:MAX_RECORDS])
+        recall = corruption_recall(detector, inputs, seed=0).headline
         return Evidence(scores, detector.threshold.flag(scores), recall)
 
     @property
-    def median_recall(self) -> float:
-        """Median over the columns."""
-        return float(np.median(list(self.recall.values())))
+    def median_recall(self) -> float | None:
+        """Median over the columns or regions; None where nothing could be corrupted."""
+        return float(np.median(list(self.recall.values()))) if self.recall else None
 
 
 def evaluate_gates(
@@ -65,14 +65,15 @@ def evaluate_gates(
     """Every gate of a detector whose files were verified; without ``evidence`` those that need records do not hold."""
     n, alpha, ratio = len(detector.threshold.calibration), detector.threshold.alpha, limits.max_false_alarm_ratio
     scores, flagged, recall = (evidence.scores, evidence.flagged, evidence.median_recall) if evidence else (None,) * 3
-    drop = champion.median_recall - recall if champion and recall is not None else None
+    known = champion.median_recall if champion else None
+    drop = known - recall if known is not None and recall is not None else None
     # fmt: off
     gates = (
         Gate("calibration records", n, "at least", limits.min_calibration_records,
              "Normal records behind the threshold.", "count"),
         Gate("supported alpha", alpha, "at least", 1 / (n + 1),
              f"The smallest false-alarm rate that {n:,} calibration records can hold.", "share"),
-        Gate("active latent units", latent_units(detector)[1], "at least", limits.min_active_units,
+        Gate("active latent units", len(active(detector)), "at least", limits.min_active_units,
              "Latent dimensions that tell records apart; none means that the encoder collapsed.", "count"),
         Gate("distinct scores", None if scores is None else len(np.unique(scores)), "at least", 2,
              "Different scores among the validation records; a constant score says nothing.", "count"),
@@ -81,7 +82,7 @@ def evaluate_gates(
              f"Share of normal validation records flagged. At most {ratio:g} times alpha, or where it is more, what"
              f" chance alone stays below in {100 * CHANCE:g} % of the cases.", "share"),
         Gate("corruption recall", recall, "at least", limits.min_corruption_recall,
-             "Share of records flagged after one column was corrupted, median over the columns.", "share"),
+             "Share of records flagged after one column or region was corrupted, median over them.", "share"),
         Gate("recall lost", drop, "at most", limits.max_recall_drop_vs_champion,
              "The champion's corruption recall less this version's, on the same records.", "share"),
     )
@@ -128,11 +129,13 @@ def review(
     found = tracker.resolve(monitor.name, version or "candidate")
     candidate = Detector.load(tracker.fetch(found, cache), digest=found.digest)
     champion = _champion(tracker, monitor.name, found)
+    with tracker.explained():
+        tags = tracker.client.get_model_version(found.name, found.version).tags
     warnings: list[str] = []
     evidence = known = rival = None
     if records is not None:
         validation = records.take(split(records, recipe)["validation"])
-        warnings += _changes(tracker, found, monitor, candidate, records)
+        warnings += _changes(tags, monitor, candidate, records)
         evidence = Evidence.of(candidate, validation)
         if champion is not None:
             rival = Detector.load(tracker.fetch(champion, cache), digest=champion.digest)
@@ -149,6 +152,7 @@ def review(
         _time(now),
         gates,
         warnings=(*warnings, *_warnings(candidate, evidence)),
+        verdict=tags.get("verdict", ""),
         champion={"version": champion.version, "digest": champion.digest} if champion else {},
         measures=tuple(
             Measure(name, ours, theirs, unit)
@@ -171,12 +175,8 @@ def _champion(tracker: Tracker, monitor: str, candidate: Resolved) -> Resolved |
     return None if number in (None, candidate.version) else tracker.resolve(monitor, number)
 
 
-def _changes(
-    tracker: Tracker, found: Resolved, monitor: MonitorConfig, detector: Detector, records: Records
-) -> list[str]:
+def _changes(tags: Mapping[str, str], monitor: MonitorConfig, detector: Detector, records: Records) -> list[str]:
     """A warning where the validation records need not be those that the fit held out."""
-    with tracker.explained():
-        tags = tracker.client.get_model_version(found.name, found.version).tags
     same_records = detector.provenance.get("normal_records") == str(len(records))
     if same_records and tags.get("digest.config") == config_digest(monitor):
         return []
@@ -189,10 +189,9 @@ def _changes(
 def _warnings(detector: Detector, evidence: Evidence | None) -> list[str]:
     if evidence is None:
         return ["No records were given: nothing was measured on them."]
-    floor = max(BLIND, 2 * detector.threshold.alpha)
-    blind = columns_of(evidence.recall, floor)
+    blind = weak(evidence.recall, detector.threshold.alpha)
     more = f" and {len(blind) - 8} more" if len(blind) > 8 else ""
-    text = f"It hardly notices when one of these columns is corrupted: {', '.join(blind[:8])}{more}."
+    text = f"It hardly notices when one of these is corrupted: {', '.join(blind[:8])}{more}."
     return [text] if blind else []
 
 

@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import queue
 import re
@@ -31,7 +32,6 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pandas as pd
-import torch
 
 # MLflow reads these when it is imported, or at each request; what the user has set stays
 for _name, _value in {
@@ -57,10 +57,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from vae_anomaly.batch import Records
 from vae_anomaly.config import NAME, MlflowConfig, MonitorConfig, config_digest, redacted
-from vae_anomaly.detector import Detector, over_chunks
+from vae_anomaly.detector import Detector
 from vae_anomaly.errors import ArtifactError, ConfigError
-from vae_anomaly.figures import of_fit, png
+from vae_anomaly.figures import of_fit, of_latent, png
+from vae_anomaly.figures.quality import corruption_map, kl_map
 from vae_anomaly.fitting import Fit
+from vae_anomaly.metrics import Assessment
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +73,10 @@ MODEL_DIGEST = "digest.model"
 DETECTOR_FOLDER, PART = "artifacts/detector", ".part-"
 DOWNLOAD_SECONDS, LOGGING_SECONDS = 600.0, 60.0
 BATCH, PARAMS_BATCH, MAX_DATASETS, MAX_TEXT = 1000, 100, 200, 500
+MAX_TAG = 5000  # of a run; its note is one
+MAX_CURVE = 200  # epochs for which each dimension's KL is stored
 FIGURE_RECORDS = 4000
-ACTIVE_VARIANCE = 0.01  # Burda, Grosse and Salakhutdinov, arXiv 1509.00519, section 5.2
+EPOCH = ("beta", "loss", "validation_elbo", "validation_log_likelihood", "validation_kl", "active_units")
 AWAY = (MlflowException, SQLAlchemyError, OSError)  # time-outs and requests' errors are OSErrors
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -199,7 +203,7 @@ class Tracker:
         """The id of a new run, ended as finished, or as failed when an exception leaves the block."""
         client, experiments = self._connection
         every = {**self.config.tracking.tags, **tags}
-        run_id = client.create_run(experiments[kind], run_name=name, tags={k: v[:MAX_TEXT] for k, v in every.items()})
+        run_id = client.create_run(experiments[kind], run_name=name, tags={k: v[:MAX_TAG] for k, v in every.items()})
         run_id = str(run_id.info.run_id)
         try:
             yield run_id
@@ -217,7 +221,7 @@ class Tracker:
         *,
         monitor: MonitorConfig,
         validation: Records,
-        corruption: Mapping[str, float],
+        assessment: Assessment,
         data_digests: Mapping[str, str],
         example: pd.DataFrame,
     ) -> Registered:
@@ -226,7 +230,7 @@ class Tracker:
         Parameters
         ----------
         validation : the normal records of ``fit.splits["validation"]``, for the figures.
-        corruption : recall of corrupted records by column (:func:`vae_anomaly.fitting.corruption_recall`).
+        assessment : what was measured of the fit, and the verdict.
         data_digests : sha256 of each training file, by name.
         example : a few raw normal records in the columns of the training files; they are stored with the model.
 
@@ -240,13 +244,15 @@ class Tracker:
             self._require_own_place()
         about = {"monitor": monitor.name, "code.version": _public("vae-anomaly")}
         about |= _digests(detector, monitor, data_digests)
-        note = {"mlflow.note.content": f"False-alarm rate: {detector.threshold.promise}."}
+        said = " ".join(assessment.verdict)
+        about["verdict"] = said[:MAX_TAG]
+        note = {"mlflow.note.content": f"{said} False-alarm rate: {detector.threshold.promise}."}
         with self.explained():
             found = self._registered(name, detector.digest)
             if found is None:
                 with self.run("train", f"fit {monitor.name} {detector.digest[:8]}", about | note) as run_id:
                     model = self._logged_model(run_id, detector, example, about)
-                    self._log_details(run_id, model.model_id, fit, monitor, validation, corruption, data_digests)
+                    self._log_details(run_id, model.model_id, fit, monitor, validation, assessment, data_digests)
                     version = self._register(name, model, about)
                 found = Registered(run_id, name, version, detector.digest)
             self.client.set_registered_model_alias(name, self.config.registry.aliases.candidate, found.version)
@@ -289,7 +295,7 @@ class Tracker:
         fit: Fit,
         monitor: MonitorConfig,
         validation: Records,
-        corruption: Mapping[str, float],
+        assessment: Assessment,
         data_digests: Mapping[str, str],
     ) -> None:
         parameters = {**_flat(monitor.model_dump(mode="json", exclude={"columns"})), **_flat(asdict(fit.plan), "plan.")}
@@ -298,25 +304,32 @@ class Tracker:
             self.client.log_batch(run_id, params=chunk)
         for chunk in _chunks([*self._epochs(fit)], BATCH):
             self.client.log_batch(run_id, metrics=chunk)
-        self.log_metrics(run_id, _final_metrics(fit, corruption), model_id=model_id)
+        self.log_metrics(run_id, _final_metrics(fit, assessment), model_id=model_id)
         self.client.log_inputs(run_id, [_dataset(*item) for item in sorted(data_digests.items())[:MAX_DATASETS]])
-        inputs = fit.detector.encode(validation.take(np.arange(min(len(validation), FIGURE_RECORDS))))
-        figures = of_fit(fit, inputs, latent=self.config.tracking.log_latent_plots)
+        records = validation.take(np.arange(min(len(validation), FIGURE_RECORDS)))
+        figures = _figures(fit, records, assessment, latent=self.config.tracking.log_latent_plots)
         files = {f"figures/{name}.png": png(figure) for name, figure in figures}
+        files["verdict.txt"] = "".join(f"{sentence}\n" for sentence in assessment.verdict).encode()
         for name, value in {
             "monitor": monitor.model_dump(mode="json"),
             "data": dict(data_digests),
-            "corruption_recall": dict(corruption),
+            "held_out": asdict(assessment.held_out),
+            "comparison": asdict(assessment.comparison),
+            "corruption": asdict(assessment.recall),
         }.items():
             files[f"{name}.json"] = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode()
         self.log_files(run_id, files)
 
     def _epochs(self, fit: Fit) -> Iterator[Metric]:
         last, every = fit.epochs[-1].epoch, self.config.tracking.metrics_every_n_epochs
+        seldom = every * math.ceil(len(fit.epochs) / (every * MAX_CURVE))
         for log in fit.epochs:
+            values: dict[str, float] = {}
             if log.epoch % every == 0 or log.best or log.epoch == last:
-                for key in ("beta", "loss", "validation_elbo", "validation_log_likelihood", "validation_kl"):
-                    yield Metric(f"epoch.{key}", getattr(log, key), self._millis(), log.epoch)
+                values = {key: getattr(log, key) for key in EPOCH}
+            if log.epoch % seldom == 0 or log.epoch == last:
+                values |= {f"validation_kl.{k:02d}": kl for k, kl in enumerate(log.validation_kl_by_dimension)}
+            yield from (Metric(f"epoch.{key}", value, self._millis(), log.epoch) for key, value in values.items())
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], *, model_id: str | None = None) -> None:
         """Store the finite ones of ``metrics`` with a run, and with a logged model."""
@@ -496,14 +509,14 @@ class Tracker:
 # ---- what is recorded of a fit ----
 
 
-def latent_units(detector: Detector) -> tuple[np.ndarray, int]:
-    """Mean KL of each latent dimension over the reference records in nats, (K,), and how many dimensions are active.
-
-    A dimension is active when its posterior mean varies by more than 0.01 among the records.
-    """
-    both = over_chunks(detector.vae, detector.reference.inputs, lambda e: torch.stack([e.posterior.mean, e.kl], 1))
-    mean, kl = both.double().unbind(1)
-    return kl.mean(0).numpy(), int((mean.var(0, correction=0) > ACTIVE_VARIANCE).sum())
+def _figures(fit: Fit, records: Records, assessment: Assessment, *, latent: bool) -> Iterator[tuple[str, Any]]:
+    """Every figure of a fit with its name; ``records`` are validation records."""
+    detector = fit.detector
+    yield from of_fit(fit, detector.encode(records))
+    yield "latent_dimensions", kl_map(fit.epochs)
+    yield "corruption", corruption_map(assessment.recall.shares, detector.threshold.alpha)
+    if latent:
+        yield from of_latent(detector, records)
 
 
 def _digests(detector: Detector, monitor: MonitorConfig, data: Mapping[str, str]) -> dict[str, str]:
@@ -517,21 +530,26 @@ def _digests(detector: Detector, monitor: MonitorConfig, data: Mapping[str, str]
     }
 
 
-def _final_metrics(fit: Fit, corruption: Mapping[str, float]) -> dict[str, float]:
-    detector, promise = fit.detector, fit.detector.threshold.promise
-    kl, active = latent_units(detector)
+def _final_metrics(fit: Fit, assessment: Assessment) -> dict[str, float]:
+    threshold, held_out, compared = fit.detector.threshold, asdict(assessment.held_out), assessment.comparison
     metrics = {f"records.{part}": float(len(index)) for part, index in fit.splits.items()}
-    metrics |= {f"false_alarm_rate.{k}": getattr(promise, k) for k in ("expected", "low", "high")}
+    metrics |= {f"false_alarm_rate.{k}": getattr(threshold.promise, k) for k in ("expected", "low", "high")}
     metrics |= {
-        "false_alarm_rate.validation": float(detector.threshold.flag(fit.validation_scores).mean()),
-        "threshold": detector.threshold.value,
+        "false_alarm_rate.validation": float(threshold.flag(fit.validation_scores).mean()),
+        "threshold": threshold.value,
         "best_epoch": float(max((e.epoch for e in fit.epochs if e.best), default=-1)),
-        "active_units": float(active),
     }
-    metrics |= {f"kl.{k:02d}": float(value) for k, value in enumerate(kl)}
-    if corruption:
-        metrics["corruption_recall.median"] = float(np.median(list(corruption.values())))
-    return metrics | {f"corruption_recall.column.{column}": value for column, value in corruption.items()}
+    metrics |= {f"kl.{k:02d}": value for k, value in enumerate(held_out.pop("kl_by_dimension"))}
+    metrics |= {f"held_out.{name}": float(value) for name, value in held_out.items()}
+    metrics |= {f"auroc.{name}": value for name, value in compared.auroc.items()}
+    metrics |= {f"auroc.score.{kind}": value for kind, value in compared.by_score.items()}
+    metrics["rank_correlation.pca"] = compared.rank_correlation
+    recall = assessment.recall
+    if recall.median is not None:
+        metrics["corruption_recall.median"] = recall.median
+    for kind, shares in recall.shares.items():
+        metrics[f"corruption_recall.{kind}"] = float(np.mean(list(shares.values())))
+    return metrics | {f"corruption_recall.column.{column}": value for column, value in recall.headline.items()}
 
 
 def _dataset(name: str, digest: str) -> DatasetInput:

@@ -539,7 +539,7 @@ def test_the_demonstration_without_prefect(
     promoted = pipelines.promote(ws, by="demo")
     show_demo(ws, DemoRun(fitted, promoted, pipelines.score(ws)), as_json=False, seconds=12.3)
     text = capsys.readouterr().out
-    assert re.search(r"AUROC 0\.9\d\d; \d+ of \d+ malignant records found; \d+ of \d+ benign ones flagged", text)
+    assert re.search(r"AUROC 0\.9\d\d; \d+ of \d+ labelled anomalies found; \d+ of \d+ normal records flagged", text)
     assert re.search(r"2026-01-08\.parquet .*truncated", text)
     assert re.search(r"2026-01-09\.parquet .*missing_column", text)
     assert len(re.findall(r"^  .*/reports/2026-01-0\d-\w+\.html$", text, re.M)) == 3

@@ -53,22 +53,23 @@ def test_defaults_and_absolute_paths() -> None:
         "steps": None,
         "epochs": None,
         "minibatch": None,
-        "learning_rate": 0.003,
+        "learning_rate": None,
         "patience": None,
-        "input_noise": 0.1,
-        "word_dropout": 0.3,
+        "input_noise": None,
+        "word_dropout": None,
         "teacher_forcing": 1.0,
         "context_dropout": 0.05,
+        "augmentation": None,
     }
     assert config.objective.model_dump() == {
         "beta": 1.0,
-        "warmup": 0.5,
+        "warmup": None,
         "capacity": None,
         "gamma": 100.0,
-        "free_bits": 0.0,
+        "free_bits": None,
         "samples": 1,
     }
-    assert (config.model.kind, config.score.kind, config.model.options) == ("mlp", "latent_neighbours", {})
+    assert (config.model.kind, config.score.kind, config.model.options) == (None, None, {})
     assert config.threshold.model_dump() == {"method": "conformal", "alpha": 0.01}
     assert [s.kind for s in config.sinks] == ["log", "file"]
     assert isinstance(config.sinks[1], FileSinkConfig)

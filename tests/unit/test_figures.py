@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from vae_anomaly import figures
+from vae_anomaly.figures.pictures import WIDTH, tiled
+from vae_anomaly.latent import Colour, Curve, Interpolation, Traversal, plane
 from vae_anomaly.thresholds import conformal
 from vae_anomaly.training import EpochLog
 
@@ -79,11 +82,15 @@ def test_calibration_curve_at_any_alpha(alpha: float, n: int) -> None:
     drawn(figures.calibration_curve(conformal(np.arange(n) + 0.5, alpha=alpha), np.array([0.0, n + 1.0])))
 
 
+SCORE = Colour("score, nats", SCORES)
+
+
 @pytest.mark.parametrize("latent", [1, 2, 5])
 @pytest.mark.parametrize("shift", [0.0, -9.0])
 def test_latent_map_rings_what_is_flagged(latent: int, shift: float) -> None:
     mean, flagged = RNG.normal(size=(300, latent)), SCORES > 4
-    figure = figures.latent_map(mean, SCORES + shift, flagged, background=mean[:50] + 1)
+    found = plane(np.concatenate([mean, mean[:50] + 1]))
+    figure = figures.latent_map(found, SCORE._replace(values=SCORES + shift), flagged)
     ground, dots, rings = (c.get_offsets() for c in figure.axes[0].collections[:3])
     assert (len(ground), len(dots), len(rings)) == (50, 300, flagged.sum())
     if latent == 2:
@@ -94,8 +101,66 @@ def test_latent_map_rings_what_is_flagged(latent: int, shift: float) -> None:
 def test_latent_map_keeps_the_flagged_of_very_many_records() -> None:
     flagged = np.zeros(9000, bool)
     flagged[-3:] = True
-    figure = figures.latent_map(RNG.normal(size=(9000, 4)), np.ones(9000), flagged)
+    figure = figures.latent_map(plane(RNG.normal(size=(9000, 4))), Colour("score", np.ones(9000)), flagged)
     assert [len(c.get_offsets()) for c in figure.axes[0].collections] == [figures.MAX_POINTS + 3, 3]
+
+
+def test_latent_map_names_the_most_frequent_values_and_shows_what_is_missing() -> None:
+    names = np.array([f"shop {i % 12 if i < 60 else 0}" for i in range(300)], dtype=object)
+    names[:5] = None
+    figure = figures.latent_map(plane(RNG.normal(size=(300, 2))), Colour("shop", names), np.zeros(300, bool))
+    counts = {c.get_label(): len(c.get_offsets()) for c in figure.axes[0].collections}
+    assert counts.pop("missing") == 5
+    assert counts.pop("5 others") == 25
+    assert counts.pop("flagged, 0 records") == 0
+    assert len(counts) == 7
+    assert all(label.endswith(f", {count}") for label, count in counts.items())
+    drawn(figure)
+
+
+@pytest.mark.parametrize("values", [np.full(9, np.nan), np.full(9, 3.0), np.r_[np.nan, np.arange(8.0)]])
+def test_latent_map_takes_any_number(values: np.ndarray) -> None:
+    figure = figures.latent_map(plane(RNG.normal(size=(9, 2))), Colour("load", values), np.zeros(9, bool))
+    hollow = [len(c.get_offsets()) for c in figure.axes[0].collections if c.get_label() == "missing"]
+    assert sum(hollow) == np.isnan(values).sum()
+    drawn(figure)
+
+
+def test_a_curve_shows_what_is_expected_and_no_line_where_a_clock_goes_round() -> None:
+    at = np.linspace(-2, 2, 5)[None]
+    hour = Curve("at, hour", np.array([22.0, 23.0, 1.0, 2.0, 3.0]), 1.0, 24.0)
+    load = Curve("load", np.array([1.0, 2.0, 3.0, 4.0, 5.0]), 2.0)
+    still = Curve("still", np.array([7.0, 7.0, 7.0, 7.0, 7.000001]), 1e-6)
+    walk = Traversal(np.array([4]), at, pd.DataFrame(index=range(5)), (hour, load, still), "r1", 2.0, True)
+    figure = figures.traversal(walk)
+    lines = [axes.lines[0] for axes in figure.axes[:3]]
+    assert np.array_equal(lines[1].get_ydata(), load.values)
+    assert np.array_equal(lines[1].get_xdata(), at[0])
+    assert np.flatnonzero(np.isnan(lines[0].get_ydata())).tolist() == [1]
+    low, high = figure.axes[2].get_ylim()
+    assert high - low > 0.1  # what does not change does not look as if it did
+    drawn(figure)
+
+
+def test_a_step_of_a_text_that_says_the_same_is_not_repeated() -> None:
+    walk = Interpolation(("a", "b"), np.linspace(0, 1, 4), ["x $y$", "x $y$", "z", "z " * 90], ())
+    figure = figures.interpolation(walk)
+    said = [text.get_text() for text in figure.axes[0].texts]
+    assert said.count("x") == 1
+    assert said.count('"') == 1
+    assert said.count("z") == 91
+    assert all(text.get_position()[0] + len(text.get_text()) <= WIDTH for text in figure.axes[0].texts)
+    drawn(figure)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_stand_row_by_row_between_white_gaps(channels: int) -> None:
+    images = RNG.integers(0, 256, (5, 4, 6, channels)).astype(np.uint8)
+    board, gap = tiled(images, 3)
+    assert (board.shape, gap) == ((2 * 5 - 1, 3 * 7 - 1, 3), 1)
+    assert np.array_equal(board[5:9, 7:13], np.broadcast_to(images[4], (4, 6, 3)))
+    assert (board[4] == 255).all()
+    assert (board[5:, 14:] == 255).all()
 
 
 @pytest.mark.parametrize(("records", "variables"), [(4, 3), (1, 1), (2, 90)])

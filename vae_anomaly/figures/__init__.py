@@ -22,7 +22,7 @@ from vae_anomaly.figures.latent import MAX_POINTS, generated, interpolation, lat
 from vae_anomaly.figures.records import MAX_VARIABLES, found_beside_expected, reconstructions
 from vae_anomaly.figures.style import png
 from vae_anomaly.fitting import Fit
-from vae_anomaly.latent import encode, far_apart, generate, interpolate, reference_means, traverse
+from vae_anomaly.latent import encode, far_apart, generate, interpolate, plane, reference_means, traverse
 from vae_anomaly.vae import Inputs
 
 __all__ = [
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 PICKED = ("strangest", "second strangest", "second most ordinary", "most ordinary")
-GENERATED = 48
+GENERATED, GENERATED_ROWS = 48, 1000  # images or lines, and rows of a table
 
 
 def of_fit(fit: Fit, inputs: Inputs, *, latent: bool = True) -> Iterator[tuple[str, Figure]]:
@@ -70,10 +70,11 @@ def of_latent(detector: Detector, records: Records, *, seed: int = 0) -> Iterato
     """The figures of a detector's latent space, by name; ``records`` are validation records, of which at least one is
     scorable."""
     encoded = encode(detector, records)
-    known = reference_means(detector)
-    yield "latent_map", latent_map(encoded.mean, encoded.colour("score"), encoded.flagged, background=known, seed=seed)
+    found = plane(np.concatenate([encoded.mean, reference_means(detector)[:MAX_POINTS]]))
+    yield "latent_map", latent_map(found, encoded.colour("score"), encoded.flagged)
     yield "traversal", traversal(traverse(detector))
     if len(encoded) > 1:
         ends = encoded.records.take(far_apart(detector, encoded))
         yield "interpolation", interpolation(interpolate(detector, ends))
-    yield "generated", generated(detector, generate(detector, GENERATED, seed=seed))
+    count = GENERATED_ROWS if detector.preprocessor.layout.modality == "table" else GENERATED
+    yield "generated", generated(detector, generate(detector, count, seed=seed))

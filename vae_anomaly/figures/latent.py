@@ -38,33 +38,24 @@ from vae_anomaly.latent import (
     Decoded,
     Generation,
     Interpolation,
-    Method,
+    Plane,
     Traversal,
-    plane,
     reference_records,
 )
 
 MAX_POINTS, MAX_DIMENSIONS, MAX_PANELS, MAX_ROWS, MAX_BARS = 4000, 12, 12, 60, 8
+LEAST_CHANGE = 0.25  # robust deviations: the least that an axis shows
 COMPARED = 2000  # reference records beside generated ones
 
 
-def latent_map(
-    mean: np.ndarray,
-    colour: Colour,
-    flagged: np.ndarray,
-    *,
-    background: np.ndarray | None = None,
-    method: Method = "auto",
-    seed: int = 0,
-) -> Figure:
-    """Posterior means (B, K) in the plane of ``method``, coloured by ``colour``, the ``flagged`` (B,) ringed.
+def latent_map(found: Plane, colour: Colour, flagged: np.ndarray) -> Figure:
+    """B records in a plane, coloured by ``colour``, the ``flagged`` (B,) ringed.
 
-    ``background`` (M, K), such as the training records, is drawn in grey, in the same plane.
+    ``found`` has B + M points: those beyond the B of ``flagged``, such as the training records, are drawn in grey. Of
+    very many records the flagged ones are kept, and the first of the others.
     """
-    known = np.empty((0, mean.shape[1])) if background is None else background[:MAX_POINTS]
-    shown = np.unique(np.r_[np.flatnonzero(flagged)[:MAX_POINTS], np.arange(min(len(mean), MAX_POINTS))])
-    found = plane(np.concatenate([mean[shown], known]), method, seed=seed)
-    points, ground, ringed = found.points[: len(shown)], found.points[len(shown) :], flagged[shown]
+    shown = np.unique(np.r_[np.flatnonzero(flagged)[:MAX_POINTS], np.arange(min(len(flagged), MAX_POINTS))])
+    points, ground, ringed = found.points[shown], found.points[len(flagged) :][:MAX_POINTS], flagged[shown]
     figure, (axes,) = panels("Latent map", width=7.8, height=5.9)
     if len(ground):
         _dots(axes, ground, s=9, color=PALE, linewidths=0, label=f"training, {len(ground):,} records")
@@ -74,11 +65,11 @@ def latent_map(
     else:
         _by_number(figure, axes, points, values.astype(np.float64), colour.name)
     _dots(axes, points[ringed], s=70, facecolors="none", edgecolors=RED, linewidths=1.4,
-                 label=f"flagged, {int(ringed.sum()):,} records")  # fmt: skip
+          label=f"flagged, {int(ringed.sum()):,} records")  # fmt: skip
     axes.set_xlabel(found.axes[0], color=INK)
     axes.set_ylabel(found.axes[1], color=INK)
-    axes.set_title("" if colour.name.startswith("score") else f"coloured by {short(colour.name, 60)}",
-                   loc="left", fontsize=11, color=INK)  # fmt: skip
+    title = "" if colour.name.startswith("score") else f"coloured by {short(colour.name, 60)}"
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
     legend_below(figure, axes)
     return figure
 
@@ -145,7 +136,7 @@ def traversal(found: Traversal) -> Figure:
         for i, name in enumerate(names[:MAX_DIMENSIONS]):
             lines.append(Line([name], color=GREY, bold=True))
             of_this = found.decoded[i * steps : (i + 1) * steps]
-            lines += _steps([f"{v:+5.1f}" for v in found.values[i]], of_this)
+            lines += _steps([f"{round(float(v), 1) + 0.0:+5.1f}" for v in found.values[i]], of_this)
         return text_figure(title, lines)
     return _curves(title, found.curves, found.values, names, x="latent value, in standard deviations of the prior")
 
@@ -201,6 +192,7 @@ def _curves(title: str, curves: Sequence[Curve], at: np.ndarray, names: Sequence
             values = curve.values.reshape(at.shape)[i]
             axes.plot(at[i], _broken(values, curve.period), color=DISTINCT[i], linewidth=1.7, label=name)
         axes.set_title(short(curve.name, 34), fontsize=9.5, color=INK, loc="left")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         _scaled(axes, curve)
     for axes in each[len(kept) :]:
         axes.set_visible(False)
@@ -209,7 +201,8 @@ def _curves(title: str, curves: Sequence[Curve], at: np.ndarray, names: Sequence
     figure.supxlabel(x if columns >= 3 else "", fontsize=9.5, color=INK)
     if len(names) > 1:
         handles = [Line2D([], [], color=c, linewidth=2) for c, _ in zip(DISTINCT, names, strict=False)]
-        figure.legend(handles, [*names][: len(handles)], loc="outside right upper", frameon=False, fontsize=9,
+        figure.legend(handles, [*names][: len(handles)], loc="outside right upper", title="most\ninformative\nfirst",
+                      title_fontsize=8, frameon=False, fontsize=9,
                       labelcolor=INK)  # fmt: skip
     return figure
 
@@ -231,15 +224,16 @@ def _scaled(axes: Axes, curve: Curve) -> None:
         axes.set_yticks(np.arange(0, curve.period + 1, curve.period / 4))
         return
     low, high = float(curve.values.min()), float(curve.values.max())
+    if curve.change < LEAST_CHANGE:  # what hardly changes is not to look as if it did
+        middle, reach = (low + high) / 2, (high - low) / 2 * LEAST_CHANGE / max(curve.change, 1e-9) or 1e-6
+        low, high = middle - reach, middle + reach
+        axes.set_ylim(low, high)
     if low > 0 and high > 8 * low:
         axes.set_yscale("log")
-        log_ticks(axes.yaxis, low, high)
+        log_ticks(axes.yaxis, low, high, 2)
         return
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(FuncFormatter(plain))
-    if high - low < 1e-3 * max(abs(high), 1e-300):  # what hardly changes is not to look as if it did
-        middle = (low + high) / 2
-        axes.set_ylim(middle - 0.05 * abs(middle) - 1e-12, middle + 0.05 * abs(middle) + 1e-12)
 
 
 # ---- generated records ----
@@ -280,7 +274,8 @@ def _distributions(made: pd.DataFrame, known: pd.DataFrame) -> Figure:
         a, b = made[name].dropna(), known[name].dropna()
         draw = _numbers if pd.api.types.is_numeric_dtype(a) and not pd.api.types.is_bool_dtype(a) else _values
         draw(axes, a, b)
-        axes.set_title(short(str(name), 34), fontsize=9.5, color=INK, loc="left")
+        hours = ", hour" if axes.get_xlim()[1] == 24 else ""
+        axes.set_title(f"{short(str(name), 34)}{hours}", fontsize=9.5, color=INK, loc="left")
         axes.tick_params(labelsize=8)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.3g} %"))
     for axes in each[len(names) :]:
@@ -293,12 +288,14 @@ def _distributions(made: pd.DataFrame, known: pd.DataFrame) -> Figure:
 
 def _numbers(axes: Axes, made: pd.Series, known: pd.Series) -> None:
     a, b = (part.to_numpy(np.float64) for part in (made, known))
-    low, high = usual(np.r_[b, b], 0.002, 0.998) if len(b) else usual(a)
-    logarithmic = low > 0 and high > 30 * low
+    seen = b if len(b) else a
+    low, high = usual(seen, 0.002, 0.998)
+    first, middle, last = np.quantile(seen, [0.05, 0.5, 0.95])
+    logarithmic = low > 0 and last - middle > 3 * (middle - first)
     edges = np.geomspace(low, high, 31) if logarithmic else np.linspace(low, high, 31)
     if logarithmic:
         axes.set_xscale("log")
-        log_ticks(axes.xaxis, low, high)
+        log_ticks(axes.xaxis, low, high, 2)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(plain))
@@ -317,6 +314,7 @@ def _values(axes: Axes, made: pd.Series, known: pd.Series) -> None:
         hours = [part.str[4:6].astype(int).to_numpy() for part in (known, made)]
         for part, fill in zip(hours, (True, False), strict=True):
             _shares(axes, np.bincount(part, minlength=24) / max(len(part), 1), np.arange(25), fill=fill)
+        axes.set_xlim(0, 24)
         axes.set_xticks([0, 6, 12, 18, 24])
         return
     names = known.value_counts().index[:MAX_BARS]
@@ -324,4 +322,5 @@ def _values(axes: Axes, made: pd.Series, known: pd.Series) -> None:
     at = np.arange(len(names))
     axes.bar(at, b, width=0.8, color=PALE)
     axes.hlines(a, at - 0.4, at + 0.4, color=BLUE, linewidth=2)
-    axes.set_xticks(at, [short(str(name), 12) for name in names], rotation=30 if len(names) > 3 else 0, fontsize=7.5)
+    slanted: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if len(names) > 3 else {}
+    axes.set_xticks(at, [short(str(name), 12) for name in names], **slanted)

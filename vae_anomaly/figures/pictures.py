@@ -113,9 +113,10 @@ def _draw(axes: Axes, row: int, line: Line, norm: Normalize, size: float) -> Non
     weight = "bold" if line.bold else "normal"
     shades = [None] * len(line.words) if line.shades is None else line.shades
     for word, shade in zip(line.words, shades, strict=True):
+        color = "white" if shade is not None and norm(shade) > 0.8 else line.color
         if shade is not None and word.strip():
             axes.fill_between([at - 0.25, at + len(word) + 0.25], row - 0.46, row + 0.46, color=HEAT(norm(shade)),
                               linewidth=0)  # fmt: skip
-        axes.text(at, row, word, family="DejaVu Sans Mono", fontsize=size, color=line.color, va="center", ha="left",
+        axes.text(at, row, word, family="DejaVu Sans Mono", fontsize=size, color=color, va="center", ha="left",
                   fontweight=weight, parse_math=False)  # fmt: skip
         at += len(word) + 1

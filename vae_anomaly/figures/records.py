@@ -50,6 +50,7 @@ def _images(detector: Detector, inputs: Inputs, titles: Sequence[str]) -> Figure
     bar = figure.colorbar(ScalarMappable(norm, HEAT), ax=axes, fraction=0.04, pad=0.02)
     bar.set_label("nats that a pixel adds to the score", color=INK)
     bar.outline.set_visible(False)
+    bar.ax.set_ylim(min(0.0, float(nats.min())), most)
     return figure
 
 

@@ -58,9 +58,9 @@ def legend_below(figure: Figure, axes: Axes, columns: int = 4) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK)
 
 
-def log_ticks(axis: Axis, low: float, high: float) -> None:
-    """Plain numbers on a logarithmic axis from ``low`` to ``high``."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e4 * low else (1,), numticks=9))
+def log_ticks(axis: Axis, low: float, high: float, decades: float = 4) -> None:
+    """Plain numbers on a logarithmic axis from ``low`` to ``high``; beyond ``decades`` only the powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 10**decades * low else (1,), numticks=9))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(plain))
 

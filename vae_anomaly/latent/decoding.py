@@ -108,10 +108,11 @@ class Decoder:
     decoding: Decoding = field(default_factory=Decoding)
     sample: bool = False
 
+    @torch.no_grad()
     def features(self, z: Tensor, context: Tensor | None) -> np.ndarray:
         """(N, F) values, or (N, T) ids, for ``z`` (N, K) and ``context`` (N, C)."""
         vae = self.detector.vae
-        with torch.no_grad(), limited_threads(1):
+        with limited_threads(1):
             # as many rows as in scoring: a point's bits do not depend on how many others are decoded
             there = padded(Inputs(z, context=context), vae.rows)
             likelihood = vae.likelihood(there.x, there.context)

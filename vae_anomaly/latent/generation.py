@@ -34,6 +34,7 @@ class Generation:
     context: pd.DataFrame
 
 
+@torch.no_grad()
 def generate(
     detector: Detector,
     count: int,
@@ -62,8 +63,7 @@ def generate(
     require_positive("prior_temperature", prior_temperature)
     generator = torch.Generator().manual_seed(seed)
     given = _contexts(detector, count, context or {}, generator)
-    with torch.no_grad():
-        z = drawn_from(detector.vae, count, given, prior_temperature, generator)
+    z = drawn_from(detector.vae, count, given, prior_temperature, generator)
     table = detector.preprocessor.layout.modality == "table"
     decoder = Decoder(detector, generator, decoding or Decoding("nucleus"), table if sample is None else sample)
     return Generation(decoder(z, given), z.numpy(), context_frame(detector, given))
@@ -143,16 +143,15 @@ def _found(detector: Detector, records: Records, inputs: Inputs) -> Decoded:
     """The records themselves, as :func:`decoded` gives them; a text as the model sees it."""
     if not isinstance(detector.preprocessor, TabularPreprocessor):
         return decoded(detector, inputs.x.numpy(), inputs.context)
-    states = {s.column: s for s in detector.preprocessor.all_states}
     columns = {}
-    for name, values in records.values.items():
+    for state in detector.preprocessor.all_states:
+        values = records.values[state.column]
         series = values.to_pandas() if isinstance(values, pa.Array) else pd.Series(values)
-        kind = states[name].kind
-        if kind == "boolean":
+        if state.kind == "boolean":
             series = series.astype("boolean")
-        elif kind == "number" and states[name].integral and bool((series.dropna() % 1 == 0).all()):
+        elif state.kind == "number" and state.integral and bool((series.dropna() % 1 == 0).all()):
             series = series.astype("Int64")
-        columns[name] = series
+        columns[state.column] = series
     return pd.DataFrame({c.name: columns[c.name] for c in detector.schema.columns})
 
 

@@ -30,7 +30,7 @@ from vae_anomaly.latent.space import (
     standardised,
     units,
 )
-from vae_anomaly.vae import VAE, Inputs
+from vae_anomaly.vae import Inputs
 
 Way = Literal["linear", "spherical"]
 
@@ -52,6 +52,7 @@ class Traversal:
     active: bool
 
 
+@torch.no_grad()
 def traverse(detector: Detector, *, base: Records | None = None, steps: int = 9, spread: float = 2.5) -> Traversal:
     """Change each active dimension alone, from ``spread`` standard deviations of the normal records below their mean
     to as many above it.
@@ -80,15 +81,10 @@ def traverse(detector: Detector, *, base: Records | None = None, steps: int = 9,
     coordinates[rows, index.repeat_interleave(steps)] = values.flatten()
     decoder = Decoder(detector, torch.Generator())
     many = None if context is None else context.expand(len(coordinates), -1)
-    x = decoder.features(_placed(detector.vae, many, coordinates), many)
+    x = decoder.features(placed(detector.vae.prior(many), coordinates), many)
     return Traversal(
         dimensions, values.numpy(), decoded(detector, x, many), curves(detector, x), about, spread, bool(len(chosen))
     )
-
-
-@torch.no_grad()
-def _placed(vae: VAE, context: Tensor | None, coordinates: Tensor) -> Tensor:
-    return placed(vae.prior(context), coordinates)
 
 
 def _one(detector: Detector, records: Records | None, kept: ReferencePoints) -> tuple[Tensor, Tensor | None, str]:
@@ -117,6 +113,7 @@ class Interpolation:
     curves: tuple[Curve, ...]
 
 
+@torch.no_grad()
 def interpolate(detector: Detector, records: Records, *, steps: int = 9, how: Way = "linear") -> Interpolation:
     """The way from the first to the second scorable one of ``records``; the context is that of the nearer end.
 
@@ -140,12 +137,11 @@ def interpolate(detector: Detector, records: Records, *, steps: int = 9, how: Wa
         raise ConfigError(f"two scorable records are needed to interpolate. Got {len(good)}.")
     pair = records.take(good)
     inputs = detector.encode(pair)
-    with torch.no_grad():
-        a, b = standardised(detector.vae.prior(inputs.context), latent_means(detector, inputs))
+    a, b = standardised(detector.vae.prior(inputs.context), latent_means(detector, inputs))
     share = torch.linspace(0.0, 1.0, steps)
     coordinates = _between(a, b, share[:, None], how)
     context = None if inputs.context is None else inputs.context[(share > 0.5).long()]
-    x = Decoder(detector, torch.Generator()).features(_placed(detector.vae, context, coordinates), context)
+    x = Decoder(detector, torch.Generator()).features(placed(detector.vae.prior(context), coordinates), context)
     names = (str(pair.record_ids[0]), str(pair.record_ids[1]))
     return Interpolation(names, share.numpy(), decoded(detector, x, context), curves(detector, x))
 
@@ -165,10 +161,10 @@ def _between(a: Tensor, b: Tensor, share: Tensor, how: Way) -> Tensor:
     return out
 
 
+@torch.no_grad()
 def far_apart(detector: Detector, encoded: LatentRecords) -> np.ndarray:
     """(2,) the most ordinary one of B >= 2 records, and that which lies farthest from it."""
     inputs = detector.encode(encoded.records)
-    with torch.no_grad():
-        coordinates = standardised(detector.vae.prior(inputs.context), torch.from_numpy(encoded.mean)).numpy()
+    coordinates = standardised(detector.vae.prior(inputs.context), torch.from_numpy(encoded.mean)).numpy()
     first = int(np.argmin(encoded.score))
     return np.array([first, int(np.argmax(((coordinates - coordinates[first]) ** 2).sum(1)))])

@@ -11,7 +11,7 @@ r"""Tables: records to model inputs and back, learned from training rows only.
 
 Columns with ``context: true`` become the context vector (:class:`ContextEncoder`).
 
-Back to values (``decode``): a number by the inverse map, rounded where every training value was integral; a boolean at
+Back to values (``decode``): a number by the inverse map, an integer where every training value was one; a boolean at
 0.5; the likeliest category; of a timestamp, of which the model knows no date, the weekday and the time as text,
 ``"Tue 14:05"``, in its time zone.
 
@@ -473,7 +473,8 @@ def _where(known: np.ndarray, values: np.ndarray) -> np.ndarray:
 def _decode_number(state: ColumnState, x: np.ndarray) -> np.ndarray:
     values = decode_numbers(state, x[:, 0])
     if not state.integral:
-        return values
+        # six digits of the scale: what a feature in float32 carries
+        return values if state.unit else np.round(values, 6 - math.floor(math.log10(state.scale[0])))
     rounded: np.ndarray = np.rint(values.clip(-LARGEST_INTEGRAL, LARGEST_INTEGRAL)).astype(np.int64)
     return rounded
 

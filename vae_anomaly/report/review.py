@@ -69,8 +69,9 @@ class Review:
     ----------
     model, version, digest : the registered version and its detector's sha256.
     champion : version and digest of the champion that it was compared with, empty without one.
+    verdict : what the fit said of itself.
     measures : the candidate beside the champion; ``agreement`` and ``rank_correlation`` are of both together.
-    recall : share of corrupted records that is flagged, by column.
+    recall : share of corrupted records that is flagged, by column or region.
     facts : where it comes from.
     page : the HTML page, where it was written; no part of the review itself.
     """
@@ -82,6 +83,7 @@ class Review:
     reviewed_at: str
     gates: tuple[Gate, ...]
     warnings: tuple[str, ...] = ()
+    verdict: str = ""
     champion: Mapping[str, str] = field(default_factory=dict)
     measures: tuple[Measure, ...] = ()
     agreement: float | None = None

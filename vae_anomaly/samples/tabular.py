@@ -157,10 +157,45 @@ ANOMALY_RATES = (0.02, 0.025, 0.03)
 Columns = dict[str, np.ndarray]
 
 
+PAYMENTS_MONITOR = """\
+# Synthetic card payments: every kind of column, missing cells, three file formats.
+name: payments
+
+source:
+  training: training                # normal payments, one file a month
+  inbox: inbox                      # one file a day: Parquet, CSV or JSON lines
+  csv: {delimiter: ",", encoding: utf-8, require_final_newline: true}   # no final newline: the file was cut
+
+record_id: payment_id               # text: the leading zeros stay
+label: {column: label, anomalous: [point, contextual, dependency]}      # for evaluation only; never trains
+
+columns:
+  created_at: {kind: timestamp}     # UTC in Parquet, text with an offset elsewhere: both say their zone
+  merchant_type: {kind: category}
+  country: {kind: category}         # "NA" is Namibia; an empty cell is missing
+  currency: {kind: category}
+  amount: {kind: number, scale: log}   # heavy-tailed, in euro whatever the currency of the card
+  items: {kind: number, scale: log}    # a count
+  fee: {kind: number, scale: log}      # follows from amount and merchant_type: their ratio matters
+  tip: {kind: number, scale: log}      # only where tips are usual
+  discount_rate: {kind: number}     # missing in 93 % of the payments
+  account_age_days: {kind: number}
+  card_present: {kind: boolean}
+  contactless: {kind: boolean}      # missing when no card was present
+
+ignore: [note]                      # free text: known, and not used
+
+score: {kind: negative_elbo}         # what breaks here are relations between columns: the likelihood sees them
+threshold: {method: conformal, alpha: 0.01}   # one false alarm in a hundred normal payments
+output: output
+seed: 0
+"""
+
+
 def write_payments(
     folder: Path, *, seed: int = 0, training_records: int = 6000, batch_records: int = 1200, batches: int = 3
 ) -> None:
-    """Write a synthetic table of card payments: two training files of normals, and labelled batches in three formats.
+    """Write a synthetic table of card payments: two files of normals, labelled batches in three formats, ``monitor.yml``.
 
     Normal payments are drawn down this chain (m merchant type, k country, U uniform, N standard normal):
 
@@ -194,6 +229,7 @@ def write_payments(
         columns = _batch(random_stream(seed, 1, i), batch_records - anomalous, anomalous, batch_day(i))
         write(folder / "inbox" / f"{batch_day(i)}.{suffix}", encode(_table(columns, after=last)))
         last += batch_records
+    write(folder / "monitor.yml", PAYMENTS_MONITOR.encode())
 
 
 def _normal(
