@@ -27,7 +27,7 @@ from pyod.utils.torch_utility import TorchDataset
 from sklearn.ensemble import IsolationForest
 
 from vae_anomaly import VAEDetector
-from vae_anomaly.models import MODELS
+from vae_anomaly.models.mlp import mlp_vae
 from vae_anomaly.objectives import BetaElbo
 from vae_anomaly.preprocessing.tabular import fit_tabular
 from vae_anomaly.schema import Column, Schema, check
@@ -96,7 +96,7 @@ def fitting(X: np.ndarray, repeats: int) -> tuple[dict[str, list[float]], PyodVA
     loader = torch.utils.data.DataLoader(dataset, batch_size=pyod.batch_size, shuffle=True, drop_last=True)
 
     preprocessor, training = encode(X)
-    vae = build_seeded(lambda: MODELS["mlp"](preprocessor.layout, **ARCHITECTURE), 0)
+    vae = build_seeded(lambda: mlp_vae(preprocessor.layout, **ARCHITECTURE), 0)
     # more epochs than are asked for: no early stopping in a measurement
     plan = TrainingPlan.for_records(len(X), epochs=100_000, patience=100_000)
     validation = training[: round(VALIDATION_SHARE * len(X))]

@@ -855,16 +855,21 @@ def latent_traverse(
     version: str | None = None,
     output: Path | None = None,
 ) -> Look:
-    """Each active dimension changed alone, from ``record`` of a file, or from the most central reference record."""
+    """Each active dimension changed alone: from ``record`` of a file, from the most ordinary one of the file ``batch``,
+    or, where none is named, from the most central reference record."""
     from vae_anomaly import figures, latent
 
     base = None
-    if record is None:
+    if record is None and batch is None:
         detector, facts = _looked_through(ws, version)
     else:
         viewed = _viewed(ws, batch, version)
         detector, facts = viewed.detector, viewed.facts
-        base = viewed.records.take(np.array([viewed.named("record", record)]))
+        if record is None:
+            encoded = latent.encode(detector, viewed.records)
+            base = encoded.records.take(np.argsort(encoded.score)[:1])
+        else:
+            base = viewed.records.take(np.array([viewed.named("record", record)]))
     found = latent.traverse(detector, base=base, steps=steps, spread=spread)
     where = {
         "latent.dimension": np.repeat(found.dimensions + 1, steps),

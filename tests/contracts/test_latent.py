@@ -21,7 +21,12 @@ from vae_anomaly.latent.decoding import Decoder, curves
 from vae_anomaly.latent.space import latent_means, placed, standardised
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
-DRAWN = [case for case in CASES if case.kind in ("visualization", "conditional", "conv", "lstm", "hierarchical")]
+DRAWN = (
+    Case("visualization", "table", False),
+    Case("conditional", "table", True),
+    Case("conv", "image", False),
+    Case("lstm", "text", False),
+)
 
 
 def equal(a: Any, b: Any) -> bool:

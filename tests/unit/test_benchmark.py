@@ -180,10 +180,14 @@ def test_the_mean_is_over_everything_and_the_deviation_between_seeds() -> None:
 def test_a_csv_file_keeps_what_was_measured_before_an_interruption(tmp_path: Path) -> None:
     path, found = tmp_path / "out.csv", some({("a", 0): 0.8, ("a", 1): 0.123456789012345})
 
-    with pytest.raises(KeyboardInterrupt), csv_file(path) as write:
-        for one in found:
-            write(one)
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with csv_file(path) as write:
+            for one in found:
+                write(one)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [{name: str(value) for name, value in asdict(one).items()} for one in found]

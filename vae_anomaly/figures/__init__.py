@@ -1,6 +1,7 @@
 """Figures of a fit, for the tracking server, and of a latent space, for whoever looks.
 
 * :mod:`~vae_anomaly.figures.fits`: how it was trained, where scores lie, what the threshold keeps;
+* :mod:`~vae_anomaly.figures.quality`: use of the latent dimensions, and what of corrupted records is found;
 * :mod:`~vae_anomaly.figures.records`: records beside their reconstructions;
 * :mod:`~vae_anomaly.figures.latent`: the map, ways through the latent space, generated records.
 
@@ -47,7 +48,7 @@ PICKED = ("strangest", "second strangest", "second most ordinary", "most ordinar
 GENERATED, GENERATED_ROWS = 48, 1000  # images or lines, and rows of a table
 
 
-def of_fit(fit: Fit, inputs: Inputs, *, latent: bool = True) -> Iterator[tuple[str, Figure]]:
+def of_fit(fit: Fit, inputs: Inputs) -> Iterator[tuple[str, Figure]]:
     """The figures of a fit's training, scores and reconstructions, by name; ``inputs`` are validation records."""
     detector, threshold = fit.detector, fit.detector.threshold
     yield "training_curves", training_curves(fit.epochs)

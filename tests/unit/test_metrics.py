@@ -1,0 +1,324 @@
+"""What is measured of a fit is what it is said to be, and the verdict follows from it: a bad model is called one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from vae_anomaly import metrics
+from vae_anomaly.batch import Records
+from vae_anomaly.corruption import MAX_COLUMNS, corruptions
+from vae_anomaly.detector import Detector, Part, over_chunks
+from vae_anomaly.fitting import Fit, Recipe, fit_detector
+from vae_anomaly.metrics import Assessment, Comparison, CorruptionRecall, HeldOutQuality, verdict
+from vae_anomaly.schema import Column, Schema, check
+from vae_anomaly.thresholds import conformal
+from vae_anomaly.vae import Inputs
+
+
+@pytest.fixture(scope="module")
+def held_out(fitted: Callable[..., Fit], make_records: Callable[..., Records]) -> Inputs:
+    """Records that the detectors of :func:`fitted` have not seen."""
+    return fitted().detector.encode(make_records(300, 21))
+
+
+@pytest.fixture(scope="module")
+def training(fitted: Callable[..., Fit], make_records: Callable[..., Records]) -> Inputs:
+    return fitted().detector.encode(make_records(900).take(fitted().splits["training"]))
+
+
+# ---- held-out quality ----
+
+
+def test_held_out_quality_is_the_elbo_and_its_parts(fitted: Callable[..., Fit], held_out: Inputs) -> None:
+    detector = fitted("negative_elbo").detector
+    found = metrics.held_out(detector, held_out)
+    evidence = 0.0 if held_out.evidence is None else float(held_out.evidence.sum(1).mean())
+    assert found.total == pytest.approx(detector.scores(held_out).mean() - evidence, rel=1e-5)
+    assert found.total == pytest.approx(found.reconstruction + found.kl)
+    assert sum(found.kl_by_dimension) == pytest.approx(found.kl)
+    assert len(found.kl_by_dimension) == found.latent == 4
+
+
+def test_the_use_of_the_latent_dimensions(fitted: Callable[..., Fit], held_out: Inputs) -> None:
+    detector = fitted("negative_elbo").detector
+    mean = over_chunks(detector.vae, held_out, lambda e: e.z).double().numpy()
+    used = mean.var(0) > 0.01
+    found = metrics.held_out(detector, held_out)
+    assert 2 <= found.active_units == used.sum()
+    assert found.latent_variance == pytest.approx(mean.var(0)[used].mean())
+    pairs = [abs(np.corrcoef(mean[:, i], mean[:, j])[0, 1]) for i in np.flatnonzero(used)
+             for j in np.flatnonzero(used) if i < j]  # fmt: skip
+    assert found.latent_correlation == pytest.approx(np.mean(pairs))
+    one = metrics.held_out(detector, held_out[:1])
+    assert (one.active_units, one.latent_variance, one.latent_correlation) == (0, 0.0, 0.0)
+
+
+# ---- corruption recall ----
+
+
+def test_recall_is_the_share_flagged_of_the_records_that_changed(detector: Detector, held_out: Inputs) -> None:
+    found = metrics.corruption_recall(detector, held_out, seed=5)
+    assert (found.records, found.places, found.measured) == (300, 6, 6)
+    unchanged = 0
+    for made in corruptions(detector.preprocessor, held_out, 5):
+        flagged = detector.threshold.flag(detector.scores(made.inputs))
+        assert found.shares[made.kind][made.where] == pytest.approx(flagged[made.changed].mean())
+        unchanged += int((~made.changed).sum())
+    assert unchanged > 100
+    assert list(found.shares) == ["swap", "scale", "other", "freeze", "missing", "unknown"]
+
+
+def test_all_or_nothing_by_the_threshold(detector: Detector, held_out: Inputs) -> None:
+    for scores, expected in ((np.arange(50) - 1e9, 1.0), (np.arange(50) + 1e9, 0.0)):
+        found = metrics.corruption_recall(replace(detector, threshold=conformal(scores, alpha=0.05)), held_out)
+        assert {share for by_place in found.shares.values() for share in by_place.values()} == {expected}
+        assert found.median == expected
+
+
+def test_the_headline_is_a_wrong_value_or_for_a_text_wrong_words() -> None:
+    table = CorruptionRecall(
+        {"swap": {"a": 0.1}, "scale": {"a": 0.9}, "other": {"shop": 0.5}, "missing": {"a": 0.2}}, 9, 2
+    )
+    assert table.headline == {"a": 0.9, "shop": 0.5}
+    assert table.median == 0.7
+    text = CorruptionRecall({"swap": {"end": 0.4}, "repeat": {"end": 0.9}}, 9, 3)
+    assert text.headline == {"end": 0.4}
+    assert CorruptionRecall({}, 9, 1).median is None
+
+
+def test_what_is_corrupted_is_bounded_and_said(detector: Detector) -> None:
+    """A table of 1,555 columns: the work does not grow with them."""
+    count = 1555
+    state = replace(detector.preprocessor.states[0], column="c")
+    states = tuple(replace(state, column=f"c{i}") for i in range(count))
+    wide = Wide(replace(detector.preprocessor, states=states))
+    found = metrics.corruption_recall(wide.detector(detector), Inputs(torch.randn(900, count)))
+    assert (found.records, found.places, found.measured) == (metrics.MAX_CORRUPTED, count, MAX_COLUMNS)
+    assert any("60 of 1,555 columns" in sentence for sentence in said(recall=found))
+
+
+class Wide:
+    """A fitted detector of as many columns as a preprocessor has, its weights as they were made."""
+
+    def __init__(self, preprocessor: Any) -> None:
+        self.preprocessor = preprocessor
+
+    def detector(self, like: Detector) -> Detector:
+        from vae_anomaly.detector import Member
+        from vae_anomaly.models import build_model
+        from vae_anomaly.scores import SCORES
+        from vae_anomaly.training import build_seeded
+
+        vae = build_seeded(
+            lambda: build_model("mlp", self.preprocessor.layout, {"hidden": (8,), "latent": 2}), 0
+        ).eval()
+        member = Member(vae, SCORES["negative_elbo"](None, None))
+        return replace(like, preprocessor=self.preprocessor, members=(member,), score_part=Part("negative_elbo"))
+
+
+# ---- comparison ----
+
+
+def test_a_comparison_repeats_and_is_bounded(detector: Detector, training: Inputs, held_out: Inputs) -> None:
+    first, again = (metrics.comparison(detector, training, held_out, seed=1) for _ in range(2))
+    assert first == again
+    assert set(first.auroc) == {"detector", *metrics.METHODS}
+    assert set(first.by_score) == {"negative_elbo"}  # it has the other one
+    assert all(0.5 < value <= 1 for value in (*first.auroc.values(), *first.by_score.values()))
+    assert (first.records, first.training_records) == (300, len(training))
+
+
+def test_another_score_is_what_a_fit_with_it_gets(
+    fitted: Callable[..., Fit], training: Inputs, held_out: Inputs
+) -> None:
+    kinds = ("latent_neighbours", "negative_elbo")
+    neighbours, elbo = (metrics.comparison(fitted(kind).detector, training, held_out) for kind in kinds)
+    assert neighbours.by_score["negative_elbo"] == elbo.auroc["detector"]
+    assert elbo.by_score["latent_neighbours"] == pytest.approx(neighbours.auroc["detector"], abs=1e-3)
+    assert neighbours.auroc["detector"] != elbo.auroc["detector"]
+
+
+def test_a_constant_score_tells_nothing_apart(fitted: Callable[..., Fit], training: Inputs, held_out: Inputs) -> None:
+    class Constant:
+        def __call__(self, evaluation: Any) -> torch.Tensor:
+            return torch.full((len(evaluation.inputs),), math.nan, dtype=torch.float64)
+
+    detector = fitted("negative_elbo").detector
+    blind = replace(detector, members=(replace(detector.members[0], score=Constant()),))
+    found = metrics.comparison(blind, training, held_out)
+    assert (found.auroc["detector"], found.rank_correlation) == (0.5, 0.0)
+    assert found.auroc["pca"] > 0.7
+
+
+def test_pca_is_the_sum_of_its_coordinates_and_residuals_in_their_own_units() -> None:
+    g = np.random.default_rng(0)
+    known = (g.normal(size=(400, 2)) @ g.normal(size=(2, 5)) + 0.1 * g.normal(size=(400, 5))).astype(np.float32)
+    score = dict(metrics._methods(known, 2, 0))["pca"]
+    x = g.normal(size=(7, 5)).astype(np.float32)
+    mean = known.mean(0)
+    basis = np.linalg.svd(known - mean, full_matrices=False)[2][:2].T
+
+    def parts(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        t = (rows - mean) @ basis
+        return t**2, (rows - mean - t @ basis.T) ** 2
+
+    (t, r), (lam, sigma) = parts(x), (p.mean(0) for p in parts(known))
+    np.testing.assert_allclose(score(x), 0.5 * (t / lam).sum(1) + 0.5 * (r / sigma).sum(1), rtol=1e-3)
+    # columns that follow from others exactly leave no variance, and still a score
+    exact = np.column_stack([known[:, :2], known[:, :2] @ [[1.0], [2.0]]])
+    assert np.isfinite(dict(metrics._methods(exact, 16, 0))["pca"](exact)).all()
+
+
+def test_a_bag_counts_tokens_and_knows_no_order() -> None:
+    x = torch.tensor(
+        [[5, 6, 7, 1, 0, 0], [7, 6, 5, 1, 0, 0], [5, 5, 7, 1, 0, 0], [5, 1, 0, 0, 0, 0], [5, 9999, 1, 0, 0, 0]]
+    )
+    bag = metrics._bag(Inputs(x))(Inputs(x))
+    np.testing.assert_array_equal(bag[0], bag[1])
+    np.testing.assert_allclose(np.linalg.norm(bag, axis=1), 1.0, rtol=1e-6)
+    assert np.count_nonzero(bag[3]) == 2  # padding is no token
+    assert bag[0, 6] > bag[0, 5] > 0  # the rarer one says more
+    assert bag[4, -1] > 0  # the rarest share a place
+
+
+# ---- verdict ----
+
+GOOD = HeldOutQuality(9.0, 5.0, 14.0, 0.8, 0.1, 3, 16, (5.0,) + (0.0,) * 15)
+BETTER = Comparison(
+    {"detector": 0.97, "pca": 0.93, "knn": 0.92, "iforest": 0.88}, {"negative_elbo": 0.97}, 0.7, 500, 900
+)
+SEEN = CorruptionRecall({"scale": {"amount": 0.9, "fee": 0.8}}, 500, 2)
+ADVICE = ("Try ", "score.kind", "watch it")
+
+
+def said(
+    quality: HeldOutQuality = GOOD, compared: Comparison = BETTER, recall: CorruptionRecall = SEEN
+) -> tuple[str, ...]:
+    return verdict(quality, compared, recall, alpha=0.01)
+
+
+def with_auroc(**changed: float) -> Comparison:
+    return replace(BETTER, auroc={**BETTER.auroc, **changed})
+
+
+def test_a_good_model_gets_no_advice() -> None:
+    assert said() == (
+        "3 of 16 latent dimensions are used.",
+        "It finds corrupted records better than PCA, k nearest neighbours and isolation forest"
+        " (AUROC 0.97 against 0.93, 0.92 and 0.88).",
+    )
+    as_good = said(compared=with_auroc(knn=0.975))
+    assert as_good[1] == (
+        "It finds corrupted records as well as k nearest neighbours, the best of three simple methods"
+        " (AUROC 0.97 against 0.97)."
+    )
+    assert not any(word in sentence for sentence in (*said(), *as_good) for word in ADVICE)
+
+
+def test_a_collapse_is_named_with_its_remedy_and_nothing_else_is_advised() -> None:
+    found = said(replace(GOOD, active_units=0), with_auroc(detector=0.7))
+    assert found[0].startswith("None of 16 latent dimensions is used: the posterior has collapsed")
+    assert "objective.beta" in found[0] and "objective.free_bits" in found[0]
+    assert "Try" not in " ".join(found[1:])
+    assert not any("does what PCA does" in s for s in said(replace(GOOD, active_units=0), PCA))
+
+
+PCA = replace(with_auroc(detector=0.93, pca=0.93), rank_correlation=0.98)
+
+
+def test_a_model_that_does_what_pca_does_is_told_so() -> None:
+    found = said(compared=PCA)[1]
+    assert found.startswith("This model does what PCA does: it ranks records alike (rank correlation 0.98)")
+    assert "training.steps" in found and "model.kind" in found
+    for other in (replace(PCA, rank_correlation=0.5), replace(PCA, auroc={**PCA.auroc, "detector": 0.95})):
+        assert "does what PCA does" not in said(compared=other)[1]
+
+
+def test_a_model_that_simple_methods_beat_is_told_what_to_try() -> None:
+    found = said(compared=with_auroc(detector=0.9, iforest=0.95))
+    assert found[1].startswith("It finds corrupted records less well than isolation forest (AUROC 0.90 against 0.95).")
+    assert "Try more training.steps or another model.kind." in found[1]
+    full = said(replace(GOOD, active_units=16), with_auroc(detector=0.9))
+    assert "a larger model.latent" in full[1]
+
+
+def test_a_better_score_for_the_same_weights_is_named() -> None:
+    better = replace(BETTER, by_score={"negative_elbo": 0.99, "other": 0.5})
+    assert [s for s in said(compared=better) if s.startswith("With score.kind: negative_elbo the same weights")]
+    assert said(compared=replace(BETTER, by_score={})) == said()
+
+
+def test_blind_columns_are_named_the_blindest_first() -> None:
+    shares = {"amount": 0.9, "country": 0.04, "flag": 0.0}
+    found = said(recall=CorruptionRecall({"scale": shares}, 500, 3))[-1]
+    assert found.startswith("It hardly notices a wrong value of flag (0%) and country (4%): ")
+    many = said(recall=CorruptionRecall({"scale": {f"c{i}": 0.0 for i in range(12)}}, 500, 12))[-1]
+    assert "c7 (0%) and 4 more" in many
+    assert metrics.weak({"a": 0.15, "b": 0.35}, alpha=0.01) == []
+    assert metrics.weak({"a": 0.15, "b": 0.35}, alpha=0.1) == ["a"]  # hardly more than the false alarms
+
+
+# ---- from records to the verdict ----
+
+
+def linear(rows: int, seed: int) -> np.ndarray:
+    """Eight columns that two Gaussian factors drive: what PCA is made for."""
+    g = np.random.default_rng(seed)
+    return g.normal(size=(rows, 2)) @ np.random.default_rng(7).normal(size=(2, 8)) + 0.3 * g.normal(size=(rows, 8))
+
+
+def circle(rows: int, seed: int) -> np.ndarray:
+    """Eight columns that one angle drives: no plane holds them."""
+    g = np.random.default_rng(seed)
+    angle = g.uniform(0, 2 * np.pi, (rows, 1)) * np.arange(1, 5)
+    return np.column_stack([np.sin(angle), np.cos(angle)]) + 0.05 * g.normal(size=(rows, 8))
+
+
+@cache
+def assessed(make: Callable[[int, int], np.ndarray], beta: float = 1.0, score: str = "negative_elbo") -> Assessment:
+    schema = Schema(tuple(Column(f"c{i}", "number") for i in range(8)))
+    table = pa.table({f"c{i}": column for i, column in enumerate(make(1500, 0).T)})
+    records = check(table, schema, first_row=0, file="test")
+    recipe = Recipe(
+        model=Part("mlp", {"hidden": (32,), "latent": 2}),
+        score=Part(score),
+        objective={"beta": beta},
+        training={"steps": 600},
+        alpha=0.05,
+    )
+    fit = fit_detector(records, schema, recipe)
+    known, held_out = (fit.detector.encode(records.take(fit.splits[part])) for part in ("training", "calibration"))
+    stages: list[str] = []
+    found = metrics.assess(fit.detector, known, held_out, seed=0, tell=stages.append)
+    assert len(stages) == 3
+    return found
+
+
+def test_on_linear_records_a_model_does_what_pca_does() -> None:
+    found = assessed(linear)
+    assert found.verdict[:1] == ("2 of 2 latent dimensions are used.",)
+    assert found.verdict[1].startswith("This model does what PCA does")
+    assert found.comparison.rank_correlation > 0.95
+
+
+def test_where_no_plane_holds_the_records_it_does_more() -> None:
+    found = assessed(circle, score="latent_neighbours")
+    assert not any("PCA does" in sentence for sentence in found.verdict)
+    assert found.comparison.auroc["detector"] > found.comparison.auroc["pca"] + 0.1
+    assert found.comparison.rank_correlation < 0.6
+
+
+def test_a_model_with_a_beta_of_1000_is_called_collapsed() -> None:
+    found = assessed(linear, beta=1000.0)
+    assert found.held_out.active_units == 0
+    assert "collapsed" in found.verdict[0]
+    assert found.held_out.total > assessed(linear).held_out.total
