@@ -31,7 +31,7 @@ TABLE = (
 IMAGE, TEXT = (Column("image", "image", size=(6, 5)),), (Column("line", "text", max_tokens=8),)
 CONTEXT = (Column("region", "category", context=True), Column("load", "number", context=True))
 MODALITIES = {"table": TABLE, "image": IMAGE, "text": TEXT}
-WORDS = ("user ann signed in", "user bob signed out after 5 minutes", "cache miss 0x1f", "restart", "disk full, stop")
+WORDS = ("user ann signed in", "user bob signed out after 5 minutes", "cache miss 0x1f", "restart", "disk full")
 
 
 class Case(NamedTuple):

@@ -23,14 +23,16 @@ Ting and Zhou, Isolation forest, ICDM 2008.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vae_anomaly.corruption import KINDS, corruptions, places
+from vae_anomaly.corruption import KINDS, MAX_COLUMNS, corruptions, places
 from vae_anomaly.detector import Detector, Member, Part, over_chunks, parts_of, reference_evaluations
 from vae_anomaly.models import MODELS
 from vae_anomaly.preprocessing import Preprocessor
@@ -40,9 +42,10 @@ from vae_anomaly.training import ACTIVE_VARIANCE
 from vae_anomaly.vae import Evaluation, Inputs
 
 MAX_RECORDS = 5000  # that training or held-out records are thinned to before anything is measured
-MAX_CORRUPTED = 500
-# of the comparison: copies scored, and cells of the training records; both bound the distances that are computed
-MAX_COPIES, MAX_CELLS = 10_000, 2_000_000
+# records to corrupt, the copies of them that recall and the comparison score, the values of these copies
+FEWEST, MOST, RECALL_COPIES, COMPARED_COPIES, MAX_VALUES = 50, 500, 50_000, 10_000, 50_000_000
+MAX_CELLS = 2_000_000  # of the training records that simple methods get: it bounds the distances
+TOGETHER = 4096  # records that are scored together: the networks see no fewer than vae.rows at a time
 MAX_TOKENS = 1000  # of a text's bag: the most frequent ones, the rest together
 NEIGHBOURS, TREES = 5, 100
 PLAIN, OTHERWISE = ("scale", "other"), ("swap",)  # kinds of the headline: plain ones where there are any
@@ -53,6 +56,8 @@ MARGIN = 0.01  # of an AUROC, within which two methods count as equal
 ALIKE = 0.9  # rank correlation from which on two scores rank records alike
 BLIND = 0.1
 NAMED = 8
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -185,19 +190,61 @@ def _correlation(mean: np.ndarray) -> float:
 
 
 def corruption_recall(detector: Detector, inputs: Inputs, *, seed: int = 0) -> CorruptionRecall:
-    """Share of records that are flagged after one column or region was corrupted (at most ``MAX_CORRUPTED`` records).
+    """Share of records that are flagged after one column or region was corrupted (at most ``MOST`` records).
 
     No label is needed. Records that a corruption leaves as they were do not count.
     """
-    inputs = inputs[:MAX_CORRUPTED]
+    inputs = inputs[: _records(detector, len(KINDS), RECALL_COPIES)]
     shares: dict[str, dict[str, float]] = {kind: {} for kind in KINDS}
+    for (kind, where), scores in _scored(detector, _copies(detector, inputs, seed, KINDS)):
+        shares[kind][where] = float(detector.threshold.flag(scores).mean())
+    found = {kind: each for kind, each in shares.items() if each}
+    return CorruptionRecall(found, len(inputs), len(places(detector.preprocessor)))
+
+
+def _records(detector: Detector, kinds: int, copies: int) -> int:
+    """How many records to corrupt in about ``kinds`` ways a place, for at most so many ``copies``."""
+    copies = min(copies, MAX_VALUES // detector.preprocessor.layout.features)
+    return min(MOST, max(FEWEST, copies // (kinds * min(len(places(detector.preprocessor)), MAX_COLUMNS))))
+
+
+def _copies(
+    detector: Detector, inputs: Inputs, seed: int, kinds: Sequence[str]
+) -> Iterator[tuple[tuple[str, str], Inputs]]:
+    """The records that each corruption has changed, by its kind and place."""
     for found in corruptions(detector.preprocessor, inputs, seed):
-        if found.changed.any():
-            flagged = detector.threshold.flag(detector.scores(found.inputs[torch.from_numpy(found.changed)]))
-            shares[found.kind][found.where] = float(flagged.mean())
-    return CorruptionRecall(
-        {kind: each for kind, each in shares.items() if each}, len(inputs), len(places(detector.preprocessor))
-    )
+        if found.kind in kinds and found.changed.any():
+            yield (found.kind, found.where), found.inputs[torch.from_numpy(found.changed)]
+
+
+def _scored(detector: Detector, parts: Iterable[tuple[T, Inputs]]) -> Iterator[tuple[T, np.ndarray]]:
+    """The scores of each part, in order."""
+    waiting: list[tuple[T, Inputs]] = []
+    for part in chain(parts, [None]):
+        waiting += [part] if part else []
+        lengths = [len(inputs) for _, inputs in waiting]
+        if waiting and (part is None or sum(lengths) >= TOGETHER):
+            scores = detector.scores(_joined([inputs for _, inputs in waiting]))
+            yield from zip((name for name, _ in waiting), np.split(scores, np.cumsum(lengths)[:-1]), strict=True)
+            waiting = []
+
+
+def _joined(parts: Sequence[Inputs]) -> Inputs:
+    """All records of ``parts``; where only some have a mask or evidence, the others' is that of nothing missing."""
+
+    def whole(name: str, empty: float) -> Tensor | None:
+        found = [getattr(part, name) for part in parts]
+        like = next((f for f in found if f is not None), None)
+        if like is None:
+            return None
+        filled = (
+            like.new_full((len(part), like.shape[1]), empty) if f is None else f
+            for part, f in zip(parts, found, strict=True)
+        )
+        return torch.cat(list(filled))
+
+    x = torch.cat([part.x for part in parts])
+    return Inputs(x, whole("observed", 1.0), whole("evidence", 0.0), whole("context", 0.0))
 
 
 def weak(recall: Mapping[str, float], alpha: float) -> list[str]:
@@ -211,24 +258,24 @@ def weak(recall: Mapping[str, float], alpha: float) -> list[str]:
 
 def comparison(detector: Detector, training: Inputs, held_out: Inputs, *, seed: int = 0) -> Comparison:
     """The detector beside PCA, k nearest neighbours and isolation forest, fitted to ``training`` records."""
-    clean = held_out[: min(MAX_CORRUPTED, max(50, MAX_COPIES // (2 * len(places(detector.preprocessor)))))]
+    clean = held_out[: _records(detector, len(COMPARED) - 1, COMPARED_COPIES)]
     features = _features(detector.preprocessor, training)
     known = features(training)
     known = known[: min(MAX_RECORDS, max(200, MAX_CELLS // known.shape[1]))]
-    parts = [clean] + [
-        c.inputs[torch.from_numpy(c.changed)]
-        for c in corruptions(detector.preprocessor, clean, seed)
-        if c.kind in COMPARED and c.changed.any()
-    ]
-    scores = {"detector": [detector.scores(part) for part in parts]}
-    matrices = [features(part) for part in parts]
+    parts = [(("", ""), clean), *_copies(detector, clean, seed, COMPARED)]
+
+    def of_detector(found: Detector) -> list[np.ndarray]:
+        return [scores for _, scores in _scored(found, parts)]
+
+    matrices = [features(part) for _, part in parts]
+    scores = {"detector": of_detector(detector)}
     cuts = np.cumsum([len(m) for m in matrices])[:-1]
     for name, score in _methods(known, detector.vae.latent, seed):
         scores[name] = np.split(score(np.concatenate(matrices)), cuts)
     others = (other for kind in TRIED if (other := _scored_by(detector, kind)))
     return Comparison(
         {name: _auroc(*found) for name, found in scores.items()},
-        {other.score_part.kind: _auroc(*map(other.scores, parts)) for other in others},
+        {other.score_part.kind: _auroc(*of_detector(other)) for other in others},
         _rank_correlation(scores["detector"][0], scores["pca"][0]),
         len(clean),
         len(known),

@@ -300,6 +300,9 @@ class Tracker:
     ) -> None:
         parameters = {**_flat(monitor.model_dump(mode="json", exclude={"columns"})), **_flat(asdict(fit.plan), "plan.")}
         parameters["columns"] = f"{len(monitor.columns)}: {', '.join(monitor.columns)}"
+        for name, part in (("model", fit.detector.model), ("score", fit.detector.score_part)):
+            # as they were made, where monitor.yml leaves them open
+            parameters |= _flat({name: {"kind": part.kind, **part.options}})
         for chunk in _chunks([Param(k, v[:MAX_TEXT]) for k, v in parameters.items()], PARAMS_BATCH):
             self.client.log_batch(run_id, params=chunk)
         for chunk in _chunks([*self._epochs(fit)], BATCH):
@@ -514,7 +517,8 @@ def _figures(fit: Fit, records: Records, assessment: Assessment, *, latent: bool
     detector = fit.detector
     yield from of_fit(fit, detector.encode(records))
     yield "latent_dimensions", kl_map(fit.epochs)
-    yield "corruption", corruption_map(assessment.recall.shares, detector.threshold.alpha)
+    if assessment.recall.shares:
+        yield "corruption", corruption_map(assessment.recall.shares, detector.threshold.alpha)
     if latent:
         yield from of_latent(detector, records)
 

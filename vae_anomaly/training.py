@@ -40,7 +40,8 @@ class TrainingPlan:
     ``word_dropout``, share of the tokens that a text's decoder is fed as unknown; ``teacher_forcing``, share of the
     others that are the true ones and not the model's guess; ``context_dropout``, share of records whose context is not
     told, so that an unknown context has a meaning. ``augmentation`` 1 turns, scales, shears and shifts training images
-    a little (:func:`augmented`), 0 leaves them as they are.
+    a little (:func:`augmented`), 0 leaves them as they are. Gradients of a norm above ``clip`` are shortened to it,
+    unless it is 0.
     """
 
     epochs: int
@@ -52,6 +53,7 @@ class TrainingPlan:
     teacher_forcing: float = 1.0
     context_dropout: float = 0.05
     augmentation: float = 0.0
+    clip: float = 0.0
 
     @staticmethod
     def for_records(
@@ -62,7 +64,8 @@ class TrainingPlan:
         minibatch: int | None = None,
         learning_rate: float = 3e-3,
         patience: int | None = None,
-        **corruption: float,
+        least_epochs: int = 20,
+        **more: float,
     ) -> TrainingPlan:
         """Fill what is not given from the number of training ``records``.
 
@@ -71,8 +74,8 @@ class TrainingPlan:
         """
         size = minibatch or min(512, max(64, records // 8))
         steps = steps or round(4000 * math.sqrt(64 / size))
-        total = epochs or max(20, math.ceil(steps / math.ceil(records / size)))
-        return TrainingPlan(total, size, learning_rate, patience or max(5, total // 5), **corruption)
+        total = epochs or max(least_epochs, math.ceil(steps / math.ceil(records / size)))
+        return TrainingPlan(total, size, learning_rate, patience or max(5, total // 5), **more)
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,8 @@ def train(
             loss = _step(vae, rows, objective, plan, done / steps, generator)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            if plan.clip:
+                torch.nn.utils.clip_grad_norm_(vae.parameters(), plan.clip)
             optimiser.step()
             schedule.step()
             total += loss.item() * len(rows)

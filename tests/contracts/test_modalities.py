@@ -48,8 +48,8 @@ def test_a_score_is_finite_and_depends_on_nothing_but_its_record(case, score):
     orders += [np.array([i]) for i in (0, 1, ROWS - 1)]
     for order in orders:
         assert same(detector.detect(found.take(order)).score, base[order])
-    centred = base[orders[2]] - np.median(base[orders[2]])
-    assert not same(centred, (base - np.median(base))[orders[2]])  # what depends on the batch is seen
+    centred = base[orders[2]] - base[orders[2]].mean()
+    assert not same(centred, (base - base.mean())[orders[2]])  # what depends on the batch is seen
 
 
 @each_case
@@ -170,13 +170,10 @@ def test_an_unseen_or_missing_context_is_judged_as_unknown(case, site):
 
 
 @with_context
-def test_an_unknown_context_still_tells_what_no_context_explains(case):
-    detector, found = fitted(case), records(case, 200, 12)
-    normal, strange = (
-        detector.scores(replace(detector.encode(moved(r, "nowhere")), evidence=None))
-        for r in (found, corrupted(case, found))
-    )
-    assert (strange[:, None] > normal[None]).mean() > 0.9
+def test_nothing_hides_behind_an_unknown_context(case):
+    detector, strange = fitted(case), corrupted(case, records(case, 200, 12))
+    inputs = replace(detector.encode(moved(strange, "nowhere")), evidence=None)
+    assert detector.threshold.flag(detector.scores(inputs)).mean() > 0.9
 
 
 # ---------------------------------------------------------------- ensembles

@@ -119,6 +119,9 @@ def test_fit_prints_what_the_threshold_promises() -> None:
     assert "10 labelled as anomalies" in said.out
     assert re.search(r"target 5\.00%, expected \d\.\d+%, 95 % range .* with 1\d\d calibration records", said.out)
     assert "of 1,000 normal records" in said.out
+    assert re.search(r"Corrupted records found: median \d+%; least for \w+ \d+%", said.out)
+    assert re.search(r"^Verdict: \d of 3 latent dimensions (is|are) used\.$", said.out, re.MULTILINE)
+    assert re.search(r"^Verdict: .*AUROC 0\.\d\d against 0\.\d\d", said.out, re.MULTILINE)
     assert "vae-anomaly review " in said.out
 
 
@@ -140,6 +143,9 @@ def test_a_second_version_is_reviewed_promoted_and_rolled_back(tmp_path: Path) -
     (tmp_path / "mlflow.yml").write_text(samples.shared_store())
     first = json.loads(cli("fit", folder, "--json").out)
     assert first.keys() >= {"model", "version", "false_alarm_rate", "corruption_recall", "records", "epochs"}
+    assert first["verdict"][0].endswith("of 3 latent dimensions are used.")
+    assert first["corruption_recall"]["scale"].keys() == {"amount", "fee", "items", "at"}
+    assert first["comparison"]["auroc"].keys() == {"detector", "pca", "knn", "iforest"}
     assert (first["version"], first["already_registered"]) == ("1", False)
     again = cli("fit", folder)
     assert "is registered already as vae-anomaly.other version 1" in again.out

@@ -51,7 +51,7 @@ def payments(
     tracker: Tracker, folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> MonitorConfig:
     """A monitor of this test's own, with two versions of its model; no figures, they take a second each time."""
-    monkeypatch.setattr(tracking, "of_fit", lambda *_, **__: ())
+    monkeypatch.setattr(tracking, "_figures", lambda *_, **__: ())
     made = monitor(re.sub(r"[^a-z-]", "-", request.node.name)[-40:].strip("-"), folder)
     for seed in (0, 1):
         register(tracker, made, sample(seed))
@@ -183,6 +183,22 @@ def test_changed_training_records_are_said(payments: MonitorConfig, config: Mlfl
     assert [w for w in review(reseeded, config, version="1").warnings if said in w]
 
 
+def test_a_review_says_what_the_fit_said(payments: MonitorConfig, config: MlflowConfig) -> None:
+    found = review(payments, config)
+    assert found.verdict == " ".join(sample(1).assessment.verdict)
+    assert "3 latent dimensions" in found.verdict
+    assert "latent dimensions" in found.page.read_text()
+    assert json.loads(found.to_json())["verdict"] == found.verdict
+
+
+def test_a_gate_that_nothing_could_be_measured_for_does_not_hold() -> None:
+    assert EVIDENCE.median_recall is not None
+    nothing = replace(EVIDENCE, recall={})
+    assert nothing.median_recall is None
+    assert not verdicts(evidence=nothing)["corruption recall"]
+    assert not verdicts(known=nothing)["recall lost"]
+
+
 def test_without_records_a_review_does_not_pass(payments: MonitorConfig, config: MlflowConfig) -> None:
     found = review(payments, config, records=None)
     assert not found.passed
@@ -229,10 +245,10 @@ def altered(tracker: Tracker, payments: MonitorConfig, version: str = "2") -> Pa
 
 
 def test_an_altered_review_is_refused(tracker: Tracker, payments: MonitorConfig, config: MlflowConfig) -> None:
-    strict = config.registry.review.model_copy(update={"gates": GatesConfig(min_corruption_recall=1.0)})
+    strict = config.registry.review.model_copy(update={"gates": GatesConfig(min_calibration_records=1000)})
     refusing = config.model_copy(update={"registry": config.registry.model_copy(update={"review": strict})})
     assert not review(payments, refusing).passed
-    with pytest.raises(ReviewError, match="These do not: corruption recall"):
+    with pytest.raises(ReviewError, match="These do not: calibration records"):
         promote(payments, config, by="Ada", now=NOW)
     path = altered(tracker, payments)
     path.write_text(path.read_text().replace('"passed": false', '"passed": true'))
@@ -366,6 +382,7 @@ def page(text: str) -> str:
             text,
             (gate,),
             warnings=(text,),
+            verdict=text,
             champion={"version": text, "digest": text},
             measures=(Measure(text, 1.0, None),),
             agreement=0.9,

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -87,14 +88,72 @@ def test_a_fit_is_one_finished_run_with_everything_in_it(tracker: Tracker, folde
     assert run.data.params["columns"].startswith("6: amount, fee €")
     assert run.data.metrics["threshold"] == pytest.approx(detector.threshold.value)
     assert run.data.metrics["false_alarm_rate.expected"] == pytest.approx(detector.threshold.promise.expected)
-    assert {"active_units", "kl.00", "kl.02", "corruption_recall.column.fee _"} <= run.data.metrics.keys()
-    history = tracker.client.get_metric_history(fitted.run_id, "epoch.validation_elbo")
-    assert [m.value for m in history] == [pytest.approx(e.validation_elbo) for e in sample().fit.epochs]
+    measured = sample().assessment
+    expected = {
+        "held_out.active_units": measured.held_out.active_units,
+        "held_out.reconstruction": measured.held_out.reconstruction,
+        "held_out.latent_correlation": measured.held_out.latent_correlation,
+        "kl.02": measured.held_out.kl_by_dimension[2],
+        "auroc.detector": measured.comparison.auroc["detector"],
+        "auroc.pca": measured.comparison.auroc["pca"],
+        "corruption_recall.median": measured.recall.median,
+        "corruption_recall.column.fee _": measured.recall.headline["fee €"],
+        "corruption_recall.missing": np.mean(list(measured.recall.shares["missing"].values())),
+    }
+    assert {name: run.data.metrics[name] for name in expected} == pytest.approx(expected)
     inputs = {i.dataset.name: {t.key: t.value for t in i.tags}["sha256"] for i in run.inputs.dataset_inputs}
     assert inputs == DIGESTS
     figures = {Path(f.path).stem for f in tracker.client.list_artifacts(fitted.run_id, "figures")}
-    assert figures == {"training_curves", "score_histogram", "calibration_curve", "latent_map", "reconstructions"}
+    assert figures == {
+        *("training_curves", "score_histogram", "calibration_curve", "reconstructions"),
+        *("latent_dimensions", "corruption", "latent_map", "traversal", "interpolation", "generated"),
+    }
     assert list((folder / "cwd").iterdir()) == []
+
+
+def test_every_epoch_of_a_fit_is_there(tracker: Tracker, fitted: Registered) -> None:
+    epochs = sample().fit.epochs
+
+    def history(name: str) -> dict[int, float]:
+        return {m.step: m.value for m in tracker.client.get_metric_history(fitted.run_id, f"epoch.{name}")}
+
+    for name in ("validation_elbo", "validation_log_likelihood", "validation_kl", "active_units"):
+        assert history(name) == pytest.approx({e.epoch: getattr(e, name) for e in epochs})
+    by_dimension = [history(f"validation_kl.{k:02d}") for k in range(3)]
+    for e in epochs:
+        assert sum(kl[e.epoch] for kl in by_dimension) == pytest.approx(e.validation_kl)
+
+
+def test_the_curves_of_a_long_training_are_thinned(tracker: Tracker) -> None:
+    fit = sample().fit
+    epochs = tuple(replace(fit.epochs[0], epoch=i, best=False) for i in range(1000))
+    steps: dict[str, list[int]] = {}
+    for metric in tracker._epochs(replace(fit, epochs=epochs)):
+        steps.setdefault(metric.key, []).append(metric.step)
+    assert steps["epoch.validation_elbo"] == list(range(1000))
+    assert steps["epoch.validation_kl.02"] == [*range(0, 1000, 5), 999]
+
+
+def test_a_fit_is_recorded_with_its_verdict_and_what_it_rests_on(
+    tracker: Tracker, fitted: Registered, tmp_path: Path
+) -> None:
+    measured = sample().assessment
+    said = " ".join(measured.verdict)
+    run = tracker.client.get_run(fitted.run_id)
+    assert run.data.tags["verdict"] == said
+    assert run.data.tags["mlflow.note.content"].startswith(said)
+    assert "False-alarm rate" in run.data.tags["mlflow.note.content"]
+    assert tracker.client.get_model_version(fitted.name, fitted.version).tags["verdict"] == said
+
+    def file(name: str) -> str:
+        return Path(tracker.client.download_artifacts(fitted.run_id, name, str(tmp_path))).read_text()
+
+    assert file("verdict.txt").splitlines() == list(measured.verdict)
+    assert json.loads(file("comparison.json")) == json.loads(json.dumps(asdict(measured.comparison)))
+    corruption = json.loads(file("corruption.json"))
+    assert corruption == {"records": 160, "places": 6, "shares": measured.recall.shares}
+    assert set(corruption["shares"]) == {"swap", "scale", "other", "freeze", "missing", "unknown"}
+    assert json.loads(file("held_out.json"))["latent"] == 3
 
 
 def test_run_and_version_carry_every_digest(tracker: Tracker, folder: Path, fitted: Registered) -> None:

@@ -38,7 +38,7 @@ def test_what_is_ordinary_elsewhere_is_found_with_the_condition_and_not_without(
 @pytest.mark.timeout(1800)
 def test_digits() -> None:
     data = mnist.data(mnist.read(Path(FOLDER or "") / "mnist10k.npz"), range(10))
-    found = summaries(data, mnist.METHODS, [0])
+    found = summaries(data, {name: mnist.METHODS[name] for name in ("ours", "knn", "pca")}, [0])
     assert found["ours"].auroc >= 0.965
     # the measurement itself, held to what was measured elsewhere
     assert found["knn"].auroc == pytest.approx(0.946, abs=0.001)

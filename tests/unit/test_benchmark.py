@@ -8,15 +8,18 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pipeline_samples import cli
 
-from vae_anomaly.benchmark import context, generation, logs, mnist
+from vae_anomaly.batch import Records
+from vae_anomaly.benchmark import context, generation, logs, methods, mnist
 from vae_anomaly.benchmark.measuring import Measured, Split, measured, run, tasks
 from vae_anomaly.benchmark.methods import RECIPE, ours, tfidf
 from vae_anomaly.benchmark.mnist import Digits
@@ -24,9 +27,12 @@ from vae_anomaly.benchmark.results import csv_file, summarise, table
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.estimator import from_images
 from vae_anomaly.fitting import Recipe
+from vae_anomaly.likelihoods import PixelLayout
+from vae_anomaly.models import build_model
 from vae_anomaly.pipelines import Workspace
 from vae_anomaly.preprocessing.tabular import TabularPreprocessor
 from vae_anomaly.samples import write_regions
+from vae_anomaly.schema import Column, Schema
 
 SIDE = 6
 
@@ -205,6 +211,21 @@ def test_our_detector_tells_what_it_was_trained_on_from_the_rest() -> None:
     assert (RECIPE.model, RECIPE.score, dict(RECIPE.training)) == (None, None, {})  # nothing but the defaults
 
 
+@pytest.mark.parametrize("name", ["elbo", "bernoulli"])
+def test_the_variants_of_our_detector_can_be_built(name: str, monkeypatch) -> None:
+    seen = []
+
+    def fitted(records: Records, schema: Schema, recipe: Recipe) -> SimpleNamespace:
+        seen.append(recipe.resolved(schema))
+        return SimpleNamespace(detector=None)
+
+    monkeypatch.setattr(methods, "fit_detector", fitted)
+    mnist.METHODS[name](digits().images, 3)
+    build_model("conv", PixelLayout(1, SIDE, SIDE), seen[0].model.options)
+    assert (seen[0].seed, seen[0].model.kind, seen[0].score.kind) == (3, "conv", "negative_elbo")
+    assert seen[0].model.options == ({"likelihood": "bernoulli"} if name == "bernoulli" else {})
+
+
 @pytest.mark.parametrize("name", ["knn", "pca", "iforest"])
 def test_simple_methods_tell_bars_apart(name: str) -> None:
     split = mnist.split(digits(each=100), 1, 0)
@@ -236,7 +257,8 @@ def correlated(seed: int, rows: int = 150) -> np.ndarray:
 
 
 @pytest.mark.parametrize("images", [False, True])
-def test_real_records_are_not_told_from_real_ones_and_bad_ones_are(images: bool) -> None:
+def test_real_records_are_not_told_from_real_ones_and_bad_ones_are(images: bool, monkeypatch) -> None:
+    monkeypatch.setattr(generation, "TREES", 60)
     a, b = correlated(1), correlated(2)
     assert 0.35 < generation.told_apart(a, b, 0, images=images)[0] < 0.65
     assert generation.told_apart(a, b + 5.0, 0, images=images)[0] > 0.99
@@ -253,6 +275,14 @@ def test_bad_twins_keep_what_they_promise() -> None:
     assert not np.array_equal(mixed, x)
     np.testing.assert_array_equal(np.isnan(even), np.isnan(x))
     assert (np.nanmin(even, 0) >= np.nanmin(x, 0)).all() and (np.nanmax(even, 0) <= np.nanmax(x, 0)).all()
+
+
+def test_a_generated_time_is_the_time_that_it_says() -> None:
+    schema = Schema((Column("at", "timestamp"), Column("n", "number")))
+    times = ["Mon 00:00", "Wed 09:41", "Sun 23:59"]
+    records = generation._records(pd.DataFrame({"at": times, "n": [1, 2, 3]}), schema)
+    assert records.scorable.all()
+    assert [pd.Timestamp(value).strftime("%a %H:%M") for value in records.values["at"]] == times
 
 
 def test_generated_records_have_the_features_and_the_holes_of_real_ones(make_records, schema, monkeypatch) -> None:
@@ -331,13 +361,13 @@ def refused(*args: object, word: str) -> None:
     said = cli("benchmark", *args)
     assert (said.code, said.out) == (2, ""), said
     assert len(said.err.splitlines()) == 1
-    assert said.err.startswith("error: ") and "must" in said.err and "Got" in said.err
+    assert said.err.startswith("error: ") and "must" in said.err and ("Got" in said.err or "There is none" in said.err)
     assert word in said.err
 
 
 def test_wrong_files_are_refused_in_one_line(digit_file: Path, log_file: Path, tmp_path: Path) -> None:
     refused("mnist", "--data", tmp_path / "nowhere.npz", word="does not exist")
-    refused("mnist", "--data", tmp_path, word="IDX")
+    refused("mnist", "--data", tmp_path, word="FileNotFoundError")
     refused("mnist", "--data", log_file, word="BGL.log")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     refused("mnist", "--data", tmp_path / "other.npz", word="images")
@@ -345,6 +375,12 @@ def test_wrong_files_are_refused_in_one_line(digit_file: Path, log_file: Path, t
     refused("mnist", "--data", tmp_path / "flat.npz", word="(4, 9)")
     np.savez(tmp_path / "objects.npz", images=np.array([{}, {}]), labels=np.zeros(2))
     refused("mnist", "--data", tmp_path / "objects.npz", word="ValueError")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    refused("mnist", "--data", tmp_path / "one.npy", word="TypeError")
+    packed = tmp_path / "packed.npz"
+    np.savez_compressed(packed, **digits()._asdict())
+    packed.write_bytes(packed.read_bytes()[:900] + bytes(100) + packed.read_bytes()[1000:])
+    refused("mnist", "--data", packed, word="rror")
     refused("generation", "--data", tmp_path / "nowhere.npz", word="does not exist")
     refused("logs", "--data", tmp_path / "nowhere.log", word="not there")
     refused("logs", "--data", tmp_path, word="a folder")
@@ -359,7 +395,16 @@ def test_wrong_options_are_refused_in_one_line(digit_file: Path, log_file: Path,
     refused(*mnist_of, "--digits", "0,9", word="Got 9")
     refused(*mnist_of, "--digits", "0-9", word="commas")
     refused(*mnist_of, "--methods", "ours,knm", word="Did you mean 'knn'?")
-    refused(*mnist_of, "--methods", "knn", "--output", tmp_path / "no" / "out.csv", word="folder that exists")
+    refused(
+        *mnist_of,
+        "--digits",
+        "0",
+        "--methods",
+        "knn",
+        "--output",
+        tmp_path / "no" / "out.csv",
+        word="folder that exists",
+    )
     refused("logs", "--data", log_file, "--pattern", "(?P<label>.", word="RE2")
     refused("logs", "--data", log_file, "--pattern", "(?P<label>.)(.*)", word="message")
     assert cli("benchmark", *mnist_of, "--seeds", 0).code == 2

@@ -1,11 +1,18 @@
-"""``vae-anomaly init``: what a column is taken for, and that the proposal loads whatever the columns are called."""
+"""``vae-anomaly init``: what records and columns are taken for, and that a fit can read what the proposal names."""
 
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import json
 import os
-from collections.abc import Sequence
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -13,15 +20,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from vae_anomaly import images
+from vae_anomaly.batch import Records
 from vae_anomaly.config import MonitorConfig, parse_monitor
 from vae_anomaly.errors import ConfigError
-from vae_anomaly.infer import ROWS, infer_monitor, write_monitor
-from vae_anomaly.schema import Column, Schema, check
+from vae_anomaly.infer import ROWS, infer_monitor, pictures, reading, write_monitor
+from vae_anomaly.pipelines import Workspace, read_training
+from vae_anomaly.schema import PLACEHOLDERS, Column, Schema, check
+from vae_anomaly.store import sources
 
 ROOT = Path(__file__).parents[2]
 N = 400
@@ -85,6 +98,7 @@ KINDS = {
     "blank": (np.full(N, ""), None, "all cells are missing: ignored"),
     "infinite": (np.resize([np.inf, -np.inf], N), None, "no finite number: ignored"),
     "story": (pa.array([f"some words {i // 2}" for i in range(N)]), None, "200 different texts: free text, ignored"),
+    "watched": (pa.array([f"a tale {i // 2}" for i in range(N)]), None, "a monitor of its own, with kind: text"),
     "tale": (pa.array([f"some words {i}" for i in range(N)]), None, "400 different texts: free text, ignored"),
     "nested": (pa.array([[1]] * N), None, "nested values cannot be used: ignored"),
     "raw": (pa.array([b"x"] * N), None, "binary cannot be used: ignored"),
@@ -363,6 +377,409 @@ def test_no_value_of_a_record_is_written(tmp_path: Path) -> None:
     assert "CANARY" not in text
 
 
+# ---- images ----
+
+
+def propose(source: Path, place: Path | None = None) -> tuple[str, Workspace, Records]:
+    """The text for ``source``, the workspace that it makes in ``place``, and the training records as a fit reads them.
+
+    At least 95 % of them can be scored: this is the law for every proposal.
+    """
+    place = place or source.parent / f"monitor-of-{source.name}"
+    place.mkdir(exist_ok=True)
+    ws = Workspace.open(write_monitor(infer_monitor(source, folder=place), place))
+    records = read_training(ws).records
+    assert records.scorable.mean() >= 0.95
+    return (place / "monitor.yml").read_text(), ws, records
+
+
+def pixels(count: int = 40, *shape: int) -> np.ndarray:
+    """(count, *shape) uint8."""
+    return np.random.default_rng(1).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def blank(height: int, width: int) -> bytes:
+    return encoded(np.zeros((height, width), np.uint8))
+
+
+def write_folder(folder: Path, contents: Sequence[bytes], suffix: str = ".png") -> Path:
+    folder.mkdir(parents=True)
+    for i, content in enumerate(contents):
+        (folder / f"{i:04}{suffix}").write_bytes(content)
+    return folder
+
+
+def write_idx(path: Path, array: np.ndarray) -> Path:
+    path.write_bytes(struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes())
+    return path
+
+
+def written(write: Callable[..., object], path: Path, *args: Any, **options: Any) -> Path:
+    write(path, *args, **options)
+    return path
+
+
+def sorted_into(place: Path, array: np.ndarray) -> Path:
+    """A folder of two folders of images and an array, under ``training``."""
+    for name, part in (("a", array[:10]), ("b", array[10:20])):
+        write_folder(place / "set" / "training" / name, [encoded(image) for image in part])
+    np.save(place / "set" / "training" / "c.npy", array[20:])
+    return place / "set"
+
+
+def tensors(array: np.ndarray) -> pa.Table:
+    dtype = pa.fixed_shape_tensor(pa.uint8(), array.shape[1:])
+    flat = pa.FixedSizeListArray.from_arrays(array.ravel(), int(np.prod(array.shape[1:])))
+    return pa.table({"image": pa.ExtensionArray.from_storage(dtype, flat)})
+
+
+FORMS: dict[str, Callable[[Path, np.ndarray], Path]] = {
+    "npy": lambda place, a: written(np.save, place / "a.npy", a),
+    "npy_16_bits": lambda place, a: written(np.save, place / "a.npy", a.astype(">u2") * 257),
+    "npy_float": lambda place, a: written(np.save, place / "a.npy", (a / 255).astype("f4")),
+    "npz": lambda place, a: written(np.savez_compressed, place / "a.npz", image=a, digit=np.arange(len(a)) % 3),
+    "idx": lambda place, a: write_idx(place / "a.idx", a),
+    "mnist": lambda place, a: write_idx(place / "train-images-idx3-ubyte", a),
+    "png": lambda place, a: write_folder(place / "set", [encoded(i) for i in a]),
+    "jpeg": lambda place, a: write_folder(place / "set", [encoded(i, "JPEG") for i in a], ".JPG"),
+    "tiff": lambda place, a: write_folder(place / "set", [encoded(i, "TIFF") for i in a], ".tif"),
+    "training": lambda place, a: write_folder(place / "set" / "training", [encoded(i) for i in a]).parent,
+    "sorted": sorted_into,
+    "bytes": lambda place, a: written(
+        lambda path: pq.write_table(pa.table({"image": [None, *map(encoded, a[1:])], "size": AMOUNT[: len(a)]}), path),
+        place / "a.parquet",
+    ),
+    "tensors": lambda place, a: written(lambda path: pq.write_table(tensors(a), path), place / "a.parquet"),
+}
+
+
+@pytest.mark.parametrize("shape", [(12, 10), (12, 10, 3)], ids=["grey", "colours"])
+@pytest.mark.parametrize("form", FORMS)
+def test_images_in_every_form(tmp_path: Path, form: str, shape: tuple[int, ...]) -> None:
+    text, ws, records = propose(FORMS[form](tmp_path, pixels(40, *shape)), tmp_path / "place")
+    column = ws.monitor.columns["image"]
+    assert ws.schema.modality == "image"
+    assert (column.size, column.channels) == ((12, 10), 1 if len(shape) == 2 else 3)
+    assert list(ws.monitor.columns) == ["image"]
+    assert len(records) == 40
+    seen = "40 images, all 12 x 10" if form != "bytes" else "40 images, 39 of them 12 x 10"
+    assert f"{seen} {'grey' if len(shape) == 2 else 'in colours'}" in comment(text, "image")
+    assert "12 calibration records" in comment(text, "threshold:")
+
+
+def test_only_the_first_images_are_looked_at(tmp_path: Path) -> None:
+    contents = [blank(8, 8)] * pictures.SEEN + [blank(8, 6)] * 10
+    text, _, records = propose(write_folder(tmp_path / "set", contents))
+    assert len(records) == 210
+    assert "the first 200 images, all 8 x 8 grey" in comment(text, "image")
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.integers(1, 700), st.integers(1, 700))
+@example(1000, 30)
+@example(3, 4000)
+@example(4000, 3000)
+def test_images_of_any_size_can_be_scaled_to_the_proposal(height: int, width: int) -> None:
+    seen = pictures.look_at_files([blank(height, width)])
+    choice = pictures.choose_image("image", seen, 1, Path("x"))
+    size = pictures._reduced((height, width))
+    assert f"size: [{size[0]}, {size[1]}], channels: 1" in choice.options
+    assert size == (height, width) or max(size) <= 128 < max(height, width)
+    assert images.decode(blank(height, width), size, 1).shape == (*size, 1)
+    assert ("for speed" in choice.why) == (size != (height, width))
+
+
+def test_a_side_that_is_only_rounded_is_refused_by_the_contract() -> None:
+    with pytest.raises(images.Undecodable, match="image_size"):
+        images.decode(blank(1000, 30), (128, round(30 * 0.128)), 1)
+
+
+def test_large_files_are_scaled_down_and_large_arrays_are_not(tmp_path: Path) -> None:
+    text, ws, _ = propose(write_folder(tmp_path / "set", [blank(300, 200)] * 20))
+    assert ws.monitor.columns["image"].size == (128, 85)
+    assert "all 300 x 200 grey; scaled down for speed" in comment(text, "image")
+    text, ws, _ = propose(written(np.save, tmp_path / "a.npy", pixels(20, 300, 200)))
+    assert ws.monitor.columns["image"].size == (300, 200)
+    assert "so many pixels take long" in comment(text, "image")
+
+
+def test_sizes_that_differ(tmp_path: Path) -> None:
+    contents = [blank(20, 20)] * 60 + [blank(40, 40)] * 30 + [encoded(pixels(7, 20, 20, 3)[0])] * 7
+    text, ws, records = propose(write_folder(tmp_path / "set", [*contents, blank(20, 30), b"no image", blank(30, 20)]))
+    assert (ws.monitor.columns["image"].size, ws.monitor.columns["image"].channels) == ((20, 20), 1)
+    assert records.scorable.sum() == 97
+    said = comment(text, "image")
+    assert "100 images, 60 of them 20 x 20 grey; 37 in another size or colour are converted" in said
+    assert "2 in other proportions are unscorable; 1 that give no pixels (image_format) are unscorable" in said
+
+
+def test_colours_without_a_colour(tmp_path: Path) -> None:
+    grey = [encoded(np.repeat(image[..., None], 3, -1)) for image in pixels(20, 8, 8)]
+    text, ws, _ = propose(write_folder(tmp_path / "grey", grey))
+    assert ws.monitor.columns["image"].channels == 3
+    assert "no pixel has a colour" in comment(text, "image")
+    text, _, _ = propose(write_folder(tmp_path / "one", [*grey, encoded(pixels(1, 8, 8, 3)[0])]))
+    assert "no pixel" not in comment(text, "image")
+
+
+def test_names_of_image_files_are_ids_unless_a_batch_has_none(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set" / "training", [blank(8, 8)] * 20)
+    write_folder(tmp_path / "set" / "inbox" / "monday", [blank(8, 8)] * 3)
+    _, ws, records = propose(tmp_path / "set", tmp_path / "first")
+    assert ws.monitor.record_id == "file"
+    assert records.record_ids[3] == "0003.png"
+    np.save(tmp_path / "set" / "inbox" / "tuesday.npy", pixels(3, 8, 8))
+    text, ws, _ = propose(tmp_path / "set", tmp_path / "second")
+    assert (ws.monitor.record_id, ws.monitor.ignore) == (None, ("file",))
+    assert "not every batch in the inbox has" in comment(text, "file")
+
+
+def test_archives_of_arrays(tmp_path: Path) -> None:
+    labels = np.resize(["ok", "ok", "scratch"], 30)
+    _, ws, records = propose(written(np.savez, tmp_path / "labelled.npz", scans=pixels(30, 9, 9), Label=labels))
+    assert ws.monitor.label is not None
+    assert (ws.monitor.label.column, ws.monitor.label.anomalous) == ("Label", ("scratch",))
+    assert records.labels is not None and records.labels.sum() == 10
+    parts = {"x_train": pixels(30, 9, 9), "y_train": np.arange(30) % 10, "x_test": pixels(9, 9, 9), "y": np.ones(9)}
+    text, ws, records = propose(written(np.savez, tmp_path / "parts.npz", **parts, flat=np.ones((30, 4))))
+    assert (list(ws.monitor.columns), len(records)) == (["x_train"], 30)
+    assert ws.monitor.ignore == ("y_train", "x_test", "y", "flat")
+    assert "[9, 9, 9], not one value for each record" in comment(text, "x_test")
+    assert "context: true" in comment(text, "y_train")
+    _, ws, records = propose(written(np.savez, tmp_path / "table.npz", a=AMOUNT, colour=WORDS))
+    assert {name: c.kind for name, c in ws.monitor.columns.items()} == {"a": "number", "colour": "category"}
+    assert len(records) == N
+
+
+def test_tensors_that_are_no_images(tmp_path: Path) -> None:
+    for shape, options, said in (((12,), {}, "shape [12]"), ((3, 4), {"permutation": [1, 0]}, "are permuted")):
+        dtype = pa.fixed_shape_tensor(pa.uint8(), shape, **options)
+        cells = pa.ExtensionArray.from_storage(dtype, pa.FixedSizeListArray.from_arrays(pixels(N, 12).ravel(), 12))
+        text, config = infer(tmp_path, {"image": cells})
+        assert (list(config.columns), config.ignore) == (["plain"], ("image",))
+        assert said in comment(text, "image")
+
+
+def test_one_column_of_images_of_several(tmp_path: Path) -> None:
+    cells = [encoded(image) for image in pixels(20, 8, 8)]
+    pq.write_table(pa.table({"front": cells, "raw": [b"x"] * 20, "back": cells}), tmp_path / "a.parquet")
+    text, ws, _ = propose(tmp_path / "a.parquet")
+    assert (list(ws.monitor.columns), ws.monitor.ignore) == (["front"], ("back", "raw"))
+    assert "one column" in comment(text, "back")
+    assert "binary cannot be used" in comment(text, "raw")
+
+
+# ---- lines and other texts ----
+
+MESSAGES = [f"user {name} asked for page {i} of {i % 7} books" for i, name in enumerate(np.resize(WORDS, 200))]
+STAMPS: dict[str, Callable[[datetime], str]] = {
+    "plain": lambda t: f"{t.isoformat()}.123Z ",
+    "offset": lambda t: f"{t:%Y-%m-%d %H:%M:%S},123 +0200 ",
+    "brackets": lambda t: f"[{t:%Y-%m-%dT%H:%M:%S}] ",
+    "dash": lambda t: f"{t:%Y-%m-%d %H:%M:%S} - ",
+    "colon": lambda t: f"{t:%Y-%m-%d %H:%M:%S}: ",
+    "points": lambda t: f"{t:%Y-%m-%d-%H.%M.%S}.675872 ",
+    "syslog": lambda t: f"{t:%b} {t.day:2} {t:%H:%M:%S} ",
+    "priority": lambda t: f"<34>1 {t.isoformat()}Z ",
+    "apache": lambda t: f"[{t:%a %b %d %H:%M:%S %Y}] ",
+    "slashes": lambda t: f"{t:%d/%b/%Y:%H:%M:%S} +0000 ",
+    "epoch": lambda t: f"{int(t.timestamp())} ",
+    "millis": lambda t: f"{int(t.timestamp())}123 ",
+    "many": lambda t: f"{int(t.timestamp())} {t:%Y.%m.%d} R02-M1 {t:%Y-%m-%d-%H.%M.%S}.1 ",
+}
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def stamped(stamp: Callable[[datetime], str], every: int = 1000) -> list[str]:
+    """The messages, each with its time, but one in ``every``."""
+    times = [START + timedelta(hours=7 * i) for i in range(len(MESSAGES))]
+    return [m if i % every == every - 1 else stamp(t) + m for i, (t, m) in enumerate(zip(times, MESSAGES, strict=True))]
+
+
+@pytest.mark.parametrize("stamp", STAMPS)
+def test_the_time_of_a_line_is_no_part_of_its_message(tmp_path: Path, stamp: str) -> None:
+    text, ws, records = propose(write_lines(tmp_path / "a.log", stamped(STAMPS[stamp], every=50)))
+    assert (ws.schema.modality, list(ws.monitor.columns)) == ("text", ["message"])
+    assert records.values["message"].to_pylist() == MESSAGES  # those of lines without a time, too
+    assert "98 % of the lines begin with a time" in comment(text, "lines:")
+
+
+@pytest.mark.parametrize("stamp", STAMPS)
+def test_no_pattern_where_too_few_lines_begin_with_a_time(tmp_path: Path, stamp: str) -> None:
+    lines = stamped(STAMPS[stamp], every=10)
+    _, ws, records = propose(write_lines(tmp_path / "a.log", lines))
+    assert ws.monitor.source.lines.pattern is None
+    assert records.values["line"].to_pylist() == lines
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    ["", "2026 ", "12:30 ", "INFO ", "2026-13-1 ", "123 ", "- ", "Jan ", "[worker] ", "2026-01-05T10:30:00;"],
+)
+def test_what_is_no_time(tmp_path: Path, beginning: str) -> None:
+    _, ws, _ = propose(write_lines(tmp_path / "a.txt", [beginning + m for m in MESSAGES]))
+    assert list(ws.monitor.columns) == ["line"]
+
+
+def test_the_share_is_that_of_all_lines(tmp_path: Path) -> None:
+    lines = stamped(STAMPS["plain"])
+    assert "pattern" in infer_monitor(write_lines(tmp_path / "good.log", lines * 11))
+    assert "pattern" not in infer_monitor(write_lines(tmp_path / "bad.log", lines * 11 + MESSAGES * 3))
+
+
+def test_a_level_stays_in_the_message(tmp_path: Path) -> None:
+    _, _, records = propose(write_lines(tmp_path / "a.log", stamped(lambda t: f"{t.isoformat()} WARN web-3: ")))
+    assert records.values["message"][0].as_py() == f"WARN web-3: {MESSAGES[0]}"
+
+
+def test_a_word_before_the_time_may_be_a_label(tmp_path: Path) -> None:
+    lines = [f"{'DISK' if i % 20 == 3 else '-'} {line}" for i, line in enumerate(stamped(STAMPS["many"]))]
+    text, ws, records = propose(write_lines(tmp_path / "a.log", lines))
+    assert ws.monitor.label is not None
+    assert (ws.monitor.label.column, ws.monitor.label.anomalous) == ("label", ("DISK",))
+    assert records.labels is not None and records.labels.sum() == 10
+    assert records.values["message"].to_pylist() == MESSAGES
+    assert "57 calibration records" in comment(text, "threshold:")  # 0.3 of the 190 that are not labelled
+    plain = stamped(STAMPS["plain"])
+    write_lines(tmp_path / "web" / "training" / "a.log", [f"- {line}" for line in plain])
+    write_lines(tmp_path / "web" / "inbox" / "b.log", [f"{word} {plain[0]}" for word in ("-", "odd", "-")])
+    _, ws, _ = propose(tmp_path / "web")
+    assert ws.monitor.label is not None
+    assert ws.monitor.label.anomalous == ("odd",)
+
+
+def test_texts_that_are_the_same_count_once(tmp_path: Path) -> None:
+    text, _, records = propose(write_lines(tmp_path / "a.log", MESSAGES * 20))
+    assert len(records) == 4000
+    assert "60 calibration records" in comment(text, "threshold:")
+
+
+@pytest.mark.parametrize("words", [1, 8, 9, 30, 300, 9000])
+def test_most_tokens(tmp_path: Path, words: int) -> None:
+    lines = [" ".join(["w"] * (words if i < 5 else 1)) + " it is" for i in range(400)]
+    _, ws, _ = propose(write_lines(tmp_path / "a.log", lines))
+    assert ws.monitor.columns["line"].max_tokens == min(4096, 8 * -(-(words + 2) // 8))
+    _, ws, _ = propose(write_lines(tmp_path / "b.log", [*lines[:1], *lines[5:]] * 2))  # 0.5 % may be cut
+    assert ws.monitor.columns["line"].max_tokens == 8
+
+
+def test_tokens_are_counted_about_as_preprocessing_counts_them() -> None:
+    from vae_anomaly.preprocessing.text import pieces
+
+    text = infer_monitor(ROOT / "data" / "logs", folder=ROOT / "elsewhere")
+    config = parse_monitor(text, ROOT / "elsewhere" / "monitor.yml")
+    lines = [line for file in (ROOT / "data/logs/training").iterdir() for line in file.read_text().splitlines()]
+    found = pc.extract_regex(pa.array(lines), config.source.lines.pattern).field("message").to_pylist()
+    counts = [len(pieces(line, PLACEHOLDERS)) for line in found]
+    most = config.columns["message"].max_tokens
+    assert np.mean(np.array(counts) > most) <= 0.01
+    assert most <= 1.5 * np.quantile(counts, 0.995) + 8
+
+
+def test_lines_as_they_come(tmp_path: Path) -> None:
+    odd = b"\xef\xbb\xbffirst line\r\n\n   \nb\xe9te \0 here\n" + b"long " * 300_000 + b"\nno end"
+    (tmp_path / "a.txt").write_bytes(odd)
+    text, _, records = propose(tmp_path / "a.txt")
+    assert [len(line) for line in records.values["line"].to_pylist()] == [10, 11, 2**20, 6]
+    assert "all 4 training records" in text
+
+
+def test_a_table_of_texts(tmp_path: Path) -> None:
+    rows = [[f"t-{i}", START + timedelta(minutes=i), m, "cut"] for i, m in enumerate(MESSAGES)]
+    path = write_csv(tmp_path / "a.csv", ["id", "at", "body", "state"], rows)
+    text, ws, records = propose(path)
+    assert (ws.schema.modality, list(ws.monitor.columns)) == ("text", ["body"])
+    assert (ws.monitor.record_id, ws.monitor.ignore) == ("id", ("at", "state"))
+    assert records.values["body"].to_pylist() == MESSAGES
+    assert "each text would be judged by it" in comment(text, "at")
+    rows = [[*row, i % 5] for i, row in enumerate(rows)]
+    text, ws, _ = propose(write_csv(tmp_path / "b.csv", ["id", "at", "body", "state", "n"], rows))
+    assert list(ws.monitor.columns) == ["at", "n"]  # twin: with another column of use it is a table
+    assert "free text, ignored; a monitor of its own, with kind: text" in comment(text, "body")
+
+
+def test_texts_that_come_often_and_texts_that_are_longer(tmp_path: Path) -> None:
+    often = pa.array(MESSAGES * 30).dictionary_encode()
+    pq.write_table(pa.table({"message": often}), tmp_path / "often.parquet")
+    _, ws, _ = propose(tmp_path / "often.parquet")
+    assert ws.monitor.columns["message"].kind == "text"
+    pq.write_table(pa.table({"message": often, "x": np.arange(len(often)) % 9}), tmp_path / "table.parquet")
+    _, ws, _ = propose(tmp_path / "table.parquet")
+    assert {name: c.kind for name, c in ws.monitor.columns.items()} == {"message": "category", "x": "number"}
+    two = {"title": [m[:20] + str(i) for i, m in enumerate(MESSAGES)], "body": MESSAGES}
+    pq.write_table(pa.table(two), tmp_path / "two.parquet")
+    _, ws, _ = propose(tmp_path / "two.parquet")
+    assert (list(ws.monitor.columns), ws.monitor.ignore) == (["body"], ("title",))
+
+
+# ---- all kinds ----
+
+
+@pytest.mark.parametrize(
+    ("name", "modality", "columns"),
+    [
+        ("digits", "image", ["image"]),
+        ("logs", "text", ["message"]),
+        ("regions", "table", ["measured_at", "site", "hour", "temperature", "humidity", "power"]),
+    ],
+)
+def test_the_samples_are_ready_to_fit(tmp_path: Path, name: str, modality: str, columns: list[str]) -> None:
+    _, ws, records = propose(ROOT / "data" / name, tmp_path)
+    own = Workspace.open(ROOT / "data" / name)
+    assert (ws.schema.modality, list(ws.monitor.columns)) == (modality, columns)
+    assert (
+        ws.monitor.columns[columns[0]].size == own.monitor.columns.get(columns[0], ws.monitor.columns[columns[0]]).size
+    )
+    assert len(records) == len(read_training(own).records)
+    if name == "logs":
+        assert ws.monitor.label is not None and own.monitor.label is not None
+        assert sorted(ws.monitor.label.anomalous) == sorted(own.monitor.label.anomalous)
+        assert records.values["message"].equals(read_training(own).records.values["message"])
+
+
+def test_no_content_of_lines_and_images_is_written(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.log", [f"{START.isoformat()} CANARY {line}" for line in MESSAGES])
+    assert "CANARY" not in infer_monitor(tmp_path / "a.log")
+    write_folder(tmp_path / "set", [blank(8, 8)] * 9)
+    (tmp_path / "set" / "CANARY.png").write_bytes(b"CANARY")
+    assert "CANARY" not in infer_monitor(tmp_path / "set")
+
+
+def test_the_formats_are_those_that_batches_are_read_in() -> None:
+    assert list(reading.READERS) == list(sources.READERS)
+    for name in ("IMAGES", "IDX", "IGNORED_PREFIXES", "IGNORED_SUFFIXES", "LONGEST_TEXT", "WIDE"):
+        assert getattr(reading, name) == getattr(sources, name)
+    for name in ("a.CSV", "train-images-idx3-ubyte", "t10k-images.idx3-ubyte", "labels-idx1-ubyte", "none"):
+        assert reading.format_suffix(name) == sources.format_suffix(name)
+
+
+@pytest.mark.parametrize(
+    ("source", "brought"),
+    [("payments", set()), ("regions", set()), ("logs", set()), ("digits", {"PIL"})],
+)
+def test_a_proposal_waits_for_no_heavy_library(source: str, brought: set[str]) -> None:
+    heavy = ("torch", "mlflow", "prefect", "sklearn", "matplotlib", "PIL")
+    code = f"""if True:
+        import sys
+        from pathlib import Path
+        from vae_anomaly.infer import infer_monitor
+        infer_monitor(Path("data") / {source!r})
+        print(*(name for name in {heavy!r} if name in sys.modules))"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == brought
+
+
 # ---- refusals ----
 
 
@@ -391,6 +808,125 @@ def test_folders_and_files_without_records(tmp_path: Path) -> None:
     assert "Got 'a' repeatedly" in message(tmp_path / "twice.csv")
     pq.write_table(pa.table({"x": pa.array([], pa.int64())}), tmp_path / "none.parquet")
     assert "Got 0 of them" in message(tmp_path / "none.parquet")
+
+
+def test_nothing_but_records_lies_among_records(tmp_path: Path) -> None:
+    """Each of these a fit would refuse: all that is in the folder is read."""
+    table, image = "x\n" + "\n".join(map(str, range(1, 30))) + "\n", blank(8, 8)
+    contents: dict[str, dict[str, bytes]] = {
+        "It has 'b.csv', too": {"a.png": image, "b.csv": table.encode()},
+        "It has 'inner', too": {"a.png": image, "inner/b.png": image},
+        "It has 'README.md', too": {"a.csv": table.encode(), "README.md": b"read me"},
+        "Got lines and tables": {"a.csv": table.encode(), "b.txt": b"some lines\nare here\n"},
+        "It has 'deeper', too": {"a/a.png": image, "b/deeper/c.png": image},
+        "It is empty": {"a/a.png": image, "b/.keep": b""},
+    }
+    for i, (said, files) in enumerate(contents.items()):
+        for name, content in files.items():
+            (tmp_path / str(i) / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / str(i) / name).write_bytes(content)
+        assert said in message(tmp_path / str(i)), files
+    np.save(tmp_path / "0" / "c.npy", pixels(5, 8, 8))
+    (tmp_path / "0" / "a.png").unlink()
+    assert "must hold tables, images or lines, of which a monitor watches one. Got images and tables" in message(
+        tmp_path / "0"
+    )
+    assert "Give the folder that it lies in" in message(tmp_path / "1" / "a.png")
+
+
+def test_beside_tables_a_folder_is_no_delivery(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set" / "a-plots", [blank(8, 8)] * 3)
+    pq.write_table(pa.table({"x": AMOUNT}), tmp_path / "set" / "b.parquet")
+    _, ws, records = propose(tmp_path / "set", tmp_path / "place")
+    assert (list(ws.monitor.columns), len(records)) == (["x"], N)
+
+
+def test_the_monitor_must_not_lie_among_the_records(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": AMOUNT}), tmp_path / "a.parquet")
+    assert f"such as {tmp_path.parent}" in message(tmp_path, folder=tmp_path)
+    shutil.copytree(tmp_path, tmp_path / "ready" / "training", ignore=shutil.ignore_patterns("ready"))
+    assert "training: training" in infer_monitor(tmp_path / "ready", folder=tmp_path / "ready")
+
+
+def test_images_that_cannot_be_read(tmp_path: Path) -> None:
+    cut, good = blank(20, 20)[:40], blank(20, 20)
+    found = message(write_folder(tmp_path / "half", [good, cut, good, cut]))
+    assert "Of 4 images 2 cannot be (corrupt_image 2). Repair them or move them away." in found
+    _, _, records = propose(write_folder(tmp_path / "few", [good] * 39 + [cut]))
+    assert records.scorable.sum() == 39
+    sizes = [blank(20, 20 + 5 * i) for i in range(9)]
+    assert "of the same proportions, within 2 %" in message(write_folder(tmp_path / "sizes", sizes))
+    np.save(tmp_path / "bytes.npy", pixels(9, 8, 8).astype("f4"))
+    assert "(out_of_range 9). Divide them by their largest value." in message(tmp_path / "bytes.npy")
+
+
+ARRAYS: dict[str, tuple[Any, str]] = {
+    "flat": (np.ones((9, 8)), "images must be of the shape"),
+    "channels_first": (pixels(9, 3, 8, 8), "these are of the shape [3, 8, 8]"),
+    "four_channels": (pixels(9, 8, 8, 4), "these are of the shape [8, 8, 4]"),
+    "integers": (pixels(9, 8, 8).astype("i8"), "these are int64"),
+    "no_pixels": (np.ones((9, 0, 8)), "1 to 4096 pixels a side"),
+    "fortran": (np.asfortranarray(pixels(9, 8, 7)), "Fortran's order. Write numpy.ascontiguousarray(array)"),
+    "objects": (np.array([["CANARY"]], dtype=object), "It holds objects"),
+    "none": (pixels(0, 8, 8), "must hold records. Got 0"),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_that_are_no_images(tmp_path: Path, name: str) -> None:
+    array, said = ARRAYS[name]
+    np.save(tmp_path / "a.npy", array)
+    np.savez(tmp_path / "b.npz", images=array)
+    for file in ("a.npy", "b.npz"):
+        found = message(tmp_path / file)
+        assert said in found or (file == "b.npz" and name == "flat" and "Write each column as an array" in found)
+        assert "CANARY" not in found
+
+
+def test_arrays_that_do_not_fit_together(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", pixels(9, 8, 8))
+    np.save(tmp_path / "b.npy", pixels(9, 8, 9))
+    assert "Got 8 x 8 grey and 8 x 9 grey" in message(tmp_path)
+    (tmp_path / "b.npy").unlink()
+    np.savez(tmp_path / "b.npz", picture=pixels(9, 8, 8))
+    assert "Got 'image', 'picture'. Name it alike" in message(tmp_path)
+    np.savez(tmp_path / "b.npz", image=pixels(9, 8, 8), picture=pixels(9, 8, 8))
+    text, config = infer(tmp_path)
+    assert (list(config.columns), config.ignore) == (["image"], ("picture",))
+    assert "not every file has" in comment(text, "picture")
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.idx", "a-idx3-ubyte"])
+def test_arrays_that_are_broken(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.startswith("a.n"):
+        with path.open("wb") as file:
+            (np.save if name == "a.npy" else np.savez)(file, pixels(9, 8, 8))
+    else:
+        write_idx(path, pixels(9, 8, 8))
+    infer(path)
+    whole = path.read_bytes()
+    for content in (whole[:-1], whole[:50], b"", whole + b"x" * 100_000, b"CANARY", gzip.compress(whole)):
+        if not (name == "a.npz" and len(content) > len(whole)):  # a zip file may have a comment
+            path.write_bytes(content)
+            found = message(path)
+            assert "It cannot be read as such. Repair it or move it away." in found
+            assert "CANARY" not in found
+    with zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("image.npy", (tmp_path / name).read_bytes())
+    assert "must be a whole archive" in message(tmp_path / "b.npz")
+
+
+def test_lines_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    for content, said in {
+        "some lines\n".encode("utf-16"): "It begins like UTF-16. Write it in UTF-8.",
+        gzip.compress(os.urandom(1000)): "It is no text. Decompress it",
+        b"": "must hold records. Got 0",
+        b"\n  \n": "must hold records. Got 0",
+    }.items():
+        path.write_bytes(content)
+        assert said in message(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\0" * 100 + b"PAR1", b"CANARY"], ids=range(4))

@@ -15,12 +15,17 @@ import torch
 
 from vae_anomaly import metrics
 from vae_anomaly.batch import Records
-from vae_anomaly.corruption import MAX_COLUMNS, corruptions
-from vae_anomaly.detector import Detector, Part, over_chunks
+from vae_anomaly.corruption import KINDS, MAX_COLUMNS, corruptions
+from vae_anomaly.detector import Detector, Member, Part, over_chunks
 from vae_anomaly.fitting import Fit, Recipe, fit_detector
+from vae_anomaly.likelihoods import Block, Layout
 from vae_anomaly.metrics import Assessment, Comparison, CorruptionRecall, HeldOutQuality, verdict
+from vae_anomaly.models import build_model
+from vae_anomaly.preprocessing.tabular import TabularPreprocessor
 from vae_anomaly.schema import Column, Schema, check
+from vae_anomaly.scores import SCORES
 from vae_anomaly.thresholds import conformal
+from vae_anomaly.training import build_seeded
 from vae_anomaly.vae import Inputs
 
 
@@ -48,16 +53,13 @@ def test_held_out_quality_is_the_elbo_and_its_parts(fitted: Callable[..., Fit], 
     assert len(found.kl_by_dimension) == found.latent == 4
 
 
-def test_the_use_of_the_latent_dimensions(fitted: Callable[..., Fit], held_out: Inputs) -> None:
-    detector = fitted("negative_elbo").detector
+def test_the_use_of_the_latent_dimensions() -> None:
+    found, detector, held_out = assessed(circle)
     mean = over_chunks(detector.vae, held_out, lambda e: e.z).double().numpy()
-    used = mean.var(0) > 0.01
-    found = metrics.held_out(detector, held_out)
-    assert 2 <= found.active_units == used.sum()
-    assert found.latent_variance == pytest.approx(mean.var(0)[used].mean())
-    pairs = [abs(np.corrcoef(mean[:, i], mean[:, j])[0, 1]) for i in np.flatnonzero(used)
-             for j in np.flatnonzero(used) if i < j]  # fmt: skip
-    assert found.latent_correlation == pytest.approx(np.mean(pairs))
+    quality = found.held_out
+    assert quality.active_units == (mean.var(0) > 0.01).sum() == 2
+    assert quality.latent_variance == pytest.approx(mean.var(0).mean())
+    assert quality.latent_correlation == pytest.approx(abs(np.corrcoef(mean.T)[0, 1]))
     one = metrics.held_out(detector, held_out[:1])
     assert (one.active_units, one.latent_variance, one.latent_correlation) == (0, 0.0, 0.0)
 
@@ -85,9 +87,8 @@ def test_all_or_nothing_by_the_threshold(detector: Detector, held_out: Inputs) -
 
 
 def test_the_headline_is_a_wrong_value_or_for_a_text_wrong_words() -> None:
-    table = CorruptionRecall(
-        {"swap": {"a": 0.1}, "scale": {"a": 0.9}, "other": {"shop": 0.5}, "missing": {"a": 0.2}}, 9, 2
-    )
+    shares = {"swap": {"a": 0.1}, "scale": {"a": 0.9}, "other": {"shop": 0.5}, "missing": {"a": 0.2}}
+    table = CorruptionRecall(shares, 9, 2)
     assert table.headline == {"a": 0.9, "shop": 0.5}
     assert table.median == 0.7
     text = CorruptionRecall({"swap": {"end": 0.4}, "repeat": {"end": 0.9}}, 9, 3)
@@ -98,31 +99,27 @@ def test_the_headline_is_a_wrong_value_or_for_a_text_wrong_words() -> None:
 def test_what_is_corrupted_is_bounded_and_said(detector: Detector) -> None:
     """A table of 1,555 columns: the work does not grow with them."""
     count = 1555
-    state = replace(detector.preprocessor.states[0], column="c")
-    states = tuple(replace(state, column=f"c{i}") for i in range(count))
-    wide = Wide(replace(detector.preprocessor, states=states))
-    found = metrics.corruption_recall(wide.detector(detector), Inputs(torch.randn(900, count)))
-    assert (found.records, found.places, found.measured) == (metrics.MAX_CORRUPTED, count, MAX_COLUMNS)
-    assert any("60 of 1,555 columns" in sentence for sentence in said(recall=found))
+    layout = Layout(tuple(Block(i, "gaussian", 1) for i in range(count)), count)
+    vae = build_seeded(lambda: build_model("mlp", layout, {"hidden": (8,), "latent": 2}), 0).eval()
+    states = tuple(replace(detector.preprocessor.states[0], column=f"c{i}") for i in range(count))
+    wide = replace(
+        detector,
+        preprocessor=TabularPreprocessor(states),
+        members=(Member(vae, SCORES["negative_elbo"](None, None)),),
+    )
+    found = metrics.corruption_recall(wide, Inputs(torch.randn(900, count)))
+    copies = metrics.MAX_VALUES // count  # fewer than RECALL_COPIES
+    assert found.records == copies // (len(KINDS) * MAX_COLUMNS) == 76
+    assert (found.places, found.measured) == (count, MAX_COLUMNS)
+    assert "Corruption was measured in 60 of 1,555 columns." in said(recall=found)
 
 
-class Wide:
-    """A fitted detector of as many columns as a preprocessor has, its weights as they were made."""
-
-    def __init__(self, preprocessor: Any) -> None:
-        self.preprocessor = preprocessor
-
-    def detector(self, like: Detector) -> Detector:
-        from vae_anomaly.detector import Member
-        from vae_anomaly.models import build_model
-        from vae_anomaly.scores import SCORES
-        from vae_anomaly.training import build_seeded
-
-        vae = build_seeded(
-            lambda: build_model("mlp", self.preprocessor.layout, {"hidden": (8,), "latent": 2}), 0
-        ).eval()
-        member = Member(vae, SCORES["negative_elbo"](None, None))
-        return replace(like, preprocessor=self.preprocessor, members=(member,), score_part=Part("negative_elbo"))
+def test_scores_do_not_depend_on_what_is_scored_together(detector: Detector, held_out: Inputs) -> None:
+    bare = Inputs(held_out.x[:7].clamp(-1, 1))
+    parts = [("a", held_out), ("b", bare), *((str(i), held_out[i : i + 40]) for i in range(200))]
+    for (name, part), (same, scores) in zip(parts, metrics._scored(detector, parts), strict=True):
+        assert name == same
+        np.testing.assert_array_equal(scores, detector.scores(part))
 
 
 # ---- comparison ----
@@ -135,6 +132,30 @@ def test_a_comparison_repeats_and_is_bounded(detector: Detector, training: Input
     assert set(first.by_score) == {"negative_elbo"}  # it has the other one
     assert all(0.5 < value <= 1 for value in (*first.auroc.values(), *first.by_score.values()))
     assert (first.records, first.training_records) == (300, len(training))
+
+
+def test_the_simple_methods_get_no_more_than_they_can_take(
+    detector: Detector, training: Inputs, held_out: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "MAX_CELLS", 250 * training.x.shape[1])
+    assert len(training) > 250
+    assert metrics.comparison(detector, training, held_out).training_records == 250
+
+
+@pytest.mark.parametrize(
+    ("normal", "corrupted", "share"),
+    [
+        ([0.0, 1.0], [[2.0, math.inf]], 1.0),
+        ([0.0, 1.0], [[1e300, math.nan]], 1.0),
+        ([0.0, math.inf], [[1.0, 2.0]], 0.5),
+        ([1.0, 2.0], [[1.0, 2.0], [3.0]], 0.75),
+        ([1.0, 2.0], [], 0.5),
+    ],
+)
+def test_the_auroc_is_the_share_of_pairs_in_order(
+    normal: list[float], corrupted: list[list[float]], share: float
+) -> None:
+    assert metrics._auroc(np.array(normal), *map(np.array, corrupted)) == share
 
 
 def test_another_score_is_what_a_fit_with_it_gets(
@@ -179,9 +200,7 @@ def test_pca_is_the_sum_of_its_coordinates_and_residuals_in_their_own_units() ->
 
 
 def test_a_bag_counts_tokens_and_knows_no_order() -> None:
-    x = torch.tensor(
-        [[5, 6, 7, 1, 0, 0], [7, 6, 5, 1, 0, 0], [5, 5, 7, 1, 0, 0], [5, 1, 0, 0, 0, 0], [5, 9999, 1, 0, 0, 0]]
-    )
+    x = torch.tensor([[5, 6, 7, 1, 0], [7, 6, 5, 1, 0], [5, 5, 7, 1, 0], [5, 1, 0, 0, 0], [5, 9999, 1, 0, 0]])
     bag = metrics._bag(Inputs(x))(Inputs(x))
     np.testing.assert_array_equal(bag[0], bag[1])
     np.testing.assert_allclose(np.linalg.norm(bag, axis=1), 1.0, rtol=1e-6)
@@ -193,9 +212,8 @@ def test_a_bag_counts_tokens_and_knows_no_order() -> None:
 # ---- verdict ----
 
 GOOD = HeldOutQuality(9.0, 5.0, 14.0, 0.8, 0.1, 3, 16, (5.0,) + (0.0,) * 15)
-BETTER = Comparison(
-    {"detector": 0.97, "pca": 0.93, "knn": 0.92, "iforest": 0.88}, {"negative_elbo": 0.97}, 0.7, 500, 900
-)
+AUROC = {"detector": 0.97, "pca": 0.93, "knn": 0.92, "iforest": 0.88}
+BETTER = Comparison(AUROC, {"negative_elbo": 0.97}, 0.7, 500, 900)
 SEEN = CorruptionRecall({"scale": {"amount": 0.9, "fee": 0.8}}, 500, 2)
 ADVICE = ("Try ", "score.kind", "watch it")
 
@@ -222,6 +240,12 @@ def test_a_good_model_gets_no_advice() -> None:
         " (AUROC 0.97 against 0.97)."
     )
     assert not any(word in sentence for sentence in (*said(), *as_good) for word in ADVICE)
+
+
+def test_one_dimension_is_one() -> None:
+    one = replace(GOOD, latent=1, active_units=1)
+    assert said(one)[0] == "1 of 1 latent dimension is used."
+    assert said(replace(one, active_units=0))[0].startswith("None of 1 latent dimension is used")
 
 
 def test_a_collapse_is_named_with_its_remedy_and_nothing_else_is_advised() -> None:
@@ -283,8 +307,11 @@ def circle(rows: int, seed: int) -> np.ndarray:
     return np.column_stack([np.sin(angle), np.cos(angle)]) + 0.05 * g.normal(size=(rows, 8))
 
 
+Made = tuple[Assessment, Detector, Inputs]
+
+
 @cache
-def assessed(make: Callable[[int, int], np.ndarray], beta: float = 1.0, score: str = "negative_elbo") -> Assessment:
+def assessed(make: Callable[[int, int], np.ndarray], beta: float = 1.0, score: str = "negative_elbo") -> Made:
     schema = Schema(tuple(Column(f"c{i}", "number") for i in range(8)))
     table = pa.table({f"c{i}": column for i, column in enumerate(make(1500, 0).T)})
     records = check(table, schema, first_row=0, file="test")
@@ -300,25 +327,25 @@ def assessed(make: Callable[[int, int], np.ndarray], beta: float = 1.0, score: s
     stages: list[str] = []
     found = metrics.assess(fit.detector, known, held_out, seed=0, tell=stages.append)
     assert len(stages) == 3
-    return found
+    return found, fit.detector, held_out
 
 
 def test_on_linear_records_a_model_does_what_pca_does() -> None:
-    found = assessed(linear)
+    found, *_ = assessed(linear)
     assert found.verdict[:1] == ("2 of 2 latent dimensions are used.",)
     assert found.verdict[1].startswith("This model does what PCA does")
     assert found.comparison.rank_correlation > 0.95
 
 
 def test_where_no_plane_holds_the_records_it_does_more() -> None:
-    found = assessed(circle, score="latent_neighbours")
+    found, *_ = assessed(circle, score="latent_neighbours")
     assert not any("PCA does" in sentence for sentence in found.verdict)
     assert found.comparison.auroc["detector"] > found.comparison.auroc["pca"] + 0.1
     assert found.comparison.rank_correlation < 0.6
 
 
 def test_a_model_with_a_beta_of_1000_is_called_collapsed() -> None:
-    found = assessed(linear, beta=1000.0)
+    found, *_ = assessed(linear, beta=1000.0)
     assert found.held_out.active_units == 0
     assert "collapsed" in found.verdict[0]
-    assert found.held_out.total > assessed(linear).held_out.total
+    assert found.held_out.total > assessed(linear)[0].held_out.total

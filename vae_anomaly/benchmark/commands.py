@@ -45,7 +45,9 @@ def mnist(
     data: Annotated[Path, typer.Option("--data", metavar="FILE.npz|FOLDER", help="Images and labels of MNIST.")],
     digits: Digits = "0,1,2,3,4,5,6,7,8,9",
     seeds: Seeds = 2,
-    methods: Methods = None,
+    methods: Annotated[
+        str, typer.Option("--methods", help="Some of ours, elbo, bernoulli, knn, pca and iforest, with commas.")
+    ] = "ours,knn,pca,iforest",
     output: Output = None,
     as_json: Json = False,
 ) -> None:

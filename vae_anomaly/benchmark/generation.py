@@ -44,11 +44,13 @@ from vae_anomaly.fitting import fit_detector
 from vae_anomaly.latent import generate
 from vae_anomaly.pipelines import Workspace, normal_records, read_training
 from vae_anomaly.preprocessing import PREPROCESSORS, Preprocessor
+from vae_anomaly.preprocessing.tabular import WEEKDAYS
 from vae_anomaly.samples import WRITERS
 from vae_anomaly.schema import Schema, check
 
 TABLES = ("breast_cancer", "payments")
 FOLDS, TREES, COMPONENTS = 5, 300, 50
+MONDAY = pd.Timestamp("2026-01-05", tz="UTC")
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,23 @@ def generated(parts: Halves, seed: int) -> tuple[np.ndarray, float]:
     seconds = time.process_time() - start
     made = generate(detector, len(parts.fitted), seed=seed).decoded
     if isinstance(made, pd.DataFrame):
-        bare = replace(parts.schema, record_id=None, label=None, anomalous=(), ignore=())
-        records = check(pa.Table.from_pandas(made, preserve_index=False), bare, first_row=0, file="generated")
-        return blanked(parts.matrix(records), parts.matrix(parts.fitted)), seconds
+        return blanked(parts.matrix(_records(made, parts.schema)), parts.matrix(parts.fitted)), seconds
     assert isinstance(made, np.ndarray)
     return parts.matrix(from_images(made)[0]), seconds
+
+
+def _records(made: pd.DataFrame, schema: Schema) -> Records:
+    """Generated rows as records; a time of the week, such as ``Mon 09:41``, is one of the first week of 2026."""
+    times = {c.name: MONDAY + _since_monday(made[c.name]) for c in schema.columns if c.kind == "timestamp"}
+    table = pa.Table.from_pandas(made.assign(**times), preserve_index=False)
+    bare = replace(schema, record_id=None, label=None, anomalous=(), ignore=())
+    return check(table, bare, first_row=0, file="generated")
+
+
+def _since_monday(times: pd.Series) -> pd.Series:
+    parts = times.str.extract(r"(?P<day>\w+) (?P<time>.*)")
+    days = parts["day"].map({day: i for i, day in enumerate(WEEKDAYS)})
+    return pd.to_timedelta(days, unit="D") + pd.to_timedelta(parts["time"] + ":00")
 
 
 def blanked(x: np.ndarray, pattern: np.ndarray) -> np.ndarray:

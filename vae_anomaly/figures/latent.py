@@ -102,7 +102,7 @@ def _by_name(axes: Axes, points: np.ndarray, values: np.ndarray) -> None:
     others = ~missing & ~np.isin(values.astype(str), leading)
     _hollow(axes, points[missing])
     if others.any():
-        _dots(axes, points[others], s=20, color=GREY, linewidths=0, label=f"{len(ranked) - len(leading)} others")
+        _dots(axes, points[others], s=20, color=GREY, linewidths=0, label=f"other values: {len(ranked) - len(leading)}")
     for name, color in zip(leading, DISTINCT, strict=False):
         at = ~missing & (values.astype(str) == name)
         _dots(axes, points[at], s=20, color=color, linewidths=0, label=f"{short(name)}, {int(at.sum()):,}")
@@ -124,9 +124,9 @@ def _hollow(axes: Axes, points: np.ndarray) -> None:
 def traversal(found: Traversal) -> Figure:
     """What is decoded while each dimension changes alone: images in rows, lines of text, or a table's expected values
     by latent value."""
-    state = "" if found.active else ", which is not active"
-    title = f"Traversal of the latent dimensions{state}, from record {short(found.about)}"
     names = [f"z{k + 1}" for k in found.dimensions]
+    which = "the latent dimensions" if len(names) > 1 else f"latent dimension {names[0]}"
+    title = f"Traversal of {which}{'' if found.active else ', which is not active'}, from record {short(found.about)}"
     steps = found.values.shape[1]
     if isinstance(found.decoded, np.ndarray):
         kept = names[:MAX_DIMENSIONS]

@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 BLUE, RED, GREEN, PURPLE, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A939C", "#27313B"
 PALE = "#C9D1DB"
-DISTINCT = (BLUE, "#E69F00", GREEN, PURPLE, "#56B4E9", "#8C564B", "#F0E442")  # red is for what is flagged
+DISTINCT = (BLUE, "#E69F00", GREEN, PURPLE, "#56B4E9", "#8C564B", "#F0E442", INK)  # red is for what is flagged
 SQUARE_ROOT = (lambda v: np.sqrt(np.maximum(v, 0.0)), np.square)
 
 

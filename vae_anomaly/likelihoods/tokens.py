@@ -108,7 +108,8 @@ def _parted(rows: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class TokenLikelihood(nn.Module):
-    """The decoder: token embeddings, one LSTM layer that is fed [token, z, c] at every step, and a softmax over V."""
+    """The decoder: token embeddings, one LSTM layer that is fed [token, z, c] at every step, and a softmax over V
+    of [state, z, c]."""
 
     rows = STEP_ROWS
 
@@ -116,9 +117,9 @@ class TokenLikelihood(nn.Module):
         super().__init__()
         self.layout = layout
         self.embedding = nn.Embedding(layout.vocabulary, embedding)
-        self.start = nn.Linear(latent + layout.context, hidden)
+        nn.init.normal_(self.embedding.weight, std=0.3)
         self.lstm = nn.LSTM(embedding + latent + layout.context, hidden, batch_first=True)
-        self.out = nn.Linear(hidden, layout.vocabulary)
+        self.out = nn.Linear(hidden + latent + layout.context, layout.vocabulary)
         never = torch.zeros(layout.vocabulary)
         never[[PAD, UNKNOWN]] = -torch.inf
         self.register_buffer("never", never, persistent=False)
@@ -133,12 +134,10 @@ class TokenLikelihood(nn.Module):
         """Nothing: probabilities have no scale that could be set on held-out records."""
 
     def _states(self, z: Tensor, fed: Tensor) -> Tensor:
-        """(B, T, H) hidden states with a gradient, whole sequences at a time."""
+        """(B, T, H + K + C) hidden states and z with a gradient, whole sequences at a time."""
         before = functional.pad(fed[:, :-1], (1, 0), value=PAD)
         inputs = torch.cat([self.embedding(before), z[:, None].expand(-1, fed.shape[1], -1)], -1)
-        first = torch.tanh(self.start(z))[None]
-        states: Tensor = self.lstm(inputs, (first, torch.zeros_like(first)))[0]
-        return states
+        return torch.cat([self.lstm(inputs)[0], inputs[..., self.embedding.embedding_dim :]], -1)
 
     def logits(self, z: Tensor, fed: Tensor) -> Tensor:
         """(B, T, V)"""
@@ -169,13 +168,13 @@ class TokenLikelihood(nn.Module):
 
     def steps(self, z: Tensor) -> Generator[Tensor, Tensor, None]:
         """A generator of the logits (B, V) of the next token; send it the tokens (B,) that came."""
-        hidden = torch.tanh(product(z, self.start.weight, self.start.bias))
         step = lstm_step(self.lstm, extra=z, table=self.embedding.weight)
-        state = (hidden, torch.zeros_like(hidden))
+        state = (z.new_zeros(len(z), self.lstm.hidden_size),) * 2
         token = torch.full((len(z),), PAD, dtype=torch.int64, device=z.device)
         while True:
             state = step(token, state)
-            token = yield product(state[0], self.out.weight, self.out.bias) + self.never
+            joint = torch.cat([state[0], z], -1)
+            token = yield product(joint, self.out.weight, self.out.bias) + self.never
 
 
 def told(tokens: Tensor) -> Tensor:

@@ -59,7 +59,22 @@ MODELS: dict[str, Model] = {
             "augmentation": 1.0,
         },
     ),
-    "lstm": Model(lstm_vae, ("text",), "optional"),
+    "lstm": Model(
+        lstm_vae,
+        ("text",),
+        "optional",
+        score="latent_surprise",
+        objective={"free_bits": 0.3},
+        training={
+            "steps": 600,
+            "minibatch": 64,
+            "learning_rate": 4e-3,
+            "patience": 1000,
+            "least_epochs": 4,
+            "word_dropout": 0.8,
+            "clip": 5.0,
+        },
+    ),
 }
 
 

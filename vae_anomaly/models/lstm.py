@@ -19,10 +19,10 @@ class TextPosterior(nn.Module):
 
     rows = STEP_ROWS
 
-    def __init__(self, layout: TokenLayout, latent: int, *, embedding: int, hidden: int) -> None:
+    def __init__(self, layout: TokenLayout, latent: int, embedding: nn.Embedding, *, hidden: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(layout.vocabulary, embedding)
-        self.lstm = nn.LSTM(embedding, hidden, batch_first=True, bidirectional=True)
+        self._shared = (embedding,)  # the decoder's, and saved there
+        self.lstm = nn.LSTM(embedding.embedding_dim, hidden, batch_first=True, bidirectional=True)
         self.out = nn.Linear(2 * hidden + layout.context, 2 * latent)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> DiagonalGaussian:
@@ -38,7 +38,7 @@ class TextPosterior(nn.Module):
     def _packed(self, x: Tensor) -> Tensor:
         """(B, 2H) with a gradient; an empty text counts as one token of padding."""
         lengths = (x != PAD).sum(-1).clamp_min(1)
-        packed = pack_padded_sequence(self.embedding(x), lengths.cpu(), batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(self._shared[0](x), lengths.cpu(), batch_first=True, enforce_sorted=False)
         _, (last, _) = self.lstm(packed)
         return torch.cat([last[0], last[1]], -1)
 
@@ -47,7 +47,7 @@ class TextPosterior(nn.Module):
         lengths = (x != PAD).sum(-1).clamp_min(1)
         ends = []
         for reverse in (False, True):
-            step = lstm_step(self.lstm, table=self.embedding.weight, reverse=reverse)
+            step = lstm_step(self.lstm, table=self._shared[0].weight, reverse=reverse)
             state = (x.new_zeros((len(x), self.lstm.hidden_size), dtype=self.out.weight.dtype),) * 2
             positions = range(int(lengths.max()))
             for t in reversed(positions) if reverse else positions:
@@ -58,13 +58,13 @@ class TextPosterior(nn.Module):
         return torch.cat(ends, -1)
 
 
-def lstm_vae(layout: TokenLayout, *, embedding: int = 48, hidden: int = 96, latent: int = 16) -> VAE:
+def lstm_vae(layout: TokenLayout, *, embedding: int = 32, hidden: int = 64, latent: int = 32) -> VAE:
     """Embedding, bidirectional LSTM encoder, LSTM decoder fed z at every step, token likelihoods.
 
     Parameters
     ----------
     layout : vocabulary, length and context of the texts.
-    embedding, hidden : widths of the embeddings and of each LSTM, at least 1.
+    embedding, hidden : widths of the embeddings, which both sides share, and of each LSTM, at least 1.
     latent : K, at least 1.
     """
     if min(embedding, hidden, latent) < 1:
@@ -72,5 +72,5 @@ def lstm_vae(layout: TokenLayout, *, embedding: int = 48, hidden: int = 96, late
             f"model: embedding, hidden and latent must be at least 1. Got {embedding}, {hidden} and {latent}."
         )
     prior = ContextPrior(layout.context, latent) if layout.context else StandardPrior(latent)
-    sizes = {"embedding": embedding, "hidden": hidden}
-    return VAE(TextPosterior(layout, latent, **sizes), prior, TokenLikelihood(layout, latent, **sizes))
+    likelihood = TokenLikelihood(layout, latent, embedding=embedding, hidden=hidden)
+    return VAE(TextPosterior(layout, latent, likelihood.embedding, hidden=hidden), prior, likelihood)

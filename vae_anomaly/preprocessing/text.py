@@ -1,18 +1,21 @@
 r"""Texts and log lines: tokens whose names do not change with what varies, a vocabulary learned from training lines.
 
-A line is cut into words, numbers and single signs. What varies from line to line is replaced by a placeholder, in this
-order, each of which can be left out (``replace`` of the column):
+A line is cut into words and numbers; punctuation only separates, but for runs of one sign (``.....``), which are
+layout, and ``camelCase`` is two words. What varies from line to line is replaced by a placeholder, each of which can be
+left out (``replace`` of the column):
 
-* ``address``: ``<address>`` for IPv4 and IPv6 addresses, with a port, and for MAC addresses;
-* ``path``: ``<path>`` for file paths of two parts or more, with a drive or without, and for URLs;
-* ``id``: ``<id>`` for UUIDs and for words of letters and digits joined by ``-``, ``:``, ``_`` or ``.`` (node names);
-* ``hex``: ``<hex>`` for ``0x1f`` and for eight or more hexadecimal digits with a letter and a digit among them;
-* ``number``: ``<number>`` for numbers, with sign, decimals and exponent.
+* ``address``: ``<address>`` for IPv4 and IPv6 addresses, with a port, and for MAC and longer hardware addresses;
+* ``path``: ``<path>`` for ``/a/b``, ``~/a``, ``../a`` and what follows the scheme of a URL;
+* ``id``: ``<id>`` for UUIDs, for three or more parts of letters and digits joined by ``-``, ``_`` or ``:`` (node
+  names), and for eight or more characters in which letters and digits alternate;
+* ``hex``: ``<hex>`` for ``0x1f``, and for eight or more hexadecimal digits with a letter and a digit among them;
+* ``number``: ``<number>`` for numbers, dates and times: digits joined by ``. , : / -``.
 
 Words are folded to lower case. A token that no training line has is *unknown*: no network can say how likely it is,
 so it counts as evidence, :math:`-\log((n_1 + 1)/(n + 2))` nats with n_1 of n training tokens seen once (Good and
-Turing). A line ends with a token of its own, and with another one where it was cut at ``max_tokens``; that a line is
-longer than any in training is therefore evidence, too.
+Turing). A new kind of line brings all its new words together, so they are one piece of evidence, divided among them,
+and not independent ones. A line ends with a token of its own, and with another one where it was cut at
+``max_tokens``; that a line is longer than any in training is therefore evidence, too.
 
 Legend: B records, T positions (``max_tokens`` and the end).
 Reference: I. J. Good, The population frequencies of species, Biometrika 40 (1953), doi 10.1093/biomet/40.3-4.237.
@@ -43,19 +46,27 @@ from vae_anomaly.vae import Inputs
 
 MAX_VOCABULARY = 20_000
 NAMES = ("", "<end>", "<unknown>", "<cut>")  # of the special tokens
-PATTERNS = {
-    "address": r"\b(?:\d{1,3}\.){3}\d{1,3}(?::\d{1,5})?\b|\b(?:[0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}\b"
-    r"|(?<![\w:])(?:[0-9A-Fa-f]{1,4}:){2,7}(?::?[0-9A-Fa-f]{1,4})+(?![\w:])|(?<![\w:])(?:[0-9A-Fa-f]{1,4})?::[0-9A-Fa-f:]+",
-    "path": r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>]+|(?<![\w/.])(?:[A-Za-z]:)?(?:[~.]{0,2}[/\\][\w.@+-]+){2,}[/\\]?",
-    "id": r"\b[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\b"
-    r"|\b(?=[\w:.-]*[A-Za-z])(?=[\w:.-]*\d)[A-Za-z0-9]+(?:[-:_.][A-Za-z0-9]+)+\b",
-    "hex": r"\b0[xX][0-9A-Fa-f]+\b|\b(?=[0-9A-Fa-f]*[A-Fa-f])(?=[0-9A-Fa-f]*\d)[0-9A-Fa-f]{8,}\b",
-    "number": r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w])|\d+",
-}
+_X = r"[0-9A-Fa-f]"
+# In the order in which they are tried at each place; a placeholder may have several.
+PATTERNS = (
+    ("id", rf"\b{_X}{{8}}-{_X}{{4}}-{_X}{{4}}-{_X}{{4}}-{_X}{{12}}\b"),
+    ("address", rf"(?<![\w:])(?:{_X}{{2}}[:-]){{5,}}{_X}{{2}}(?![\w:])"),
+    ("address", r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?(?!\w)"),
+    ("address", rf"(?<![\w:])(?:{_X}{{1,4}}:){{7}}{_X}{{1,4}}(?![\w:])"),
+    ("address", rf"(?<![\w:])(?=:*{_X})(?:{_X}{{1,4}}(?::{_X}{{1,4}})*)?::(?:{_X}{{1,4}}(?::{_X}{{1,4}})*)?(?![\w:])"),
+    ("path", r"(?<![\w/.])(?:~|\.{1,2})?/[\w.+@%~/-]*[\w/]"),
+    ("hex", rf"\b0[xX]{_X}+\b|\b(?={_X}*[A-Fa-f])(?={_X}*\d){_X}{{8,}}\b|\b[Ff]{{8,}}\b"),
+    ("id", r"\b(?=[\w:-]*\d)(?=[\w:-]*[A-Za-z])[A-Za-z0-9]+(?:[-_:][A-Za-z0-9]+){2,}\b"),
+    ("id", r"\b(?=\w{8,}\b)(?:[A-Za-z]+\d+){2,}[A-Za-z]*\b|\b(?=\w{8,}\b)(?:\d+[A-Za-z]+){2,}\d*\b"),
+    ("number", r"(?<![A-Za-z])[-+]?\d+(?:[.,:/-]\d+)*|\d+"),
+)
+RUN = r"(?P<run>(?P<sign>[^\w\s])(?P=sign){2,})"  # of one sign, three or longer
+WORD = r"[A-Z]{2,}s?(?![a-z])|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[^\W\d_]+|\d+"
+LONGEST = 16_384  # characters of a line that are read: far more than any number of tokens that a model takes
 
 
 class Piece(NamedTuple):
-    """A piece of a line as it stands there, and the token that it becomes."""
+    """A piece of a line as it stands there, with the signs around it, and the token that it becomes."""
 
     text: str
     token: str
@@ -63,14 +74,29 @@ class Piece(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def tokenizer(replace: tuple[str, ...]) -> re.Pattern[str]:
-    """The expression that finds the pieces of a line; its group names are the placeholders of ``replace``."""
-    named = [f"(?P<{name}>{pattern})" for name, pattern in PATTERNS.items() if name in replace]
-    return re.compile("|".join([*named, r"[^\W\d_]+|\d+|[^\w\s]|_"]))
+    """The expression that finds the pieces of a line; a group's name is a placeholder of ``replace`` and its place."""
+    named = [f"(?P<{name}_{i}>{pattern})" for i, (name, pattern) in enumerate(PATTERNS) if name in replace]
+    return re.compile("|".join([*named, RUN, WORD]))
 
 
 def pieces(line: str, replace: tuple[str, ...]) -> list[Piece]:
-    """The pieces of ``line`` in order."""
-    return [Piece(m[0], f"<{m.lastgroup}>" if m.lastgroup else m[0].lower()) for m in tokenizer(replace).finditer(line)]
+    """The pieces of ``line`` in order; together they are the line, white space at the ends of pieces aside."""
+    line = line[:LONGEST]
+    found = list(tokenizer(replace).finditer(line))
+    starts = [0, *(m.start() for m in found[1:]), len(line)]
+    return [
+        Piece(
+            line[start:end].strip(),
+            _token(m),
+        )
+        for m, start, end in zip(found, starts, starts[1:], strict=False)
+    ]
+
+
+def _token(found: re.Match[str]) -> str:
+    if found["run"]:
+        return 3 * found["sign"]
+    return f"<{found.lastgroup.partition('_')[0]}>" if found.lastgroup else found[0].lower()
 
 
 @dataclass(frozen=True)
@@ -122,7 +148,8 @@ class TextPreprocessor:
         """x (B, T) int64 and, where there are unknown tokens, evidence (B, T) nats of scorable ``records``."""
         ids = self.token_ids(records.values[self.column])
         unknown = ids == UNKNOWN
-        nats = torch.from_numpy(unknown.astype(np.float32) * np.float32(self.unseen_nats)) if unknown.any() else None
+        share = unknown / unknown.sum(1, keepdims=True).clip(1)
+        nats = torch.from_numpy((share * self.unseen_nats).astype(np.float32)) if unknown.any() else None
         return Inputs(torch.from_numpy(ids), evidence=nats, context=self.context.encode(records)[0])
 
     def decode(self, ids: np.ndarray) -> list[str]:

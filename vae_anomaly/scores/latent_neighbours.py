@@ -41,26 +41,20 @@ GROUPS = 512
 
 
 @dataclass(frozen=True)
-class LatentNeighbours:
-    """Fitted reference: ``vectors`` (M, V) float32, ``latent_scale`` (K,), k, and the blur in pixels."""
+class Nearest:
+    """Exact search for the ``k`` nearest of ``vectors`` (M, V) float32."""
 
     vectors: Tensor
-    latent_scale: Tensor
     k: int
-    blur: float = 0.0
 
-    @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        """The reference vectors and the scale of the latent part."""
-        return {"vectors": self.vectors, "latent_scale": self.latent_scale}
+    def indices(self, v: Tensor) -> Tensor:
+        """(B, k) positions of the nearest vectors, nearest first."""
+        return torch.cat([self._of_block(rows) for rows in _blocks(v)])
 
-    def embed(self, evaluation: Evaluation) -> Tensor:
-        """v of each record, (B, V)."""
-        return _embed(evaluation, self.latent_scale, self.blur)
-
-    def nearest(self, evaluation: Evaluation) -> Tensor:
-        """(B, k) indices of the nearest reference records, nearest first."""
-        return torch.cat([self._nearest(rows) for rows in _blocks(self.embed(evaluation))])
+    def squares(self, v: Tensor) -> Tensor:
+        """(B, V) float64: half the mean squared difference to the k nearest, entry by entry."""
+        differences = (rows[:, None, :] - self.vectors[self._of_block(rows)] for rows in _blocks(v))
+        return torch.cat([0.5 * d.double().square().mean(1) for d in differences])
 
     @cached_property
     def _table(self) -> Tensor:
@@ -71,7 +65,7 @@ class LatentNeighbours:
         return table.T.contiguous()
 
     @torch.no_grad()
-    def _nearest(self, v: Tensor) -> Tensor:
+    def _of_block(self, v: Tensor) -> Tensor:
         """(B, k) indices for the vectors of one block of records.
 
         Record j belongs to group j mod ``GROUPS``. A group with one of the k nearest is, by its nearest record, among
@@ -85,20 +79,42 @@ class LatentNeighbours:
         nearest = distance.gather(1, members).topk(self.k, largest=False).indices
         return members.gather(1, nearest)
 
-    def _squares(self, v: Tensor) -> Tensor:
-        """(B, V) float64: half the mean squared difference to the k nearest, entry by entry."""
-        differences = (rows[:, None, :] - self.vectors[self._nearest(rows)] for rows in _blocks(v))
-        return torch.cat([0.5 * d.double().square().mean(1) for d in differences])
+
+@dataclass(frozen=True)
+class LatentNeighbours:
+    """Fitted reference: ``vectors`` (M, V) float32, ``latent_scale`` (K,), k, and the blur in pixels."""
+
+    vectors: Tensor
+    latent_scale: Tensor
+    k: int
+    blur: float = 0.0
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The reference vectors and the scale of the latent part."""
+        return {"vectors": self.vectors, "latent_scale": self.latent_scale}
+
+    @cached_property
+    def _space(self) -> Nearest:
+        return Nearest(self.vectors, self.k)
+
+    def embed(self, evaluation: Evaluation) -> Tensor:
+        """v of each record, (B, V)."""
+        return _embed(evaluation, self.latent_scale, self.blur)
+
+    def nearest(self, evaluation: Evaluation) -> Tensor:
+        """(B, k) indices of the nearest reference records, nearest first."""
+        return self._space.indices(self.embed(evaluation))
 
     def __call__(self, evaluation: Evaluation) -> Tensor:
         """(B,) nats, float64."""
-        score = self._squares(self.embed(evaluation)).sum(-1)
+        score = self._space.squares(self.embed(evaluation)).sum(-1)
         evidence = evaluation.inputs.evidence
         return score if evidence is None else score + evidence.double().sum(-1)
 
     def terms(self, evaluation: Evaluation) -> Tensor:
         """(B, Q + 1) nats."""
-        squares, latent = self._squares(self.embed(evaluation)), len(self.latent_scale)
+        squares, latent = self._space.squares(self.embed(evaluation)), len(self.latent_scale)
         layout = evaluation.likelihood.layout
         columns = by_column(squares[:, latent:], layout.column_of_residual, layout.columns)
         if evaluation.inputs.evidence is not None:
@@ -110,6 +126,11 @@ def _blocks(v: Tensor) -> Iterator[Tensor]:
     return (v[at : at + BLOCK] for at in range(0, len(v), BLOCK))
 
 
+def latent_place(evaluation: Evaluation, latent_scale: Tensor) -> Tensor:
+    """(B, K) posterior means in units of the posterior's scale, told from the prior where that is the context's."""
+    return (evaluation.posterior.mean - evaluation.prior.centre()) / latent_scale
+
+
 def _embed(evaluation: Evaluation, latent_scale: Tensor, blur: float) -> Tensor:
     inputs, layout = evaluation.inputs, evaluation.likelihood.layout
     residuals = evaluation.likelihood.residuals(inputs.x, inputs.observed)
@@ -117,7 +138,7 @@ def _embed(evaluation: Evaluation, latent_scale: Tensor, blur: float) -> Tensor:
         if not isinstance(layout, PixelLayout):
             raise ConfigError(f"score.blur must be 0 for records that are no images. Got {blur!r}.")
         residuals = blurred(residuals.view(-1, *layout.shape), blur).flatten(1)
-    return torch.cat([(evaluation.posterior.mean - evaluation.prior.centre()) / latent_scale, residuals], -1)
+    return torch.cat([latent_place(evaluation, latent_scale), residuals], -1)
 
 
 def blurred(images: Tensor, width: float) -> Tensor:
