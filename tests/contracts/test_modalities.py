@@ -236,7 +236,7 @@ def test_a_line_that_was_cut_says_so():
 
 def test_what_no_training_line_has_is_evidence_and_nothing_else():
     detector = fitted(next(c for c in CASES if c.modality == "text"))
-    inputs = detector.encode(as_records({"line": pa.array(["INFO frobnicate: 3 items"])}))
+    inputs = detector.encode(as_records({"line": pa.array(["INFO cart: 3 frobnicators added by user 7 from porto"])}))
     assert inputs.evidence is not None
     at = int(torch.nonzero(inputs.evidence[0])[0])
     assert float(inputs.evidence[0, at]) == pytest.approx(detector.preprocessor.unseen_nats)

@@ -56,7 +56,7 @@ class Reader:
         self.ws = ws
 
     def score(self, ledger: Any, delivery: Any) -> BatchOutcome:
-        self.read[delivery.name] = list(pipelines._records(delivery, self.ws))
+        self.read[delivery.name] = list(pipelines.read_records(delivery, self.ws))
         delivery.assert_unchanged()
         return BatchOutcome(delivery.name, "failed", problem="not scored")
 

@@ -446,7 +446,8 @@ def read_chunks(
         if absent := [name for name in wanted if name not in names]:
             remedy = f"Deliver the column, or leave it out of the configuration.{suggestion(absent[0], names)}"
             _refuse(delivery, "missing_column", "an expected column is missing.", remedy, column=absent[0])
-        empty = pa.schema([next(f for f in header if f[0] == name) for name in wanted]).empty_table()
+        types = dict(header)
+        empty = pa.table({name: _empty(types[name]) for name in wanted})
         yield from _rechunk(tables(wanted), rows, empty)
 
 
@@ -458,6 +459,13 @@ def _expect_lines(delivery: Delivery, names: Sequence[str], schema: Schema) -> N
         problem = f"the name ends in {suffix!r}: a file of lines, which have the columns {list(names)} only."
         remedy = "Deliver it under the suffix of its format, or name the columns in source.lines.pattern."
         _refuse(delivery, "wrong_format", problem, remedy)
+
+
+def _empty(dtype: pa.DataType) -> pa.Array:
+    # Arrow's own empty table refuses tensors that its own writer makes
+    if isinstance(dtype, pa.BaseExtensionType):
+        return pa.ExtensionArray.from_storage(dtype, pa.array([], dtype.storage_type))
+    return pa.array([], dtype)
 
 
 def _rechunk(tables: Iterator[pa.Table], rows: int, empty: pa.Table) -> Iterator[pa.Table]:
