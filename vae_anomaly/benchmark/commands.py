@@ -66,7 +66,7 @@ def logs(
     data: Annotated[
         Path, typer.Option("--data", metavar="FILE.log", help="Log lines, each with a label; - is normal.")
     ],
-    seeds: Seeds = 5,
+    seeds: Seeds = 10,
     methods: Methods = None,
     pattern: Annotated[
         str | None,

@@ -1,13 +1,14 @@
-"""Texts: the surprise of every token, in nats, and what the line as a whole adds."""
+"""Texts: the surprise of every token, -log p in nats whatever the score is, and what makes up the score."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from vae_anomaly.batch import Records
-from vae_anomaly.detector import Detector
+from vae_anomaly.detector import Detector, over_chunks
 from vae_anomaly.explain.shared import Explanation, neighbours, paired, strongest
 from vae_anomaly.likelihoods.tokens import CUT, PAD, UNKNOWN
 from vae_anomaly.preprocessing.text import TextPreprocessor, pieces
@@ -21,12 +22,17 @@ def explain(detector: Detector, records: Records) -> list[Explanation]:
     inputs = detector.encode(records)
     nearest, distances = neighbours(detector, inputs)
     terms, ids = detector.terms(inputs), inputs.x.numpy()
+    surprises = [
+        over_chunks(m.vae, inputs, lambda e: -e.likelihood.entry_log_prob(e.inputs.x, None)) for m in detector.members
+    ]
+    surprise = torch.stack(surprises).mean(0).numpy()
+    surprise[ids == UNKNOWN] = preprocessor.unseen_nats
     lines = records.values[preprocessor.column].to_pylist()  # type: ignore[union-attr]
     return [
         Explanation(
             _reasons(preprocessor.column, line, ids[i], terms[i]),
             paired(nearest[i], distances[i]),
-            tokens=_tokens(preprocessor, line, ids[i], terms[i]),
+            tokens=_tokens(preprocessor, line, ids[i], surprise[i]),
         )
         for i, line in enumerate(lines)
     ]
@@ -39,13 +45,13 @@ def _reasons(column: str, line: str, ids: np.ndarray, terms: np.ndarray) -> tupl
     return strongest([Contribution(column, float(terms[:-1].sum()), line, "", None, note), latent])
 
 
-def _tokens(preprocessor: TextPreprocessor, line: str, ids: np.ndarray, terms: np.ndarray) -> tuple[Token, ...]:
+def _tokens(preprocessor: TextPreprocessor, line: str, ids: np.ndarray, surprise: np.ndarray) -> tuple[Token, ...]:
     """The pieces of the line as they stand there, and its end."""
     shown = [piece.text for piece in pieces(line, preprocessor.replace)][: preprocessor.max_tokens]
     notes = {UNKNOWN: "never seen in training", CUT: f"cut after {preprocessor.max_tokens} tokens"}
     shown.append("(cut)" if CUT in ids else "(end)")
     length = int((ids != PAD).sum())
-    return tuple(Token(shown[t], float(terms[t]), notes.get(int(ids[t]), "")) for t in range(length))
+    return tuple(Token(shown[t], float(surprise[t]), notes.get(int(ids[t]), "")) for t in range(length))
 
 
 def reference_values(detector: Detector, row: int, columns: Sequence[str]) -> tuple[str, ...]:

@@ -63,7 +63,8 @@ MODELS: dict[str, Model] = {
         lstm_vae,
         ("text",),
         "optional",
-        score="latent_surprise",
+        # each rare template of a log is a place of its own, and its lines are unlikely however normal they are
+        score_options={"k": 1, "residuals": False, "surprise": 0.03},
         objective={"free_bits": 0.3},
         training={
             "steps": 600,

@@ -116,7 +116,6 @@ columns:
 ignore: [time]
 
 model: {kind: lstm}
-score: {kind: negative_elbo}
 threshold: {method: conformal, alpha: 0.01}   # one false alarm in a hundred normal lines
 output: output
 sinks: [{kind: file}]               # alerts go to output/alerts; add {kind: log} for one line each in the log

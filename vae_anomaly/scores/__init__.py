@@ -17,7 +17,6 @@ from torch import Tensor
 from vae_anomaly.scores.elbo import kl_score, negative_elbo, reconstruction
 from vae_anomaly.scores.importance import importance_weighted
 from vae_anomaly.scores.latent_neighbours import latent_neighbours
-from vae_anomaly.scores.latent_surprise import latent_surprise
 from vae_anomaly.vae import Evaluation
 
 
@@ -38,7 +37,6 @@ class Score(Protocol):
 # name -> builder(evaluations of the reference records or None, saved tensors or None, **options)
 SCORES: dict[str, Callable[..., Any]] = {
     "latent_neighbours": latent_neighbours,
-    "latent_surprise": latent_surprise,
     "negative_elbo": negative_elbo,
     "importance_weighted": importance_weighted,
     "reconstruction": reconstruction,

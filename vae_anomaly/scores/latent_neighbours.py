@@ -13,6 +13,10 @@ missing and unseen values,
 the negative log of a unit Gaussian around the neighbours, in nats. It is a sum over the entries of v: a residual's
 part belongs to its column, and the latent part is the unusual combination of values.
 
+Without ``residuals`` v is the latent part alone. Texts are scored so: of normal lines some templates are rare, every
+line of such a template has large residuals, and its nearest neighbour is the only one that tells. ``surprise`` times
+the mean of -log p over the entries orders records that are equally near to a normal one, as lines of a known kind are.
+
 Residuals of an image can be blurred first: neighbouring pixels then speak together, and an edge that is half a pixel
 off, which normal images have too, counts less. Where the prior depends on the context, mu is told from its mean.
 
@@ -82,12 +86,15 @@ class Nearest:
 
 @dataclass(frozen=True)
 class LatentNeighbours:
-    """Fitted reference: ``vectors`` (M, V) float32, ``latent_scale`` (K,), k, and the blur in pixels."""
+    """Fitted reference: ``vectors`` (M, V) float32, ``latent_scale`` (K,), k, the blur in pixels, whether v has
+    residuals, and the weight of the mean surprise."""
 
     vectors: Tensor
     latent_scale: Tensor
     k: int
     blur: float = 0.0
+    residuals: bool = True
+    surprise: float = 0.0
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -100,7 +107,7 @@ class LatentNeighbours:
 
     def embed(self, evaluation: Evaluation) -> Tensor:
         """v of each record, (B, V)."""
-        return _embed(evaluation, self.latent_scale, self.blur)
+        return _embed(evaluation, self.latent_scale, self.blur, self.residuals)
 
     def nearest(self, evaluation: Evaluation) -> Tensor:
         """(B, k) indices of the nearest reference records, nearest first."""
@@ -108,6 +115,8 @@ class LatentNeighbours:
 
     def __call__(self, evaluation: Evaluation) -> Tensor:
         """(B,) nats, float64."""
+        if self.surprise:
+            return self.terms(evaluation).sum(-1)
         score = self._space.squares(self.embed(evaluation)).sum(-1)
         evidence = evaluation.inputs.evidence
         return score if evidence is None else score + evidence.double().sum(-1)
@@ -116,7 +125,14 @@ class LatentNeighbours:
         """(B, Q + 1) nats."""
         squares, latent = self._space.squares(self.embed(evaluation)), len(self.latent_scale)
         layout = evaluation.likelihood.layout
-        columns = by_column(squares[:, latent:], layout.column_of_residual, layout.columns)
+        columns = torch.zeros(len(squares), layout.columns, dtype=squares.dtype)
+        if self.residuals:
+            columns = by_column(squares[:, latent:], layout.column_of_residual, layout.columns)
+        if self.surprise:
+            inputs = evaluation.inputs
+            entries = evaluation.likelihood.entry_log_prob(inputs.x, inputs.observed).double()
+            judged = (entries != 0).sum(-1, keepdim=True).clamp_min(1)  # the likelihood has no say on the others
+            columns += by_column(-self.surprise * entries / judged, layout.column_of_feature, layout.columns)
         if evaluation.inputs.evidence is not None:
             columns += evaluation.inputs.evidence
         return torch.cat([columns, squares[:, :latent].sum(-1, keepdim=True)], -1)
@@ -126,19 +142,18 @@ def _blocks(v: Tensor) -> Iterator[Tensor]:
     return (v[at : at + BLOCK] for at in range(0, len(v), BLOCK))
 
 
-def latent_place(evaluation: Evaluation, latent_scale: Tensor) -> Tensor:
-    """(B, K) posterior means in units of the posterior's scale, told from the prior where that is the context's."""
-    return (evaluation.posterior.mean - evaluation.prior.centre()) / latent_scale
-
-
-def _embed(evaluation: Evaluation, latent_scale: Tensor, blur: float) -> Tensor:
+def _embed(evaluation: Evaluation, latent_scale: Tensor, blur: float, with_residuals: bool) -> Tensor:
+    # told from the prior where that depends on the context: so does what a latent mean means
+    place = (evaluation.posterior.mean - evaluation.prior.centre()) / latent_scale
+    if not with_residuals:
+        return place
     inputs, layout = evaluation.inputs, evaluation.likelihood.layout
     residuals = evaluation.likelihood.residuals(inputs.x, inputs.observed)
     if blur:
         if not isinstance(layout, PixelLayout):
             raise ConfigError(f"score.blur must be 0 for records that are no images. Got {blur!r}.")
         residuals = blurred(residuals.view(-1, *layout.shape), blur).flatten(1)
-    return torch.cat([latent_place(evaluation, latent_scale), residuals], -1)
+    return torch.cat([place, residuals], -1)
 
 
 def blurred(images: Tensor, width: float) -> Tensor:
@@ -159,7 +174,13 @@ def blurred(images: Tensor, width: float) -> Tensor:
 
 @torch.no_grad()
 def latent_neighbours(
-    reference: Sequence[Evaluation] | None, saved: Mapping[str, Tensor] | None, *, k: int = 5, blur: float = 0.0
+    reference: Sequence[Evaluation] | None,
+    saved: Mapping[str, Tensor] | None,
+    *,
+    k: int = 5,
+    blur: float = 0.0,
+    residuals: bool = True,
+    surprise: float = 0.0,
 ) -> LatentNeighbours:
     """Fit on the evaluations of the reference records, or rebuild from ``saved`` tensors.
 
@@ -170,10 +191,13 @@ def latent_neighbours(
     """
     if not 0 <= blur <= 10:
         raise ConfigError(f"score.blur must lie between 0 and 10 pixels. Got {blur!r}.")
+    if surprise < 0:
+        raise ConfigError(f"score.surprise must be at least 0. Got {surprise!r}.")
     if saved is not None:
-        return LatentNeighbours(saved["vectors"], saved["latent_scale"], k, blur)
+        return LatentNeighbours(saved["vectors"], saved["latent_scale"], k, blur, residuals, surprise)
     assert reference is not None
     if not 1 <= k <= sum(len(part.inputs) for part in reference):
         raise ConfigError(f"score.k must lie between 1 and the number of training records. Got {k!r}.")
     scale = torch.cat([part.posterior.scale for part in reference]).mean(0)
-    return LatentNeighbours(torch.cat([_embed(part, scale, blur) for part in reference]), scale, k, blur)
+    vectors = torch.cat([_embed(part, scale, blur, residuals) for part in reference])
+    return LatentNeighbours(vectors, scale, k, blur, residuals, surprise)
