@@ -342,6 +342,20 @@ def serve(
 
 
 @app.command()
+def download(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="mnist or fashion-mnist.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where train.npz and test.npz are written.")],
+) -> None:
+    """Download a public image data set, verify it, and write it as arrays that a monitor can read."""
+    from vae_anomaly.download import download as fetch
+
+    with progress_display() as progress:
+        written = fetch(name, folder, progress=progress)
+    for path in written:
+        say(shown(path))
+
+
+@app.command()
 def demo(
     name: Annotated[
         str, typer.Argument(metavar="[NAME]", help="breast_cancer, payments, regions, digits (images) or logs (text).")

@@ -110,7 +110,9 @@ class Detector:
 
     def scores(self, inputs: Inputs) -> np.ndarray:
         """(B,) float64 nats, high = anomalous: the mean of the members' scores."""
-        return self._mean(lambda m: over_chunks(m.vae, inputs, m.score))
+        inputs, copies = distinct(inputs)
+        scores = self._mean(lambda m: over_chunks(m.vae, inputs, m.score))
+        return scores if copies is None else scores[copies]
 
     def scores_of_matrix(self, values: np.ndarray) -> np.ndarray:
         """As :meth:`scores` for a float64 matrix (B, Q) of numbers, encoded chunk by chunk while it is in the cache."""
@@ -314,6 +316,18 @@ def _sha256(data: bytes) -> str:
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False).encode()
+
+
+def distinct(inputs: Inputs) -> tuple[Inputs, np.ndarray | None]:
+    """Each text once, and where the copy of each record is; log lines repeat a lot once their numbers are replaced.
+
+    None where nothing repeats, and for records that are no texts: their score is the same function of the record alone.
+    """
+    if inputs.x.is_floating_point() or inputs.context is not None:
+        return inputs, None
+    rows = np.ascontiguousarray(inputs.x.numpy())
+    _, first, copies = np.unique(rows.view(f"V{rows.strides[0]}")[:, 0], return_index=True, return_inverse=True)
+    return (inputs, None) if len(first) == len(rows) else (inputs[torch.from_numpy(first)], copies.reshape(-1))
 
 
 def padded(inputs: Inputs, rows: int) -> Inputs:

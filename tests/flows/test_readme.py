@@ -21,8 +21,9 @@ from pipeline_samples import PROGRAM, cli
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 NEEDED = ("data", "mlflow.yml", "docs")
-# `make` installs and the service does not end: they are tested by the project's own checks and in test_serve
-ELSEWHERE = ("make ", "vae-anomaly serve ")
+# `make` installs, the service does not end, the demonstrations take long: they are tested by the project's own checks,
+# in test_serve and in test_demos
+ELSEWHERE = ("make ", "vae-anomaly serve ", "vae-anomaly demo ")
 
 
 def blocks(language: str) -> list[str]:

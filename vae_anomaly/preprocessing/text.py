@@ -61,7 +61,7 @@ PATTERNS = (
     ("number", r"(?<![A-Za-z])[-+]?\d+(?:[.,:/-]\d+)*|\d+"),
 )
 RUN = r"(?P<run>(?P<sign>[^\w\s])(?P=sign){2,})"  # of one sign, three or longer
-WORD = r"[A-Z]{2,}s?(?![a-z])|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[^\W\d_]+|\d+"
+WORD = r"[A-Z]{2,}s?(?![a-z])|[A-Z]+(?=[A-Z][a-z])|[A-Z]?(?:(?![A-Z])[^\W\d_])+|[A-Z]+|\d+"
 LONGEST = 16_384  # characters of a line that are read: far more than any number of tokens that a model takes
 
 

@@ -1,0 +1,72 @@
+"""The estimator on what is no matrix: images, texts, and tables with a context."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from modality_samples import images, table, texts
+
+from vae_anomaly import VAEDetector
+from vae_anomaly.errors import ConfigError
+
+STEPS = {"training": {"steps": 60}}
+
+
+@pytest.fixture(scope="module")
+def pictures() -> np.ndarray:
+    return images(200, 0)["image"]
+
+
+@pytest.mark.parametrize("form", ["channels", "grey", "floats"])
+def test_images_of_every_form_are_the_same_images(form, pictures):
+    given = {"channels": pictures, "grey": pictures[..., 0], "floats": pictures[..., 0] / 255.0}[form]
+    options = {"model_options": {"channels": (8,), "latent": 4}, **STEPS}
+    detector = VAEDetector(**options).fit(given)
+    assert detector.detector_.model.kind == "conv"
+    base = VAEDetector(**options).fit(pictures).anomaly_score(pictures[:20])
+    assert (detector.anomaly_score(given[:20]) == base).all()
+    assert (detector.anomaly_score(255 - pictures[:20]) > base).mean() > 0.9
+    assert set(detector.predict(given)) <= {1, -1}
+
+
+def test_texts_are_a_list_of_strings():
+    lines = texts(200, 0)["line"].to_pylist()
+    detector = VAEDetector(model_options={"embedding": 6, "hidden": 12, "latent": 4}, **STEPS).fit(lines)
+    scores = detector.anomaly_score([*lines[:20], "something else entirely", "", None])
+    assert scores[20] > scores[:20].max()
+    assert np.isnan(scores[21:]).all()
+    assert (detector.predict(["", None]) == -1).all()  # what cannot be scored is not normal
+
+
+def test_a_context_conditions_and_is_not_judged():
+    values = {k: v.to_pylist() if hasattr(v, "to_pylist") else v for k, v in table(400, 0).items()}
+    frame = pd.DataFrame(values)
+    options = {"model_options": {"hidden": (16,), "latent": 2}, "training": {"steps": 300}}
+    detector = VAEDetector(context=["site"], **options).fit(frame)
+    assert detector.detector_.model.kind == "conditional"
+    moved = frame.assign(site=frame["site"].map({"north": "east", "east": "north", "south": "north"}))
+    assert (detector.anomaly_score(moved) > detector.anomaly_score(frame)).mean() > 0.9
+    with pytest.raises(ConfigError, match="context must name columns"):
+        VAEDetector(context=["city"]).fit(frame)
+
+
+@pytest.mark.parametrize(
+    ("X", "said"),
+    [
+        (np.zeros((5, 4, 4, 2), np.uint8), "1 or 3 channels"),
+        (np.full((5, 4, 4), 2.0), "between 0 and 1"),
+        (np.full((5, 4, 4), np.nan), "between 0 and 1"),
+        (np.zeros((5, 4, 4), np.int64), "uint8, or of floats"),
+        (["a", 3], "must be strings"),
+    ],
+)
+def test_what_is_no_image_and_no_text_is_refused(X, said):
+    with pytest.raises(ConfigError, match=said):
+        VAEDetector().fit(X)
+
+
+def test_images_of_another_size_are_refused(pictures):
+    detector = VAEDetector(model_options={"channels": (8,), "latent": 4}, **STEPS).fit(pictures)
+    with pytest.raises(ConfigError, match="must be like what was fitted"):
+        detector.anomaly_score(np.zeros((3, 9, 9), np.uint8))
