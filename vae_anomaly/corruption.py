@@ -237,7 +237,7 @@ def _of_text(preprocessor: Preprocessor, inputs: Inputs, seed: int) -> Made:
                 a, b = length * third // 3, length * (third + 1) // 3
                 if a < b:
                     _put(made[row], change(ids[row, :length], a, b, pool, rng), end=ids[row, length])
-            nats = (made == UNKNOWN).astype(np.float32) * np.float32(preprocessor.unseen_nats)
+            nats = preprocessor.evidence(made)
             yield kind, name, Inputs(torch.from_numpy(made), None, torch.from_numpy(nats), inputs.context)
 
 

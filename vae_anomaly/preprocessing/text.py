@@ -147,10 +147,14 @@ class TextPreprocessor:
     def encode(self, records: Records) -> Inputs:
         """x (B, T) int64 and, where there are unknown tokens, evidence (B, T) nats of scorable ``records``."""
         ids = self.token_ids(records.values[self.column])
+        nats = torch.from_numpy(self.evidence(ids)) if (ids == UNKNOWN).any() else None
+        return Inputs(torch.from_numpy(ids), evidence=nats, context=self.context.encode(records)[0])
+
+    def evidence(self, ids: np.ndarray) -> np.ndarray:
+        """(B, T) float32 nats of the unknown tokens of each line of ``ids`` (B, T), together those of one."""
         unknown = ids == UNKNOWN
         share = unknown / unknown.sum(1, keepdims=True).clip(1)
-        nats = torch.from_numpy((share * self.unseen_nats).astype(np.float32)) if unknown.any() else None
-        return Inputs(torch.from_numpy(ids), evidence=nats, context=self.context.encode(records)[0])
+        return np.asarray(share * self.unseen_nats, dtype=np.float32)
 
     def decode(self, ids: np.ndarray) -> list[str]:
         """The tokens of each row of ids (B, T), joined by spaces, up to the end."""
