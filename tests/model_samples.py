@@ -39,7 +39,11 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 """Options that make each model small."""
 
-VARIANTS = {"vamp": {"prior": "vamp", "pseudo_inputs": 5}, "residual": {"residual": True}, "bernoulli": {"likelihood": "bernoulli"}}
+VARIANTS = {
+    "vamp": {"prior": "vamp", "pseudo_inputs": 5},
+    "residual": {"residual": True},
+    "bernoulli": {"likelihood": "bernoulli"},
+}
 
 
 def layouts_of(kind: str) -> list[str]:

@@ -332,7 +332,7 @@ class ObjectiveConfig(_Section):
     beta: Number = Field(default=1.0, gt=0, le=1000, description="Weight of the KL term, above 0; 1 is the ELBO.")
     warmup: Annotated[Number, Field(ge=0, lt=1)] | None = Field(
         default=None,
-        description="Share of the training over which beta rises to its value, 0 for none; null follows from the model.",
+        description="Share of the training over which beta rises to its value, 0 for none; null as the model.",
     )
     capacity: Annotated[Number, Field(ge=0)] | None = Field(
         default=None, description="KL in nats that training steers to, at least 0; null is beta's weight instead."
@@ -382,7 +382,8 @@ class TrainingConfig(_Section):
         default=1.0, description="Share of the steps, 0 to 1, at which a decoder of texts sees the true words before."
     )
     augmentation: Annotated[Number, Field(ge=0, le=10)] | None = Field(
-        default=None, description="How far training images are turned, scaled and shifted, 0 for not; null as the model."
+        default=None,
+        description="How far training images are turned, scaled and shifted, 0 for not; null as the model.",
     )
     context_dropout: Share = Field(
         default=0.05, description="Share of the records, 0 to 1, that train without their context."

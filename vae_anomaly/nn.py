@@ -18,8 +18,8 @@ LOG_SCALE_RANGE = (-6.0, 2.0)
 # A matrix product may round a record otherwise when it stands among another number of records: evaluation pads its
 # records to a multiple of this number, and then every product has exactly so many rows.
 ROWS = 1024
-# And where it stands among them, when the product has few columns (MKL on AMD rounds the rows of up to 11 columns in two
-# ways): evaluation gives every product at least so many, the additional ones 0.
+# And where it stands among them, when the product has few columns (MKL on AMD rounds the rows of up to 11 columns in
+# two ways): evaluation gives every product at least so many, the additional ones 0.
 COLUMNS = 16
 
 

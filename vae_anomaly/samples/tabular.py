@@ -195,7 +195,7 @@ seed: 0
 def write_payments(
     folder: Path, *, seed: int = 0, training_records: int = 6000, batch_records: int = 1200, batches: int = 3
 ) -> None:
-    """Write a synthetic table of card payments: two files of normals, labelled batches in three formats, ``monitor.yml``.
+    """Write synthetic card payments: two files of normals, labelled batches in three formats, ``monitor.yml``.
 
     Normal payments are drawn down this chain (m merchant type, k country, U uniform, N standard normal):
 
