@@ -132,7 +132,10 @@ def train(
     seed: int,
     device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
 ) -> Iterator[EpochLog]:
-    """Fit ``vae`` in place; same inputs, seed, thread count and device give the same weights, which end on the CPU.
+    """Fit ``vae`` in place, and bring it back to the CPU.
+
+    There the same inputs, seed and thread count give the same weights; on a GPU they do but for the rounding of its
+    libraries, which may add in another order each time.
 
     Raises
     ------
