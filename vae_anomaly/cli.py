@@ -386,7 +386,8 @@ app.add_typer(latent, name="latent")
 Batch = Annotated[
     str | None,
     typer.Argument(
-        metavar="[FILE]", help="Records: a path or a name in the inbox; by default its newest, else training records."
+        metavar="[FILE]",
+        help="Records: a path or a name in the inbox; by default its newest scored one, else training records.",
     ),
 ]
 Served = Annotated[

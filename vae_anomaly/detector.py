@@ -21,7 +21,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from vae_anomaly.batch import Detections, Records
+from vae_anomaly.batch import OK, Detections, Records
 from vae_anomaly.errors import ArtifactError, ConfigError
 from vae_anomaly.models import MODELS, build_model
 from vae_anomaly.preprocessing import PREPROCESSORS, Preprocessor
@@ -34,6 +34,7 @@ from vae_anomaly.training import build_seeded, limited_threads
 from vae_anomaly.vae import VAE, Evaluation, Inputs, evaluate
 
 BLOCKS = 16  # of vae.rows records at a time: few enough for the cache, and enough to outweigh the calls
+CHUNK = 16 * 2**20  # values of the records in them, where they are so wide that fewer blocks hold more
 FORMAT = 2
 FILES = ("detector.json", "weights.safetensors")
 MANIFEST = "manifest.json"
@@ -60,7 +61,7 @@ def parts_of(model: Part) -> tuple[Part, ...]:
         return (model,)
     members = model.options.get("members")
     usable = isinstance(members, (list, tuple)) and all(
-        isinstance(m, Mapping) and m.get("kind") in MODELS for m in members
+        isinstance(m, Mapping) and isinstance(m.get("kind"), str) and m["kind"] in MODELS for m in members
     )
     if not members or not usable or set(model.options) != {"members"}:
         raise ConfigError(
@@ -120,7 +121,7 @@ class Detector:
         encode = self.preprocessor.encode_matrix
 
         def of_member(member: Member) -> Tensor:
-            chunk = BLOCKS * member.vae.rows
+            chunk = chunk_rows(member.vae, self.preprocessor.layout.features)
             parts = (encode(values[start : start + chunk]) for start in range(0, len(values), chunk))
             return over_parts(member.vae, parts, member.score)
 
@@ -136,13 +137,19 @@ class Detector:
         return mean
 
     def detect(self, records: Records) -> Detections:
-        """Scores, p-values and decisions; unscorable rows get NaN and are kept with their reason."""
-        status, good = records.status.copy(), np.flatnonzero(records.scorable)
+        """Scores, p-values and decisions; unscorable rows get NaN and are kept with their reason.
+
+        A record of unknown context is one of them: nobody has shown what is normal there.
+        """
+        status = records.status.copy()
+        for column, unknown in self.preprocessor.context.unknown(records):
+            status[unknown & (status == OK)] = f"unscorable:unknown_context:{column}"
+        good = np.flatnonzero(status == OK)
         score = np.full(len(records), np.nan)
         if good.size:
             scored = records if good.size == len(records) else records.take(good)
             score[good] = self.scores(self.encode(scored))
-        broken = records.scorable & ~np.isfinite(score)
+        broken = (status == OK) & ~np.isfinite(score)
         status[broken] = "unscorable:non_finite_score"
         score[broken] = np.nan
         p_value = self.threshold.p_value(score)
@@ -336,9 +343,17 @@ def padded(inputs: Inputs, rows: int) -> Inputs:
     return inputs.each(lambda p: torch.cat([p, p.new_zeros(lack, *p.shape[1:])])) if lack else inputs
 
 
+def chunk_rows(vae: VAE, features: int) -> int:
+    """How many records of so many ``features`` are evaluated together: 1 to ``BLOCKS`` times ``vae.rows``.
+
+    They hold at most ``CHUNK`` values, if more than ``vae.rows`` of them.
+    """
+    return vae.rows * max(1, min(BLOCKS, CHUNK // (vae.rows * features)))
+
+
 def chunks(vae: VAE, inputs: Inputs) -> Iterator[Inputs]:
     """``inputs`` in the parts that are evaluated together."""
-    size = BLOCKS * vae.rows
+    size = chunk_rows(vae, inputs.x.shape[1])
     return (inputs[slice(at, at + size)] for at in range(0, len(inputs), size))
 
 
@@ -348,7 +363,7 @@ def over_chunks(vae: VAE, inputs: Inputs, function: Callable[[Evaluation], Tenso
 
 
 def over_parts(vae: VAE, parts: Iterable[Inputs], function: Callable[[Evaluation], Tensor]) -> Tensor:
-    """As :func:`over_chunks` for inputs that come in ``parts`` of at most ``BLOCKS * vae.rows`` records.
+    """As :func:`over_chunks` for inputs that come in ``parts`` of at most :func:`chunk_rows` records.
 
     Whether a part has a mask depends on its records; a mask of ones gives the same bits as none. One thread, for where
     several share a tensor the elements at the borders are rounded otherwise than those in the middle.

@@ -15,10 +15,12 @@ H. Xiao, K. Rasul, R. Vollgraf: Fashion-MNIST, arXiv 1708.07747, 2017.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import io
 import math
+import os
 import urllib.request
 import zlib
 from collections.abc import Callable
@@ -111,18 +113,17 @@ def download(name: str, folder: Path, *, fetch: Fetch = https, progress: Progres
     Raises
     ------
     ConfigError
-        There is no such data set, or an address cannot be reached.
+        There is no such data set, ``folder`` is none that can be written, or an address cannot be reached.
     DataError
         ``checksum_mismatch``: what came is not the published file; nothing of it is kept.
     StoreError
-        ``folder`` cannot be written.
+        A file cannot be written, as on a full disk.
     """
     if name not in DATASETS:
         raise ConfigError(
             f"The data set must be one of {', '.join(DATASETS)}. Got {name!r}.{suggestion(name, DATASETS)}"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
+    _prepare(folder)
     address, splits = DATASETS[name]
     paths = []
     for split, (images, labels) in splits.items():
@@ -137,15 +138,29 @@ def download(name: str, folder: Path, *, fetch: Fetch = https, progress: Progres
     return paths
 
 
+def _prepare(folder: Path) -> None:
+    """Make the folder, and delete what dead processes left there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        sweep(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"the folder to download to must be one that can be written. Got {str(folder)!r}"
+            f" ({error.strerror or type(error).__name__}). Choose another folder, or mend its permissions."
+        ) from error
+
+
 def _side(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
 def _complete(path: Path) -> bool:
-    """Whether the file agrees with its side file."""
+    """Whether the file agrees with its side file; one that cannot be read does not."""
     try:
         return _side(path).read_bytes().split()[:1] == [sha256_of(path).encode()]
-    except FileNotFoundError:
+    except OSError:
         return False
 
 

@@ -23,7 +23,7 @@ from vae_anomaly.errors import DataError, TrainingError
 from vae_anomaly.models import MODELS, Model, build_model, default_model
 from vae_anomaly.objectives import BetaElbo
 from vae_anomaly.preprocessing import PREPROCESSORS, Preprocessor
-from vae_anomaly.registry import build, lookup
+from vae_anomaly.registry import build, checked, lookup
 from vae_anomaly.schema import Schema
 from vae_anomaly.scores import SCORES
 from vae_anomaly.thresholds import THRESHOLDS, Threshold, require_supported
@@ -39,7 +39,8 @@ DEFAULT_ALPHAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 class Recipe:
     """Everything that decides what is fitted, as plain values.
 
-    ``model`` None is the default of the records' modality, ``score`` None that of the model; ``objective`` and
+    A ``model`` of no kind is the default of the records' modality, a ``score`` of no kind that of the model, whose
+    options hold for it where no others are given; ``objective`` and
     ``training`` hold the options that differ from the model's own.
     ``validation`` and ``calibration`` are shares in (0, 1) of the records, the rest trains; ``alpha`` None takes the
     smallest false-alarm rate that the calibration set supports (:func:`supported_alpha`).
@@ -66,9 +67,12 @@ class Recipe:
             There is no such model.
         """
         given = schema.modality, len(schema.modelled) < len(schema.columns)
-        model = self.model or Part(default_model(given[0], context=given[1]))
+        model, score = self.model or Part(""), self.score or Part("")
+        model = replace(model, kind=model.kind or default_model(given[0], context=given[1]))
         first: Model = lookup("model.kind", MODELS, parts_of(model)[0].kind)
-        return replace(self, model=model, score=self.score or Part(first.score, first.score_options))
+        kind = score.kind or first.score
+        own = first.score_options if kind == first.score else {}
+        return replace(self, model=model, score=Part(kind, {**own, **score.options}))
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,9 @@ def fit_detector(
     splits, recipe = split(records, recipe), recipe.resolved(schema)
     assert recipe.model is not None and recipe.score is not None
     # before minutes of training, not after them
-    lookup("score.kind", SCORES, recipe.score.kind)
+    checked("score", SCORES, recipe.score.kind, recipe.score.options)
     for part in parts_of(recipe.model):
-        lookup("model.kind", MODELS, part.kind)
+        checked("model", {name: entry.builder for name, entry in MODELS.items()}, part.kind, part.options)
     lookup("threshold.method", THRESHOLDS, recipe.threshold)
     if recipe.alpha is not None:
         require_supported(recipe.alpha, len(splits["calibration"]))
@@ -125,6 +129,9 @@ def _fit(
     on_epoch: Callable[[EpochLog, int], None] | None,
 ) -> Fit:
     preprocessor = PREPROCESSORS[schema.modality].fit(records.take(splits["training"]), schema)
+    splits = _of_known_context(preprocessor, records, splits)
+    if recipe.alpha is not None:
+        require_supported(recipe.alpha, len(splits["calibration"]))
     parts = {name: preprocessor.encode(records.take(index)) for name, index in splits.items()}
     most = max(1, min(REFERENCE_RECORDS, REFERENCE_BYTES // (4 * preprocessor.layout.features)))
     kept = splits["training"][:most]
@@ -158,6 +165,25 @@ def _fit(
     threshold = lookup("threshold.method", THRESHOLDS, recipe.threshold)(calibration, alpha=alpha)
     detector = Detector(**{**vars(detector), "threshold": threshold})
     return Fit(detector, epochs[0], plans[0], splits, detector.scores(parts["validation"]))
+
+
+def _of_known_context(
+    preprocessor: Preprocessor, records: Records, splits: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """``splits`` without the held-out records of a context that no training record has; they would not be scored."""
+    kept = dict(splits)
+    for name in ("validation", "calibration"):
+        unknown = np.zeros(len(kept[name]), bool)
+        for _, of_column in preprocessor.context.unknown(records.take(kept[name])):
+            unknown |= of_column
+        kept[name] = kept[name][~unknown]
+        if not len(kept[name]):
+            raise DataError(
+                "unknown_context",
+                f"some held-out records must have a context that training records have. Got none for {name}.",
+                remedy="Collect more records of each context, or leave the column out of the context.",
+            )
+    return kept
 
 
 def _plan(model: Part, recipe: Recipe, records: int) -> TrainingPlan:

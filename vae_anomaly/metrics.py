@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from vae_anomaly.corruption import KINDS, MAX_COLUMNS, corruptions, places
-from vae_anomaly.detector import Detector, Member, Part, over_chunks, parts_of, reference_evaluations
+from vae_anomaly.detector import Detector, Member, Part, chunk_rows, over_chunks, parts_of, reference_evaluations
 from vae_anomaly.models import MODELS
 from vae_anomaly.preprocessing import Preprocessor
 from vae_anomaly.registry import build
@@ -45,7 +45,7 @@ MAX_RECORDS = 5000  # that training or held-out records are thinned to before an
 # records to corrupt, the copies of them that recall and the comparison score, the values of these copies
 FEWEST, MOST, RECALL_COPIES, COMPARED_COPIES, MAX_VALUES = 50, 500, 50_000, 10_000, 50_000_000
 MAX_CELLS = 2_000_000  # of the training records that simple methods get: it bounds the distances
-TOGETHER = 4096  # records that are scored together: the networks see no fewer than vae.rows at a time
+TOGETHER = 4096  # records that are scored together, if no chunk is smaller: the networks see vae.rows or more at a time
 MAX_TOKENS = 1000  # of a text's bag: the most frequent ones, the rest together
 NEIGHBOURS, TREES = 5, 100
 PLAIN, OTHERWISE = ("scale", "other"), ("swap",)  # kinds of the headline: plain ones where there are any
@@ -196,7 +196,7 @@ def corruption_recall(detector: Detector, inputs: Inputs, *, seed: int = 0) -> C
     """
     inputs = inputs[: _records(detector, len(KINDS), RECALL_COPIES)]
     shares: dict[str, dict[str, float]] = {kind: {} for kind in KINDS}
-    for (kind, where), scores in _scored(detector, _copies(detector, inputs, seed, KINDS)):
+    for (kind, where), scores in _scored(detector.scores, _copies(detector, inputs, seed, KINDS), _together(detector)):
         shares[kind][where] = float(detector.threshold.flag(scores).mean())
     found = {kind: each for kind, each in shares.items() if each}
     return CorruptionRecall(found, len(inputs), len(places(detector.preprocessor)))
@@ -217,16 +217,23 @@ def _copies(
             yield (found.kind, found.where), found.inputs[torch.from_numpy(found.changed)]
 
 
-def _scored(detector: Detector, parts: Iterable[tuple[T, Inputs]]) -> Iterator[tuple[T, np.ndarray]]:
-    """The scores of each part, in order."""
+def _together(detector: Detector) -> int:
+    """How many copies are scored together: wide ones are as many as the detector evaluates at a time."""
+    return min(TOGETHER, chunk_rows(detector.vae, detector.preprocessor.layout.features))
+
+
+def _scored(
+    score: Callable[[Inputs], np.ndarray], parts: Iterable[tuple[T, Inputs]], together: int
+) -> Iterator[tuple[T, np.ndarray]]:
+    """``score`` (..., B) of each part, in order; parts are held until there are ``together`` records or more."""
     waiting: list[tuple[T, Inputs]] = []
     for part in chain(parts, [None]):
         waiting += [part] if part else []
         lengths = [len(inputs) for _, inputs in waiting]
-        if waiting and (part is None or sum(lengths) >= TOGETHER):
-            scores = detector.scores(_joined([inputs for _, inputs in waiting]))
-            yield from zip((name for name, _ in waiting), np.split(scores, np.cumsum(lengths)[:-1]), strict=True)
-            waiting = []
+        if waiting and (part is None or sum(lengths) >= together):
+            scores = np.split(score(_joined([inputs for _, inputs in waiting])), np.cumsum(lengths)[:-1], axis=-1)
+            names, waiting = [name for name, _ in waiting], []
+            yield from zip(names, scores, strict=True)
 
 
 def _joined(parts: Sequence[Inputs]) -> Inputs:
@@ -243,6 +250,8 @@ def _joined(parts: Sequence[Inputs]) -> Inputs:
         )
         return torch.cat(list(filled))
 
+    if len(parts) == 1:
+        return parts[0]
     x = torch.cat([part.x for part in parts])
     return Inputs(x, whole("observed", 1.0), whole("evidence", 0.0), whole("context", 0.0))
 
@@ -260,23 +269,26 @@ def comparison(detector: Detector, training: Inputs, held_out: Inputs, *, seed: 
     """The detector beside PCA, k nearest neighbours and isolation forest, fitted to ``training`` records."""
     clean = held_out[: _records(detector, len(COMPARED) - 1, COMPARED_COPIES)]
     features = _features(detector.preprocessor, training)
-    known = features(training)
-    known = known[: min(MAX_RECORDS, max(200, MAX_CELLS // known.shape[1]))]
-    parts = [(("", ""), clean), *_copies(detector, clean, seed, COMPARED)]
+    width = features(training[:1]).shape[1]
+    most = max(FEWEST, min(MAX_RECORDS, max(200, MAX_CELLS // width), MAX_VALUES // width))
+    known = features(training[:most])
+    detectors = [detector, *(other for kind in TRIED if (other := _scored_by(detector, kind)))]
+    methods = dict(_methods(known, detector.vae.latent, seed))
 
-    def of_detector(found: Detector) -> list[np.ndarray]:
-        return [scores for _, scores in _scored(found, parts)]
+    def by_all(inputs: Inputs) -> np.ndarray:
+        """(detectors + methods, B)."""
+        x = features(inputs)
+        return np.stack([*(d.scores(inputs) for d in detectors), *(score(x) for score in methods.values())])
 
-    matrices = [features(part) for _, part in parts]
-    scores = {"detector": of_detector(detector)}
-    cuts = np.cumsum([len(m) for m in matrices])[:-1]
-    for name, score in _methods(known, detector.vae.latent, seed):
-        scores[name] = np.split(score(np.concatenate(matrices)), cuts)
-    others = (other for kind in TRIED if (other := _scored_by(detector, kind)))
+    # copies are scored as they are made: all of them are never held
+    parts = chain([(("", ""), clean)], _copies(detector, clean, seed, COMPARED))
+    by_part = [scores for _, scores in _scored(by_all, parts, _together(detector))]
+    own, *rest = ([scores[i] for scores in by_part] for i in range(len(detectors) + len(methods)))
+    others, simple = rest[: len(detectors) - 1], dict(zip(methods, rest[len(detectors) - 1 :], strict=True))
     return Comparison(
-        {name: _auroc(*found) for name, found in scores.items()},
-        {other.score_part.kind: _auroc(*of_detector(other)) for other in others},
-        _rank_correlation(scores["detector"][0], scores["pca"][0]),
+        {name: _auroc(*scores) for name, scores in {"detector": own, **simple}.items()},
+        {d.score_part.kind: _auroc(*scores) for d, scores in zip(detectors[1:], others, strict=True)},
+        _rank_correlation(own[0], simple["pca"][0]),
         len(clean),
         len(known),
     )

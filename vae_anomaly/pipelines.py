@@ -15,10 +15,10 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -131,8 +131,8 @@ class Workspace:
 
         m = self.monitor
         return Recipe(
-            model=Part(m.model.kind, m.model.options) if m.model.kind else None,
-            score=Part(m.score.kind, m.score.options) if m.score.kind else None,
+            model=Part(m.model.kind or "", m.model.options),
+            score=Part(m.score.kind or "", m.score.options),
             objective=_given(m.objective),
             training=_given(m.training),
             threshold=m.threshold.method,
@@ -817,12 +817,13 @@ def latent_map(
     version: str | None = None,
     output: Path | None = None,
 ) -> Look:
-    """The map of a file's records: by default of the newest file in the inbox, else of the first training file.
+    """The map of a file's records: by default of the newest scored file in the inbox, else of the first training file.
 
     ``color`` is ``score``, ``label`` or any column of the file; ``batch`` a path or the name of a file in the inbox.
     """
     from vae_anomaly import figures, latent
 
+    _require_one_of("method", method, latent.Method)
     viewed = _viewed(ws, batch, version, color)
     encoded = latent.encode(viewed.detector, viewed.records)
     if viewed.extra is None:
@@ -895,6 +896,7 @@ def latent_interpolate(
     """The way from one record of a file to another: by default from the most ordinary to the one farthest from it."""
     from vae_anomaly import figures, latent
 
+    _require_one_of("how", how, latent.Way)
     viewed = _viewed(ws, batch, version)
     encoded, good = latent.encode(viewed.detector, viewed.records), np.flatnonzero(viewed.records.scorable)
     ends = good if len(good) < 2 else good[latent.far_apart(viewed.detector, encoded)]
@@ -926,8 +928,8 @@ def latent_generate(
     """``count`` records from the prior, in a ``context``; the options are those of :mod:`vae_anomaly.latent`."""
     from vae_anomaly import figures, latent
 
-    detector, facts = _looked_through(ws, version)
     writing = latent.Decoding(how, temperature, top_p)
+    detector, facts = _looked_through(ws, version)
     found = latent.generate(
         detector,
         count,
@@ -958,6 +960,13 @@ def latent_reconstruct(
     files = {"reconstruct.png": figures.png(figure)}
     files |= _decoded_files("reconstruct", found.found, where, found.expected)
     return Look(_written(ws, output, files), {**viewed.facts, "records": len(found.ids)})
+
+
+def _require_one_of(option: str, value: str, names: Any) -> None:
+    """Refuse a value that is none of a ``Literal``'s before anything is read for it."""
+    known = get_args(names)
+    if value not in known:
+        raise ConfigError(f"{option} must be one of {list(known)}. Got {value!r}.{suggestion(str(value), known)}")
 
 
 def _looked_through(ws: Workspace, version: str | None) -> tuple[Detector, dict[str, Any]]:
@@ -1001,18 +1010,37 @@ def _viewed(ws: Workspace, batch: str | None, version: str | None, column: str =
 
 
 def _batch_path(ws: Workspace, batch: str | None) -> Path:
-    """A path, the name of a file in the inbox, or by default the newest file there, else the first training file."""
+    """A path, the name of a file in the inbox, or by default the newest scored file there, else the first training
+    file."""
     source = ws.monitor.source
     ready = list_inbox(source.inbox, settle_seconds=0, folders=ws.folders).ready if source.inbox.is_dir() else ()
     if batch is None:
-        if ready:
-            return max(ready, key=lambda file: os.lstat(file.path).st_mtime_ns).path
-        return training_files(source.training, folders=ws.folders)[0]
+        return _newest_scored(ws, ready) or training_files(source.training, folders=ws.folders)[0]
     for path in (Path(batch), source.inbox / batch):
         if path.exists():
             return path
     known = [file.name for file in ready]
     raise ConfigError(f"the file must be a path or a name in the inbox. Got {batch!r}.{suggestion(batch, known)}")
+
+
+def _newest_scored(ws: Workspace, ready: Sequence[InboxFile]) -> Path | None:
+    """The newest file of the inbox that has scored records and is, under the same contract, what it was then."""
+    store = ws.store
+    commits = Ledger(store).commits() if store.commits.is_dir() else ()
+    scored = {(c.name, c.sha256) for c in commits if c.scored and c.contract_digest == ws.contract_digest}
+    names = {name for name, _ in scored}
+    for file in sorted((f for f in ready if f.name in names), key=_changed, reverse=True):
+        with contextlib.suppress(DataError, OSError), open_delivery(file.path, folders=ws.folders) as delivery:
+            if (file.name, delivery.sha256) in scored:
+                return file.path
+    return None
+
+
+def _changed(file: InboxFile) -> int:
+    try:
+        return os.lstat(file.path).st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _decoded_files(stem: str, found: Any, where: Mapping[str, np.ndarray], expected: Any = None) -> dict[str, bytes]:

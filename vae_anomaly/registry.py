@@ -6,6 +6,7 @@ A builder's signature is its schema: unknown options are refused with the known 
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,8 +20,9 @@ def lookup(what: str, table: Mapping[str, Any], kind: str) -> Any:
     return table[kind]
 
 
-def build(what: str, table: Mapping[str, Callable[..., Any]], kind: str, *args: Any, **options: Any) -> Any:
-    """Call the builder ``kind`` with ``args`` and ``options``; refuses options that its signature does not have."""
+def checked(what: str, table: Mapping[str, Callable[..., Any]], kind: str, options: Mapping[str, Any]) -> Any:
+    """The builder ``kind``; raises :class:`ConfigError` for options that its signature does not have, or text and truth
+    values where it wants something else (``no`` is text, and text is true)."""
     builder = lookup(what, table, kind)
     known = [p.name for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for name in options:
@@ -28,6 +30,18 @@ def build(what: str, table: Mapping[str, Callable[..., Any]], kind: str, *args: 
             raise ConfigError(
                 f"{what} {kind!r} has no option {name!r}; its options are {known}.{suggestion(name, known)}"
             )
+    wanted = typing.get_type_hints(builder)
+    for name, value in options.items():
+        for of in (str, bool):
+            if isinstance(value, of) != (wanted[name] is of):
+                meant = getattr(wanted[name], "__name__", wanted[name])
+                raise ConfigError(f"{what} {kind!r}: {name} must be of type {meant}. Got {value!r}.")
+    return builder
+
+
+def build(what: str, table: Mapping[str, Callable[..., Any]], kind: str, *args: Any, **options: Any) -> Any:
+    """Call the builder ``kind`` with ``args`` and ``options``; refuses those that :func:`checked` refuses."""
+    builder = checked(what, table, kind, options)
     try:
         return builder(*args, **options)
     except TypeError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,7 @@ import numpy as np
 from vae_anomaly.batch import Records
 from vae_anomaly.config import GatesConfig, MlflowConfig, MonitorConfig, config_digest
 from vae_anomaly.detector import Detector
-from vae_anomaly.errors import ConfigError, ReviewError
+from vae_anomaly.errors import ArtifactError, ConfigError, ReviewError
 from vae_anomaly.fitting import Recipe, split
 from vae_anomaly.latent import active
 from vae_anomaly.metrics import corruption_recall, weak
@@ -123,22 +124,21 @@ def review(
     Raises
     ------
     ArtifactError
-        There is no such version, its files do not verify, or the registry does not answer.
+        There is no such version, its files do not verify, or the registry does not answer. A champion whose files do
+        not verify is a warning.
     """
     tracker = Tracker(mlflow)
     found = tracker.resolve(monitor.name, version or "candidate")
     candidate = Detector.load(tracker.fetch(found, cache), digest=found.digest)
-    champion = _champion(tracker, monitor.name, found)
+    champion, rival, warnings = _champion(tracker, monitor.name, found, cache)
     with tracker.explained():
         tags = tracker.client.get_model_version(found.name, found.version).tags
-    warnings: list[str] = []
-    evidence = known = rival = None
+    evidence = known = None
     if records is not None:
         validation = records.take(split(records, recipe)["validation"])
         warnings += _changes(tags, monitor, candidate, records)
         evidence = Evidence.of(candidate, validation)
-        if champion is not None:
-            rival = Detector.load(tracker.fetch(champion, cache), digest=champion.digest)
+        if rival is not None:
             same = rival.schema.digest == candidate.schema.digest
             known = Evidence.of(rival, validation) if same else None
             warnings += [] if same else ["The champion reads other columns: it was not compared on the records."]
@@ -153,7 +153,7 @@ def review(
         gates,
         warnings=(*warnings, *_warnings(candidate, evidence)),
         verdict=tags.get("verdict", ""),
-        champion={"version": champion.version, "digest": champion.digest} if champion else {},
+        champion=champion,
         measures=tuple(
             Measure(name, ours, theirs, unit)
             for (name, unit), ours, theirs in zip(
@@ -168,11 +168,27 @@ def review(
     return _record(tracker, result, monitor.output / "reviews")
 
 
-def _champion(tracker: Tracker, monitor: str, candidate: Resolved) -> Resolved | None:
-    """The champion that a candidate is compared with; None without one, or when it is the candidate itself."""
+def _champion(
+    tracker: Tracker, monitor: str, candidate: Resolved, cache: Path
+) -> tuple[dict[str, str], Detector | None, list[str]]:
+    """Version and digest of the champion that a candidate is compared with, its detector, and warnings.
+
+    Empty without one, or when it is the candidate itself. A champion that this version cannot load, such as one of an
+    older format, has no detector and a warning that says why: it must not keep what replaces it from being reviewed.
+    """
     with tracker.explained():
         number = tracker.aliases(candidate.name).get(tracker.config.registry.aliases.champion)
-    return None if number in (None, candidate.version) else tracker.resolve(monitor, number)
+    if number in (None, candidate.version):
+        return {}, None, []
+    about = {"version": str(number), "digest": ""}
+    try:
+        champion = tracker.resolve(monitor, str(number))
+        about["digest"] = champion.digest
+        return about, Detector.load(tracker.fetch(champion, cache), digest=champion.digest), []
+    except ArtifactError as error:
+        # without its folders, one of which is a temporary one: equal reviews are equal bytes
+        why = " ".join(re.sub(r"[^\s'\"(]*/(?=\S)", "", str(error.__cause__ or error)).split())
+        return about, None, [f"The champion, version {number}, cannot be loaded and was not compared with: {why}"]
 
 
 def _changes(tags: Mapping[str, str], monitor: MonitorConfig, detector: Detector, records: Records) -> list[str]:

@@ -227,7 +227,7 @@ def corrupted(
 
 
 def augmented(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """``images`` (B, C, H, W), each under a random affine map, 0 beyond the border.
+    """``images`` (B, C, H, W), each under a random affine map; beyond the border is what stands at it.
 
     For ``strength`` 1 rotations are uniform in +-10 degrees, log-scales and shears in +-0.1 and shifts in +-1 pixel in
     28, independent of each other.
@@ -238,7 +238,7 @@ def augmented(images: Tensor, strength: float, generator: torch.Generator) -> Te
     rows = [cosine, 0.1 * shear - sine, shift * right, sine, cosine, shift * down]
     maps = torch.stack(rows, -1).view(-1, 2, 3).to(images)
     grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def _chance(x: Tensor, share: float, generator: torch.Generator) -> Tensor:

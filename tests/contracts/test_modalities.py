@@ -17,6 +17,7 @@ from vae_anomaly.explain import explain
 from vae_anomaly.fitting import Recipe, fit_detector
 from vae_anomaly.models import MODELS
 from vae_anomaly.report.model import COMBINATION
+from vae_anomaly.schema import Column, Schema
 from vae_anomaly.scores import SCORES
 from vae_anomaly.summary import BatchSummary
 from vae_anomaly.vae import evaluate
@@ -154,25 +155,54 @@ def test_a_record_of_another_context_is_an_anomaly_there(case):
 
 @with_context
 @pytest.mark.parametrize("site", ["nowhere", None])
-def test_an_unseen_or_missing_context_is_judged_as_unknown(case, site):
+def test_a_record_of_unknown_context_is_not_scored_and_says_so(case, site):
     detector, found = fitted(case), records(case, 40, 11)
-    inputs = detector.encode(moved(found, site))
-    assert (inputs.context == 0).all()
-    assert np.isfinite(detector.scores(inputs)).all()
-    known = detector.encode(found).context
-    assert (known[:, 0] == 1).all()
-    if case.modality == "table":  # it is evidence of its own, beside the column's name
-        last = detector.terms(inputs)[:, len(detector.preprocessor.states)]
-        assert (last > 1.0).all()
-        notes = {r.column: r.note for r in explain(detector, moved(found, site).take(np.arange(1)))[0].reasons}
-        assert notes["site"] == ("missing" if site is None else "context never seen in training")
+    odd = found.values["site"].to_pylist()
+    odd[3:6] = [site] * 3
+    mixed = as_records({**found.values, "site": pa.array(odd, pa.string())})
+    inputs = detector.encode(mixed)
+    assert (inputs.context[3:6] == 0).all()
+    assert (inputs.context[[0, 1, 2, 7], 0] == 1).all()
+    base, detections = detector.detect(found), detector.detect(mixed)
+    assert (detections.status[3:6] == "unscorable:unknown_context:site").all()
+    assert np.isnan(detections.score[3:6]).all()
+    assert not detections.is_anomaly[3:6].any()
+    others = np.r_[0:3, 6:40]
+    assert same(detections.score[others], base.score[others])
+    assert (detections.status[others] == "ok").all()
 
 
 @with_context
-def test_nothing_hides_behind_an_unknown_context(case):
-    detector, strange = fitted(case), corrupted(case, records(case, 200, 12))
-    inputs = replace(detector.encode(moved(strange, "nowhere")), evidence=None)
-    assert detector.threshold.flag(detector.scores(inputs)).mean() > 0.9
+def test_the_context_of_a_record_is_shown_and_adds_nothing(case):
+    detector, found = fitted(case), records(case, 2, 12)
+    for i, explanation in enumerate(explain(detector, found)):
+        (shown,) = [r for r in explanation.reasons if r.column == "site"]
+        assert (shown.nats, shown.found, shown.note) == (0.0, found.values["site"][i].as_py(), "context")
+
+
+def test_a_number_far_beyond_the_training_range_is_an_unknown_context():
+    g = np.random.default_rng(0)
+    load = g.uniform(0, 1, 300)
+    frame = {"x": 3 * load + 0.1 * g.normal(size=300), "load": load}
+    both = Schema((Column("x", "number"), Column("load", "number", context=True)))
+    recipe = Recipe(Part("conditional", {"hidden": (8,), "latent": 2}), training={"steps": 40}, calibration=0.3)
+    detector = fit_detector(as_records(frame), both, recipe).detector
+    tried = as_records({"x": np.zeros(5), "load": np.array([0.5, 1.05, 1.2, 1e9, np.nan])})
+    status = detector.detect(tried).status.tolist()
+    assert status == ["ok", "ok", *["unscorable:unknown_context:load"] * 3]
+
+
+def test_held_out_records_of_unknown_context_do_not_calibrate():
+    case = Case("conditional", "table", True)
+    found = records(case, 300, 14)
+    site = found.values["site"].to_pylist()
+    site[::10] = [None] * 30
+    options = {"hidden": (8,), "latent": 2}
+    recipe = Recipe(Part("conditional", options), training={"steps": 40}, calibration=0.3, alpha=0.05)
+    fit = fit_detector(as_records({**found.values, "site": pa.array(site)}), schema(case), recipe)
+    for name in ("validation", "calibration"):
+        assert all(site[i] is not None for i in fit.splits[name])
+    assert any(site[i] is None for i in fit.splits["training"])
 
 
 # ---------------------------------------------------------------- ensembles
@@ -228,9 +258,17 @@ def test_a_line_that_was_cut_says_so():
     long = as_records({"line": pa.array(["INFO cart: 3 items added by user 7 " * 10])})
     (explanation,) = explain(detector, long)
     assert explanation.tokens[-1].text == "(cut)"
-    assert explanation.tokens[-1].note == f"cut after {detector.preprocessor.max_tokens} tokens"
+    assert explanation.tokens[-1].note == "the line goes on"
     assert len(explanation.tokens) == detector.preprocessor.max_tokens + 1
     assert detector.preprocessor.quality(long, np.ones(1, bool))[0, 2] == 1
+
+
+def test_nothing_hides_behind_a_very_long_line():
+    detector = fitted(next(c for c in CASES if c.modality == "text"))
+    plain = "INFO cart: 3 lamp added by user 7 from porto"
+    scores = detector.detect(as_records({"line": pa.array([plain, plain + " " * 20_000 + "attack"])})).score
+    assert scores[1] > scores[0]
+    assert detector.threshold.flag(scores[1:]).all()
 
 
 def test_what_no_training_line_has_is_evidence_and_nothing_else():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 
 import model_samples
 import numpy as np
@@ -149,8 +150,19 @@ def test_a_context_is_refused_or_required_as_the_table_says(kind):
 @each_kind
 def test_records_of_another_kind_are_refused_with_the_models_that_take_them(kind):
     for name in set(LAYOUTS) - set(layouts_of(kind)):
-        with pytest.raises(ConfigError, match="For these choose one of"):
-            made(kind, layout_for(kind, name))
+        for context in (False, True):
+            layout = layout_for(kind, name, context=context)
+            with pytest.raises(ConfigError, match="For these choose one of") as info:
+                made(kind, layout)
+            named = re.findall(r"'(\w+)'", str(info.value).partition("For these choose one of")[2])
+            assert named == sorted(other for other in MODELS if can_be_built(other, layout))
+
+
+def can_be_built(kind, layout) -> bool:
+    try:
+        return bool(build_model(kind, layout, {}))
+    except ConfigError:
+        return False
 
 
 @each_kind

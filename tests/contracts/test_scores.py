@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,12 +17,12 @@ import torch
 
 from vae_anomaly import VAEDetector
 from vae_anomaly.batch import Records
-from vae_anomaly.detector import Detector, Member, Part
+from vae_anomaly.detector import BLOCKS, CHUNK, Detector, Member, Part, chunk_rows, chunks
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.fitting import Recipe, fit_detector
 from vae_anomaly.registry import build
 from vae_anomaly.scores import SCORES
-from vae_anomaly.scores.latent_neighbours import latent_neighbours
+from vae_anomaly.scores.latent_neighbours import BLOCK, COLUMNS, GROUPS, Nearest, latent_neighbours
 from vae_anomaly.training import limited_threads
 from vae_anomaly.vae import Inputs, evaluate
 
@@ -336,3 +338,50 @@ def test_latent_neighbours_are_those_of_brute_force(fitted, stream):
     for k in (0, len(detector.reference.inputs) + 1):
         with pytest.raises(ConfigError, match="must lie between 1 and"):
             latent_neighbours([reference], None, k=k)
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("features", [1, WIDTH, 784, 1024, 3000, 150_528, 10**9])
+@pytest.mark.parametrize("rows", [64, 256, 1024])
+def test_a_chunk_holds_no_more_values_than_it_must(rows, features):
+    size = chunk_rows(SimpleNamespace(rows=rows), features)
+    assert size % rows == 0 and rows <= size <= BLOCKS * rows
+    assert size * features <= max(CHUNK, rows * features)
+    assert size == BLOCKS * rows or (size + rows) * features > CHUNK  # and no fewer than it may
+
+
+@each_score
+def test_a_score_does_not_depend_on_the_size_of_a_chunk(kind, fitted, stream, monkeypatch):
+    detector = fitted(kind).detector
+    inputs = detector.encode(stream)
+    base = detector.scores(inputs)
+    monkeypatch.setattr("vae_anomaly.detector.CHUNK", 1)
+    assert [len(chunk) for chunk in chunks(detector.vae, inputs)] == [1024, 1024, 1024, 1024, ROWS - 4096]
+    assert same(detector.scores(inputs), base)
+
+
+@pytest.mark.parametrize("count", [5, 63, 64, 65, 120, 511, 512, 513, 1100])
+def test_the_nearest_are_found_among_few_and_many(count):
+    g = torch.Generator().manual_seed(0)
+    vectors, v = torch.randn(count, 40, generator=g), torch.randn(2 * BLOCK, 40, generator=g)
+    space = Nearest(vectors, 5)
+    expected = torch.cdist(v.double(), vectors.double()).topk(5, largest=False).indices
+    assert torch.equal(space.indices(v), expected)
+    assert space._table.shape[1] - count < (COLUMNS if count <= GROUPS else GROUPS)
+
+
+@pytest.mark.parametrize("wide", [7, 1001, 30_003])
+@pytest.mark.parametrize("k", [1, 5, 9])
+def test_squares_are_the_same_bits_however_few_are_held(wide, k, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    space, v = Nearest(torch.randn(20, wide, generator=g), k), torch.randn(BLOCK, wide, generator=g)
+    found = []
+    for most in (1, 3, 5, BLOCK):
+        monkeypatch.setattr(sys.modules[Nearest.__module__], "DIFFERENCES", most * k * wide)
+        assert max(len(part) for part in space._squares(v, space.indices(v))) == most
+        found.append(space.squares(v).numpy())
+    assert all(same(each, found[0]) for each in found)
+    expected = 0.5 * (v[:, None] - space.vectors[space.indices(v)]).double().square().mean(1)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-12)

@@ -29,6 +29,7 @@ def folder(tmp_path: Path) -> Path:
     """The promoted monitor with one file in its inbox."""
     made = copy(tmp_path)
     deliver(made, **{"mon.parquet": table(60, 3, frauds=6)})
+    assert cli("score", made).code == 0
     return made
 
 
@@ -68,9 +69,10 @@ def test_help_is_light(tmp_path: Path) -> None:
     assert all(f"  {command} " in done.stdout for command in COMMANDS)
 
 
-def test_the_map_of_the_newest_file_in_the_inbox(folder: Path) -> None:
+def test_the_map_of_the_newest_scored_file_in_the_inbox(folder: Path) -> None:
     os.utime(folder / "inbox" / "mon.parquet", (1, 1))
     deliver(folder, **{"tue.parquet": table(40, 5)})
+    assert cli("score", folder).code == 0
     answer = said_of("map", folder)
     assert (answer["version"], answer["records"]) == ("1", 40)
     assert answer["file"].endswith("tue.parquet")
@@ -79,6 +81,39 @@ def test_the_map_of_the_newest_file_in_the_inbox(folder: Path) -> None:
     points = pd.read_parquet(folder / "output" / "latent" / "map.parquet")
     assert (len(points), said_of("map", folder, "mon.parquet")["flagged"]) == (60, points["latent.flagged"].sum())
     assert points["latent.flagged"].iloc[-6:].all()
+
+
+def test_what_was_not_scored_is_not_looked_at_unless_it_is_named(folder: Path) -> None:
+    deliver(folder, **{"bad.csv": b"id,amount\n1,2\n", "photo.png": b"\x89PNG", "none.parquet": table(0)})
+    assert cli("score", folder).code == 3  # two are quarantined, the third has no records
+    deliver(folder, **{"wed.parquet": table(30, 8)})
+    for at, name in enumerate(("mon.parquet", "none.parquet", "bad.csv", "photo.png", "wed.parquet"), start=1):
+        os.utime(folder / "inbox" / name, (at, at))
+    for command in ("map", "interpolate", "reconstruct"):
+        assert said_of(command, folder)["file"].endswith("mon.parquet")
+    refused(cli("latent", "map", folder, "photo.png"), 3, "unknown_format")
+    assert said_of("map", folder, "wed.parquet")["records"] == 30
+    deliver(folder, **{"mon.parquet": b"other content"})  # no longer what was scored
+    assert said_of("map", folder)["file"].endswith("normal.parquet")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("map", "--method", "pcaa"), ("Did you mean 'pca'?",)),
+        (("interpolate", "--how", "round"), ("how must be one of ['linear', 'spherical']",)),
+        (("generate", "--how", "beam"), ("'nucleus'",)),
+    ],
+)
+def test_a_wrong_name_is_refused_before_anything_is_read(
+    folder: Path, args: tuple[str, ...], words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("a model or a file was read")
+
+    monkeypatch.setattr(pipelines, "_looked_through", read)
+    monkeypatch.setattr(pipelines, "_batch_path", read)
+    refused(cli("latent", args[0], folder, *args[1:]), 2, *words)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +190,8 @@ def test_an_empty_inbox_shows_training_records(folder: Path) -> None:
         (("interpolate", "--how", "round"), ("'linear'",)),
         (("generate", "--context", "shop=cafe"), ("no context columns",)),
         (("generate", "--context", "shop"), ("COLUMN=VALUE",)),
-        (("generate", "--count", "0"), ("count must be at least 1",)),
+        (("generate", "--count", "0"), ("count must be from 1 to 100,000. Got 0.",)),
+        (("generate", "--count", "100000000"), ("count must be from 1 to 100,000. Got 100000000.",)),
         (("generate", "--how", "beam"), ("'nucleus'",)),
     ],
 )
@@ -208,7 +244,8 @@ def looking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("case", [Case("conv", "image", False), Case("lstm", "text", False)], ids=str)
 def test_images_come_as_arrays_and_lines_as_text(case: Case, looking: Any) -> None:
     folder, suffix = looking(case), {"image": ".npy", "text": ".txt"}[case.modality]
-    found = {command: said_of(command, folder)["files"] for command in COMMANDS}
+    file = {"image": "mon.npy", "text": "mon.log"}[case.modality]
+    found = {c: said_of(c, folder, *([] if c == "generate" else [file]))["files"] for c in COMMANDS}
     for command in COMMANDS[1:]:
         assert [Path(f).name for f in found[command]] == [f"{command}.png", f"{command}{suffix}"]
     made, pair = (Path(found[command][1]) for command in ("generate", "reconstruct"))

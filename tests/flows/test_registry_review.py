@@ -174,6 +174,43 @@ def test_a_review_compares_with_the_champion(payments: MonitorConfig, config: Ml
     assert review(payments, config, version="1").champion == {}
 
 
+@pytest.mark.parametrize("harm", ["older format", "altered", "gone", "no digest"])
+def test_a_champion_that_cannot_be_loaded_is_a_warning_and_can_be_replaced(
+    harm: str, tracker: Tracker, payments: MonitorConfig, config: MlflowConfig
+) -> None:
+    promote(payments, config, version="1", by="Ada", now=NOW, force=True, reason="first")
+    known = tracker.resolve(payments.name, "1")
+    folder = Path(known.source.removeprefix("file://")) / tracking.DETECTOR_FOLDER
+    number = {"name": known.name, "version": "1"}
+    if harm == "older format":
+        manifest = json.loads((folder / "manifest.json").read_text()) | {"format": 1}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        digest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+        tracker.client.set_model_version_tag(**number, key="digest.model", value=digest)
+    elif harm == "altered":
+        (folder / "weights.safetensors").write_bytes(b"0")
+    elif harm == "gone":
+        shutil.rmtree(folder)
+    else:
+        tracker.client.delete_model_version_tag(**number, key="digest.model")
+    cache = payments.output / harm  # a verified copy elsewhere would do
+    found = review(payments, config, cache=cache)
+    assert found.passed
+    assert "recall lost" not in [gate.name for gate in found.gates]
+    assert (found.champion["version"], found.agreement, {m.champion for m in found.measures}) == ("1", None, {None})
+    (said,) = [w for w in found.warnings if "The champion, version 1, cannot be loaded and was not compared with" in w]
+    why = {"older format": "manifest.json must have format 2. Got 1", "altered": "must have the sha256", "gone": ":",
+           "no digest": "must carry the tag digest.model"}  # fmt: skip
+    assert why[harm] in said
+    assert str(payments.output) not in said
+    assert said in found.page.read_text().replace("&#39;", "'")
+    assert review(payments, config, cache=cache).to_json() == found.to_json()
+    promote(payments, config, by="Ada", now=NOW)
+    assert champion(tracker, payments) == "2"
+    with pytest.raises(ArtifactError, match="version 1"):
+        review(payments, config, version="1", cache=cache)
+
+
 def test_changed_training_records_are_said(payments: MonitorConfig, config: MlflowConfig, folder: Path) -> None:
     said = "may have been trained on some of the validation records"
     assert not [w for w in review(payments, config, version="1").warnings if said in w]

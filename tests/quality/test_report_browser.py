@@ -52,8 +52,12 @@ f.onload = () => {{ const doc = f.contentDocument, wide = [], faint = [];
     if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) || !box.width) continue;
     const [a, b] = [light(rgb(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
     if ((a + .05) / (b + .05) < 4.5) faint.push(name + " " + ((a + .05) / (b + .05)).toFixed(2)); }}
+  const ticks = [...doc.querySelectorAll(".x span")].map(e => e.getBoundingClientRect()).filter(box => box.width);
+  const crowded = ticks.slice(1).filter((box, i) => box.left < ticks[i].right + 4).length;
+  const bare = [...doc.querySelectorAll(".parts .expected")].filter(e => !e.textContent.trim()
+    && doc.defaultView.getComputedStyle(e, "::before").content !== "none").length;
   out.textContent = JSON.stringify({{width: doc.documentElement.scrollWidth, height: doc.documentElement.scrollHeight,
-    ground: getComputedStyle(doc.body).backgroundColor, wide, faint}}); }};
+    crowded, bare, ground: getComputedStyle(doc.body).backgroundColor, wide, faint}}); }};
 </script>"""
 
 
@@ -346,13 +350,27 @@ def long_report() -> Report:
     )
 
 
-@pytest.mark.parametrize("make", [sample_report, image_report, text_report, long_report])
+def wide_labels() -> Report:
+    """A record without an expectation, and five long labels below the histogram."""
+    edges = tuple(np.linspace(123_456.0, 987_654.0, 9).tolist())
+    report = sample_report()
+    parts = (
+        Contribution("amount", 2.0, "5", "1"),
+        Contribution("shop", 2.0, "x", ""),
+        Contribution(COMBINATION, 1.0, "", ""),
+    )
+    records = (replace(report.records[0], contributions=parts),)
+    return replace(report, histogram=ScoreHistogram(edges, (0.125,) * 8, (0.125,) * 8), records=records)
+
+
+@pytest.mark.parametrize("make", [sample_report, image_report, text_report, long_report, wide_labels])
 @pytest.mark.parametrize(("width", "dark"), [(320, False), (375, True), (768, False), (1280, True), (1280, False)])
 def test_fits_its_width_and_every_text_can_be_read(tmp_path, make, width, dark):
     seen = measure(tmp_path, to_html(make()), width, dark=dark)
     assert seen["wide"] == []
     assert seen["width"] <= width
     assert seen["faint"] == []
+    assert (seen["crowded"], seen["bare"]) == (0, 0)
     assert (seen["ground"] == "rgb(14, 19, 25)") == dark
 
 
@@ -363,6 +381,15 @@ def test_the_measure_sees_what_is_too_wide_and_too_faint(tmp_path):
     assert seen["wide"]
     assert seen["width"] > 768
     assert seen["faint"]
+
+
+def test_the_measure_sees_labels_that_overlap_and_words_in_empty_cells(tmp_path):
+    page = to_html(wide_labels())
+    hides = ".x span:nth-child(even):not(:last-child) { display: none; }"
+    broken = page.replace(hides, "").replace('expected"></td>', 'expected"><bdi></bdi></td>')
+    seen = measure(tmp_path, broken, 375, dark=False)
+    assert seen["crowded"] >= 2
+    assert seen["bare"] == 2
 
 
 def test_the_page_is_painted(tmp_path):

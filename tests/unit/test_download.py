@@ -104,6 +104,23 @@ def test_what_is_complete_is_not_fetched_again(home, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == first
 
 
+@pytest.mark.parametrize("place", ["a file", "under a file", "nowhere", "read-only"])
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_fetched(place, home, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"x")
+    folder = {"a file": tmp_path / "file", "under a file": tmp_path / "file" / "sub",
+              "nowhere": module.Path("/proc/nowhere"), "read-only": tmp_path}[place]  # fmt: skip
+    if place == "read-only":  # whatever the rights of who runs the test
+        monkeypatch.setattr(module.os, "access", lambda path, mode: mode & module.os.W_OK == 0)
+    with pytest.raises(
+        ConfigError, match=r"^the folder to download to must be one that can be written\. Got '"
+    ) as info:
+        download("tiny", folder, fetch=home)
+    assert str(folder) in str(info.value)
+    assert "\n" not in str(info.value)
+    assert home.asked == []
+    assert (tmp_path / "file").read_bytes() == b"x"
+
+
 @pytest.mark.parametrize("harm", ["altered", "cut", "without its checksum", "missing"])
 def test_a_split_that_is_not_verified_is_fetched_again_and_only_that(harm, home, tmp_path):
     path, _ = download("tiny", tmp_path, fetch=home)

@@ -522,10 +522,14 @@ def test_sizes_that_differ(tmp_path: Path) -> None:
 def test_colours_without_a_colour(tmp_path: Path) -> None:
     grey = [encoded(np.repeat(image[..., None], 3, -1)) for image in pixels(20, 8, 8)]
     text, ws, _ = propose(write_folder(tmp_path / "grey", grey))
+    assert ws.monitor.columns["image"].channels == 1
+    assert "20 images, all 8 x 8 in colours; no pixel has a colour, hence one channel" in comment(text, "image")
+    text, ws, _ = propose(write_folder(tmp_path / "one", [*grey, encoded(pixels(1, 8, 8, 3)[0])]))
     assert ws.monitor.columns["image"].channels == 3
-    assert "no pixel has a colour" in comment(text, "image")
-    text, _, _ = propose(write_folder(tmp_path / "one", [*grey, encoded(pixels(1, 8, 8, 3)[0])]))
     assert "no pixel" not in comment(text, "image")
+    text, ws, records = propose(written(np.save, tmp_path / "a.npy", np.repeat(pixels(20, 8, 8)[..., None], 3, -1)))
+    assert (ws.monitor.columns["image"].channels, records.scorable.sum()) == (3, 20)  # arrays are not converted
+    assert comment(text, "image").endswith("no pixel has a colour")
 
 
 def test_names_of_image_files_are_ids_unless_a_batch_has_none(tmp_path: Path) -> None:

@@ -298,7 +298,7 @@ def test_an_unknown_context_comes_back_as_none_in_every_column() -> None:
     encoder = detector(Case("conditional", "table", True)).preprocessor.context
     known = records("table", 3)
     values = {**known.values, "region": pa.array(["south", "west", "north"])}
-    vectors, _ = encoder.encode(Records(0, known.record_ids, values, known.status))
+    vectors = encoder.encode(Records(0, known.record_ids, values, known.status))
     found = encoder.decode(vectors.numpy())
     assert found["region"].tolist() == ["south", None, "north"]
     assert found["load"][1] is None

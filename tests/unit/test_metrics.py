@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -117,9 +117,36 @@ def test_what_is_corrupted_is_bounded_and_said(detector: Detector) -> None:
 def test_scores_do_not_depend_on_what_is_scored_together(detector: Detector, held_out: Inputs) -> None:
     bare = Inputs(held_out.x[:7].clamp(-1, 1))
     parts = [("a", held_out), ("b", bare), *((str(i), held_out[i : i + 40]) for i in range(200))]
-    for (name, part), (same, scores) in zip(parts, metrics._scored(detector, parts), strict=True):
+    for (name, part), (same, scores) in zip(parts, metrics._scored(detector.scores, parts, 4096), strict=True):
         assert name == same
         np.testing.assert_array_equal(scores, detector.scores(part))
+
+
+def test_copies_are_held_until_there_are_enough_and_no_longer() -> None:
+    made, scored = 0, 0
+
+    def parts() -> Iterator[tuple[int, Inputs]]:
+        nonlocal made
+        for i in range(50):
+            made += 40
+            yield i, Inputs(torch.full((40, 1), float(i)))
+
+    def score(inputs: Inputs) -> np.ndarray:
+        nonlocal scored
+        scored += len(inputs)
+        assert len(inputs) < 100 + 40
+        assert made == scored  # those that are scored are the only ones there are
+        return np.stack([inputs.x[:, 0].numpy(), -inputs.x[:, 0].numpy()])
+
+    for i, scores in metrics._scored(score, parts(), 100):
+        np.testing.assert_array_equal(scores, [[i] * 40, [-i] * 40])
+    assert scored == 50 * 40
+
+
+def test_wide_copies_are_fewer_at_a_time(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert metrics._together(detector) == metrics.TOGETHER
+    monkeypatch.setattr("vae_anomaly.detector.CHUNK", 2 * detector.vae.rows * detector.preprocessor.layout.features)
+    assert metrics._together(detector) == 2 * detector.vae.rows < metrics.TOGETHER
 
 
 # ---- comparison ----
@@ -137,9 +164,10 @@ def test_a_comparison_repeats_and_is_bounded(detector: Detector, training: Input
 def test_the_simple_methods_get_no_more_than_they_can_take(
     detector: Detector, training: Inputs, held_out: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "MAX_CELLS", 250 * training.x.shape[1])
     assert len(training) > 250
-    assert metrics.comparison(detector, training, held_out).training_records == 250
+    for bound, count in (("MAX_CELLS", 250), ("MAX_VALUES", 150)):
+        monkeypatch.setattr(metrics, bound, count * training.x.shape[1])
+        assert metrics.comparison(detector, training, held_out).training_records == count
 
 
 @pytest.mark.parametrize(

@@ -304,7 +304,7 @@ def test_a_picture_is_three_images_of_one_size_with_its_scale():
     assert {(i["width"], i["height"]) for i in images} == {("168", "126")}  # 4 x 3 pixels, enlarged
     assert len({i["alt"] for i in images}) == 3
     words = "".join(Page(to_html(made)).words)
-    assert "4 × 3 pixels" in words
+    assert "Found 3 pixels high, 4 wide" in words
     assert "nats per pixel−7.20+7.2" in words
     large = picture(np.zeros((600, 800)), np.zeros((600, 800)), np.ones((600, 800)))
     assert "nats per block of pixels" in to_html(one_record(picture=large))
@@ -430,6 +430,15 @@ def test_a_card_of_an_image_or_a_line_has_no_empty_columns_and_names_the_rest_as
         assert "a line of before" in words
         assert "RecordDistanceimage" in words
     assert "column is unlike its reconstruction" in " ".join("".join(Page(to_html(one_record())).words).split())
+
+
+def test_a_cell_without_a_value_is_empty_and_the_style_fills_no_empty_cell():
+    parts = (Contribution("a", 9.0, "5", "1"), Contribution("b", 2.0, "x", ""), Contribution(COMBINATION, 1.0, "", ""))
+    made = replace(one_record(), records=(replace(one_record().records[0], contributions=parts),))
+    cells = re.findall(r'<td class="n (found|expected)">(.*?)</td>', to_html(made))
+    assert cells == [("found", "<bdi>5</bdi>"), ("expected", "<bdi>1</bdi>"), ("found", "<bdi>x</bdi>"),
+                     ("expected", ""), ("found", ""), ("expected", "")]  # fmt: skip
+    assert '.expected:not(:empty)::before { content: "expected "; }' in to_html(made)
 
 
 def test_markdown_shows_the_line_with_its_top_tokens_in_bold_and_points_to_pictures():

@@ -9,7 +9,14 @@ import torch
 
 from vae_anomaly.batch import Records
 from vae_anomaly.detector import Detector, over_chunks
-from vae_anomaly.explain.shared import Explanation, latent_shares, neighbours, paired, strongest
+from vae_anomaly.explain.shared import (
+    Explanation,
+    context_reasons,
+    latent_shares,
+    neighbours,
+    paired,
+    strongest,
+)
 from vae_anomaly.preprocessing.image import ImagePreprocessor
 from vae_anomaly.report.model import COMBINATION, Contribution
 from vae_anomaly.report.pictures import picture
@@ -30,9 +37,10 @@ def explain(detector: Detector, records: Records) -> list[Explanation]:
     means = [over_chunks(m.vae, inputs, lambda e: e.likelihood.mean()).numpy() for m in detector.members]
     expected = preprocessor.decode(sum(means[1:], means[0]) / len(means))
     size = preprocessor.height, preprocessor.width
+    contexts = context_reasons(preprocessor.context, records)
     return [
         Explanation(
-            _reasons(preprocessor.column, terms[i, :-1].reshape(size), float(terms[i, -1])),
+            strongest(_reasons(preprocessor.column, terms[i, :-1].reshape(size), float(terms[i, -1])) + contexts[i]),
             paired(nearest[i], distances[i]),
             picture=picture(found[i], expected[i], terms[i, :-1].reshape(size)),
         )
@@ -40,7 +48,7 @@ def explain(detector: Detector, records: Records) -> list[Explanation]:
     ]
 
 
-def _reasons(column: str, nats: np.ndarray, latent: float) -> tuple[Contribution, ...]:
+def _reasons(column: str, nats: np.ndarray, latent: float) -> list[Contribution]:
     reasons = [
         Contribution(f"{column}, {row} {place}", float(part.sum()), "", "")
         for row, band in zip(ROWS, np.array_split(nats, 3, axis=0), strict=True)
@@ -48,7 +56,7 @@ def _reasons(column: str, nats: np.ndarray, latent: float) -> tuple[Contribution
         if part.size
     ]
     reasons.append(Contribution(COMBINATION, latent, "", "", None, "an image that is unusual as a whole"))
-    return strongest(reasons)
+    return reasons
 
 
 def reference_values(detector: Detector, row: int, columns: Sequence[str]) -> tuple[str, ...]:

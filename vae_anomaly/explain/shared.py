@@ -13,12 +13,15 @@ Reference: Sundararajan, Taly and Yan, Axiomatic attribution for deep networks, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from vae_anomaly.batch import Records
 from vae_anomaly.detector import Detector, over_chunks, reference_evaluations
+from vae_anomaly.preprocessing.tabular import ColumnState, ContextEncoder
 from vae_anomaly.report.model import Contribution, Picture, Token
 from vae_anomaly.scores.elbo import by_column
 from vae_anomaly.scores.latent_neighbours import latent_neighbours
@@ -68,6 +71,37 @@ def neighbours(detector: Detector, inputs: Inputs) -> tuple[np.ndarray, np.ndarr
 def paired(index: np.ndarray, distance: np.ndarray) -> tuple[tuple[int, float], ...]:
     """The neighbours of one record."""
     return tuple(zip(index.tolist(), distance.tolist(), strict=True))
+
+
+def context_reasons(context: ContextEncoder, records: Records) -> list[list[Contribution]]:
+    """What each record's context is; it is not judged, so it adds nothing."""
+    found = {state.column: display(state, records) for state in context.states}
+    return [
+        [Contribution(column, 0.0, values[i], "", None, "context") for column, values in found.items()]
+        for i in range(len(records))
+    ]
+
+
+def shortened(text: str, most: int) -> str:
+    """``text`` with at most ``most`` characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def display(state: ColumnState, records: Records) -> list[str]:
+    """The column's values as an analyst reads them; missing cells are empty."""
+    values = records.values[state.column]
+    if state.kind == "category":
+        return ["" if v is None else str(v) for v in values.to_pylist()]  # type: ignore[union-attr]
+    if state.kind == "boolean":
+        return ["" if math.isnan(v) else ("true" if v else "false") for v in values]
+    if state.kind == "timestamp":
+        return ["" if np.isnat(v) else f"{np.datetime_as_string(v, unit='s').replace('T', ' ')} UTC" for v in values]
+    return ["" if math.isnan(v) else number(float(v)) for v in values]
+
+
+def number(value: float) -> str:
+    """A number with four significant digits; integers in full up to 15 digits."""
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
 
 
 def strongest(reasons: list[Contribution]) -> tuple[Contribution, ...]:

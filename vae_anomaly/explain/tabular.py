@@ -10,7 +10,16 @@ import torch
 
 from vae_anomaly.batch import Records
 from vae_anomaly.detector import Detector, over_chunks
-from vae_anomaly.explain.shared import Explanation, latent_shares, neighbours, paired, strongest
+from vae_anomaly.explain.shared import (
+    Explanation,
+    context_reasons,
+    display,
+    latent_shares,
+    neighbours,
+    number,
+    paired,
+    strongest,
+)
 from vae_anomaly.preprocessing.tabular import DAY, ColumnState, TabularPreprocessor, decode_number
 from vae_anomaly.report.model import COMBINATION, Contribution
 from vae_anomaly.vae import Evaluation, Inputs
@@ -25,10 +34,12 @@ def explain(detector: Detector, records: Records) -> list[Explanation]:
     terms += np.column_stack([share, -share.sum(1)])
     expected = _mean(detector, inputs, lambda e: e.likelihood.mean())
     sigma = _mean(detector, inputs, lambda e: e.likelihood.sigma.expand(len(e.inputs), -1))
-    found = {s.column: display(s, records) for s in _table(detector).all_states}
+    found = {s.column: display(s, records) for s in _table(detector).states}
+    contexts = context_reasons(_table(detector).context, records)
     return [
         Explanation(
-            _reasons(detector, found, inputs, i, terms[i], expected[i], sigma[i]), paired(nearest[i], distances[i])
+            strongest(_reasons(detector, found, inputs, i, terms[i], expected[i], sigma[i]) + contexts[i]),
+            paired(nearest[i], distances[i]),
         )
         for i in range(len(records))
     ]
@@ -52,7 +63,7 @@ def _reasons(
     terms: np.ndarray,
     expected: np.ndarray,
     sigma: np.ndarray,
-) -> tuple[Contribution, ...]:
+) -> list[Contribution]:
     reasons, at = [], 0
     for i, state in enumerate(_table(detector).states):
         part = slice(at, at + state.size)
@@ -63,13 +74,8 @@ def _reasons(
         note = _note(state, x, observed)
         reasons.append(Contribution(state.column, float(terms[i]), value, text, deviation, note))
         at += state.size
-    for i, state in enumerate(_table(detector).context.states, start=len(reasons)):
-        value = found[state.column][row]
-        unseen = state.kind == "category" and value not in ("", *state.categories)
-        note = "missing" if not value else "context never seen in training" if unseen else "context"
-        reasons.append(Contribution(state.column, float(terms[i]), value, "", None, note))
     reasons.append(Contribution(COMBINATION, float(terms[-1]), "", "", None, "values that are unusual together"))
-    return strongest(reasons)
+    return reasons
 
 
 def _expected(state: ColumnState, x: np.ndarray, mean: np.ndarray, sigma: np.ndarray) -> tuple[str, float | None]:
@@ -100,18 +106,6 @@ def _note(state: ColumnState, x: np.ndarray, observed: bool) -> str:
     return ""
 
 
-def display(state: ColumnState, records: Records) -> list[str]:
-    """The column's values as an analyst reads them; missing cells are empty."""
-    values = records.values[state.column]
-    if state.kind == "category":
-        return ["" if v is None else str(v) for v in values.to_pylist()]  # type: ignore[union-attr]
-    if state.kind == "boolean":
-        return ["" if math.isnan(v) else ("true" if v else "false") for v in values]
-    if state.kind == "timestamp":
-        return ["" if np.isnat(v) else f"{np.datetime_as_string(v, unit='s').replace('T', ' ')} UTC" for v in values]
-    return ["" if math.isnan(v) else number(float(v)) for v in values]
-
-
 def display_inputs(state: ColumnState, x: np.ndarray, observed: bool) -> str:
     """A reference record's value from its model inputs ``x`` (the column's features)."""
     if not observed:
@@ -136,8 +130,3 @@ def reference_values(detector: Detector, row: int, columns: Sequence[str]) -> tu
         out[state.column] = display_inputs(state, inputs.x[row, part].numpy(), observed)
         at += state.size
     return tuple(out.get(c, "") for c in columns)
-
-
-def number(value: float) -> str:
-    """A number with four significant digits; integers in full up to 15 digits."""
-    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"

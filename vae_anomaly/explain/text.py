@@ -9,7 +9,7 @@ import torch
 
 from vae_anomaly.batch import Records
 from vae_anomaly.detector import Detector, over_chunks
-from vae_anomaly.explain.shared import Explanation, neighbours, paired, strongest
+from vae_anomaly.explain.shared import Explanation, context_reasons, neighbours, paired, shortened, strongest
 from vae_anomaly.likelihoods.tokens import CUT, PAD, UNKNOWN
 from vae_anomaly.preprocessing.text import TextPreprocessor, pieces
 from vae_anomaly.report.model import COMBINATION, Contribution, Token
@@ -28,9 +28,10 @@ def explain(detector: Detector, records: Records) -> list[Explanation]:
     surprise = torch.stack(surprises).mean(0).numpy()
     surprise[ids == UNKNOWN] = preprocessor.unseen_nats
     lines = records.values[preprocessor.column].to_pylist()  # type: ignore[union-attr]
+    contexts = context_reasons(preprocessor.context, records)
     return [
         Explanation(
-            _reasons(preprocessor.column, line, ids[i], terms[i]),
+            strongest(_reasons(preprocessor.column, line, ids[i], terms[i]) + contexts[i]),
             paired(nearest[i], distances[i]),
             tokens=_tokens(preprocessor, line, ids[i], surprise[i]),
         )
@@ -38,17 +39,18 @@ def explain(detector: Detector, records: Records) -> list[Explanation]:
     ]
 
 
-def _reasons(column: str, line: str, ids: np.ndarray, terms: np.ndarray) -> tuple[Contribution, ...]:
+def _reasons(column: str, line: str, ids: np.ndarray, terms: np.ndarray) -> list[Contribution]:
     unknown = int((ids == UNKNOWN).sum())
     note = f"{unknown} never seen in training" if unknown else ""
     latent = Contribution(COMBINATION, float(terms[-1]), "", "", None, "a line that is unusual as a whole")
-    return strongest([Contribution(column, float(terms[:-1].sum()), line, "", None, note), latent])
+    found = shortened(line, 1000)
+    return [Contribution(column, float(terms[:-1].sum()), found, "", None, note), latent]
 
 
 def _tokens(preprocessor: TextPreprocessor, line: str, ids: np.ndarray, surprise: np.ndarray) -> tuple[Token, ...]:
     """The pieces of the line as they stand there, and its end."""
-    shown = [piece.text for piece in pieces(line, preprocessor.replace)][: preprocessor.max_tokens]
-    notes = {UNKNOWN: "never seen in training", CUT: f"cut after {preprocessor.max_tokens} tokens"}
+    shown = [shortened(p.text, 100) for p in pieces(line, preprocessor.replace)][: preprocessor.max_tokens]
+    notes = {UNKNOWN: "never seen in training", CUT: "the line goes on"}
     shown.append("(cut)" if CUT in ids else "(end)")
     length = int((ids != PAD).sum())
     return tuple(Token(shown[t], float(surprise[t]), notes.get(int(ids[t]), "")) for t in range(length))

@@ -145,9 +145,10 @@ def choose_image(name: str, seen: Pictures, records: int, path: Path) -> Choice:
             f" {counted(fitting, 'image')} agree with the most usual, {own[0]} x {own[1]} pixels."
             " Cut or pad them to the same proportions."
         )
-    channels = _channels(seen)
+    usual = _usual_channels(seen)
+    channels = usual if seen.arrays or seen.coloured else 1
     options = f", size: [{size[0]}, {size[1]}], channels: {channels}"
-    return Choice(name, "image", _account(seen, records, (*own, channels), size, fitting), options)
+    return Choice(name, "image", _account(seen, records, (*own, usual), size, fitting), options)
 
 
 def _require_pixels(seen: Pictures, path: Path) -> None:
@@ -164,7 +165,7 @@ def _require_pixels(seen: Pictures, path: Path) -> None:
     )
 
 
-def _channels(seen: Pictures) -> int:
+def _usual_channels(seen: Pictures) -> int:
     """The commonest number of channels; that of arrays, where there are any, for files are converted."""
     channels: Counter[int] = Counter()
     for shape, count in (seen.arrays or seen.files).items():
@@ -214,7 +215,7 @@ def _account(seen: Pictures, records: int, own: Shape, size: Size, fitting: int)
     if bad:
         parts.append(f"{bad:,} that give no pixels ({', '.join(sorted(seen.faults))}) are unscorable")
     if own[2] == 3 and not seen.coloured:
-        parts.append("no pixel has a colour: channels: 1 is faster" if not seen.arrays else "no pixel has a colour")
+        parts.append("no pixel has a colour" + ("" if seen.arrays else ", hence one channel: 3 would keep colours"))
     return "; ".join(parts)
 
 

@@ -19,10 +19,12 @@ from vae_anomaly.batch import OK, Records
 from vae_anomaly.detector import Detector
 from vae_anomaly.errors import ConfigError, suggestion
 from vae_anomaly.latent.decoding import Decoded, Decoder, Decoding, context_frame, decoded
-from vae_anomaly.latent.space import drawn_from, latent_means, require_at_least, require_positive
+from vae_anomaly.latent.space import drawn_from, latent_means, require_positive
 from vae_anomaly.preprocessing.tabular import ColumnState, TabularPreprocessor, encode_states
 from vae_anomaly.schema import CONVERTERS
 from vae_anomaly.vae import Inputs
+
+MOST = 100_000  # records that are generated at a time: all of them are held in memory
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def generate(
 
     Parameters
     ----------
+    count : from 1 to ``MOST``.
     context : values of context columns; those that are not given are those of reference records drawn at random.
     prior_temperature : the spread of z, in that of the prior; above 0.
     sample : draw from p(x given z) instead of taking its mean; by default for tables, whose values would otherwise lie
@@ -57,9 +60,10 @@ def generate(
     Raises
     ------
     ConfigError
-        A column is not one of the context, or its value was never seen in training.
+        ``count`` is out of its range, a column is not one of the context, or its value was never seen in training.
     """
-    require_at_least("count", count, 1)
+    if not 1 <= count <= MOST:
+        raise ConfigError(f"count must be from 1 to {MOST:,}. Got {count!r}.")
     require_positive("prior_temperature", prior_temperature)
     generator = torch.Generator().manual_seed(seed)
     given = _contexts(detector, count, context or {}, generator)

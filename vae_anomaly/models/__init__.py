@@ -94,7 +94,8 @@ def build_model(kind: str, layout: AnyLayout, options: Mapping[str, Any]) -> VAE
     """
     model: Model = lookup("model", MODELS, kind)
     if layout.modality not in model.modalities:
-        fitting = sorted(name for name, other in MODELS.items() if layout.modality in other.modalities)
+        suits = {"none": not layout.context, "optional": True, "required": bool(layout.context)}
+        fitting = sorted(n for n, m in MODELS.items() if layout.modality in m.modalities and suits[m.context])
         raise ConfigError(
             f"model {kind!r} must be given records of kind {' or '.join(model.modalities)}."
             f" Got {layout.modality}. For these choose one of {fitting}."

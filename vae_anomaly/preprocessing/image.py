@@ -50,7 +50,7 @@ class ImagePreprocessor:
         pixels = np.asarray(records.values[self.column])
         x = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32).reshape(len(records), -1)
         x /= 255.0
-        return Inputs(torch.from_numpy(x), context=self.context.encode(records)[0])
+        return Inputs(torch.from_numpy(x), context=self.context.encode(records))
 
     def decode(self, x: np.ndarray) -> np.ndarray:
         """(B, H, W, C) uint8 of values (B, F), which are clipped to [0, 1]."""

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
@@ -98,8 +98,9 @@ def encode_states(states: Sequence[ColumnState], records: Records) -> tuple[np.n
 class ContextEncoder:
     """Context columns, which condition the model and are not judged themselves.
 
-    The context vector is [1, features of every column], or all 0 where a cell is missing or was never seen in
-    training: the record is then judged as one of unknown context, against all normal records.
+    The context vector is [1, features of every column], or all 0 where the context is unknown: a cell is missing, a
+    category was never seen in training, or a number lies beyond the training range by more than a tenth of it. What is
+    normal there nobody has shown: a detector does not score such a record.
     """
 
     states: tuple[ColumnState, ...] = ()
@@ -109,19 +110,28 @@ class ContextEncoder:
         """C, 0 without context columns."""
         return 1 + sum(s.size for s in self.states) if self.states else 0
 
-    def encode(self, records: Records) -> tuple[torch.Tensor | None, np.ndarray]:
-        """(B, C) context vectors, and the evidence (B, number of context columns) in nats."""
+    def encode(self, records: Records) -> torch.Tensor | None:
+        """(B, C) context vectors, None without context columns."""
         if not self.states:
-            return None, np.zeros((len(records), 0), np.float32)
-        x, missing, evidence = encode_states(self.states, records)
-        known = np.asarray(~missing.any(axis=1))
-        at = 0
-        for state in self.states:
-            if state.kind == "category":
-                known &= x[:, at : at + state.size].any(axis=1)
-            at += state.size
+            return None
+        x = encode_states(self.states, records)[0]
+        known = ~np.logical_or.reduce([unknown for _, unknown in self.unknown(records)])
         vector = np.column_stack([np.ones(len(x), np.float32), x]) * known[:, None]
-        return torch.from_numpy(vector.astype(np.float32)), evidence
+        return torch.from_numpy(vector.astype(np.float32))
+
+    def unknown(self, records: Records) -> Iterator[tuple[str, np.ndarray]]:
+        """Each context column, and where (B,) its cell says nothing that was seen in training."""
+        for state in self.states:
+            values = records.values[state.column]
+            if isinstance(values, pa.Array):
+                seen = pc.is_in(values, value_set=pa.array(state.categories, pa.string()))
+                yield state.column, ~seen.to_numpy(zero_copy_only=False)
+            elif state.kind == "number":
+                assert state.low is not None and state.high is not None
+                slack = 0.1 * (state.high - state.low)
+                yield state.column, ~((values >= state.low - slack) & (values <= state.high + slack))
+            else:
+                yield state.column, np.isnat(values) if state.kind == "timestamp" else np.isnan(values)
 
     def decode(self, context: np.ndarray) -> dict[str, np.ndarray]:
         """The values of context vectors (B, C), by column; None in every column where the context is unknown."""
@@ -172,8 +182,8 @@ class TabularPreprocessor:
     def encode(self, records: Records) -> Inputs:
         """Model inputs of scorable ``records``: x (B, F) float32, mask and evidence only where there is any."""
         x, missing, evidence = encode_states(self.states, records)
-        context, of_context = self.context.encode(records)
-        return self._inputs(x, missing, np.column_stack([evidence, of_context]), context)
+        of_context = np.zeros((len(x), len(self.context.states)), np.float32)  # which is not judged
+        return self._inputs(x, missing, np.column_stack([evidence, of_context]), self.context.encode(records))
 
     @functools.cached_property
     def _numbers(self) -> np.ndarray:

@@ -47,16 +47,21 @@ from vae_anomaly.vae import Inputs
 MAX_VOCABULARY = 20_000
 NAMES = ("", "<end>", "<unknown>", "<cut>")  # of the special tokens
 _X = r"[0-9A-Fa-f]"
-# In the order in which they are tried at each place; a placeholder may have several.
+_GROUPS = rf"{_X}{{1,4}}(?::{_X}{{1,4}}){{0,6}}"  # of an IPv6 address
+# In the order in which they are tried at each place; a placeholder may have several. Repetitions that can begin at
+# every character are bounded: without a bound a hostile line takes time with the square of its length.
 PATTERNS = (
     ("id", rf"\b{_X}{{8}}-{_X}{{4}}-{_X}{{4}}-{_X}{{4}}-{_X}{{12}}\b"),
-    ("address", rf"(?<![\w:])(?:{_X}{{2}}[:-]){{5,}}{_X}{{2}}(?![\w:])"),
+    ("address", rf"(?<![\w:])(?:{_X}{{2}}[:-]){{5,19}}{_X}{{2}}(?![\w:])"),
     ("address", r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?(?!\w)"),
     ("address", rf"(?<![\w:])(?:{_X}{{1,4}}:){{7}}{_X}{{1,4}}(?![\w:])"),
-    ("address", rf"(?<![\w:])(?=:*{_X})(?:{_X}{{1,4}}(?::{_X}{{1,4}})*)?::(?:{_X}{{1,4}}(?::{_X}{{1,4}})*)?(?![\w:])"),
+    (
+        "address",
+        rf"(?<![\w:])(?=:{{0,2}}{_X})(?:{_GROUPS})?::(?:{_GROUPS})?(?![\w:])",
+    ),
     ("path", r"(?<![\w/.])(?:~|\.{1,2})?/[\w.+@%~/-]*[\w/]"),
     ("hex", rf"\b0[xX]{_X}+\b|\b(?={_X}*[A-Fa-f])(?={_X}*\d){_X}{{8,}}\b|\b[Ff]{{8,}}\b"),
-    ("id", r"\b(?=[\w:-]*\d)(?=[\w:-]*[A-Za-z])[A-Za-z0-9]+(?:[-_:][A-Za-z0-9]+){2,}\b"),
+    ("id", r"\b(?=[\w:-]{0,99}\d)(?=[\w:-]{0,99}[A-Za-z])[A-Za-z0-9]{1,64}(?:[-_:][A-Za-z0-9]{1,64}){2,30}\b"),
     ("id", r"\b(?=\w{8,}\b)(?:[A-Za-z]+\d+){2,}[A-Za-z]*\b|\b(?=\w{8,}\b)(?:\d+[A-Za-z]+){2,}\d*\b"),
     ("number", r"(?<![A-Za-z])[-+]?\d+(?:[.,:/-]\d+)*|\d+"),
 )
@@ -140,7 +145,8 @@ class TextPreprocessor:
     def _ids(self, line: str) -> np.ndarray:
         found = [self._index.get(p.token, UNKNOWN) for p in pieces(line, self.replace)]
         ids = np.full(self.layout.length, PAD, np.int64)
-        kept = [*found[: self.max_tokens], CUT if len(found) > self.max_tokens else END]
+        cut = len(found) > self.max_tokens or len(line) > LONGEST
+        kept = [*found[: self.max_tokens], CUT if cut else END]
         ids[: len(kept)] = kept
         return ids
 
@@ -148,7 +154,7 @@ class TextPreprocessor:
         """x (B, T) int64 and, where there are unknown tokens, evidence (B, T) nats of scorable ``records``."""
         ids = self.token_ids(records.values[self.column])
         nats = torch.from_numpy(self.evidence(ids)) if (ids == UNKNOWN).any() else None
-        return Inputs(torch.from_numpy(ids), evidence=nats, context=self.context.encode(records)[0])
+        return Inputs(torch.from_numpy(ids), evidence=nats, context=self.context.encode(records))
 
     def evidence(self, ids: np.ndarray) -> np.ndarray:
         """(B, T) float32 nats of the unknown tokens of each line of ``ids`` (B, T), together those of one."""

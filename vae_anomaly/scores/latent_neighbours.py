@@ -42,6 +42,8 @@ from vae_anomaly.vae import Evaluation
 # Records at a time, so that their distances to all reference records stay in the cache; a divisor of every chunk.
 BLOCK = 64
 GROUPS = 512
+COLUMNS = 64  # a small reference is padded to a multiple of this
+DIFFERENCES = 2**20  # of records to their nearest ones that are held at a time
 
 
 @dataclass(frozen=True)
@@ -57,29 +59,41 @@ class Nearest:
 
     def squares(self, v: Tensor) -> Tensor:
         """(B, V) float64: half the mean squared difference to the k nearest, entry by entry."""
-        differences = (rows[:, None, :] - self.vectors[self._of_block(rows)] for rows in _blocks(v))
-        return torch.cat([0.5 * d.double().square().mean(1) for d in differences])
+        return torch.cat([squares for rows in _blocks(v) for squares in self._squares(rows, self._of_block(rows))])
+
+    def _squares(self, v: Tensor, nearest: Tensor) -> Iterator[Tensor]:
+        """:meth:`squares` of one block, whose (B, k) ``nearest`` are known, part by part."""
+        step = max(1, min(BLOCK, DIFFERENCES // (self.k * v.shape[1])))
+        for rows, near in zip(_blocks(v, step), _blocks(nearest, step), strict=True):
+            yield 0.5 * (rows[:, None, :] - self.vectors[near]).double().square().mean(1)
 
     @cached_property
     def _table(self) -> Tensor:
         """(V + 1, M padded): -v_j and half its squared norm by columns; a padding column is infinitely far."""
-        half_norm = 0.5 * self.vectors.square().sum(-1, keepdim=True)
-        table = functional.pad(torch.cat([-self.vectors, half_norm], -1), (0, 0, 0, -len(half_norm) % GROUPS))
-        table[len(half_norm) :, -1] = torch.inf
-        return table.T.contiguous()
+        count, entries = self.vectors.shape
+        table = self.vectors.new_zeros(entries + 1, count + -count % self._groups)
+        torch.neg(self.vectors.T, out=table[:-1, :count])
+        table[-1, :count] = 0.5 * self.vectors.square().sum(-1)
+        table[-1, count:] = torch.inf
+        return table
+
+    @property
+    def _groups(self) -> int:
+        """``GROUPS``, or for a reference of fewer records one for each."""
+        return min(GROUPS, len(self.vectors) + -len(self.vectors) % COLUMNS)
 
     @torch.no_grad()
     def _of_block(self, v: Tensor) -> Tensor:
         """(B, k) indices for the vectors of one block of records.
 
-        Record j belongs to group j mod ``GROUPS``. A group with one of the k nearest is, by its nearest record, among
+        Record j belongs to group j mod ``_groups``. A group with one of the k nearest is, by its nearest record, among
         the k nearest groups: one pass finds those, and only their records are sorted.
         """
         # half the squared distance; |v|^2 / 2 is the same for every reference record and is left out
         distance = torch.cat([v, torch.ones_like(v[:, :1])], -1) @ self._table
-        by_group = distance.view(len(v), -1, GROUPS)
-        groups = by_group.amin(1).topk(min(self.k, GROUPS), largest=False).indices
-        members = (groups[:, :, None] + GROUPS * torch.arange(by_group.shape[1])).flatten(1)
+        by_group = distance.view(len(v), -1, self._groups)
+        groups = by_group.amin(1).topk(min(self.k, self._groups), largest=False).indices
+        members = (groups[:, :, None] + self._groups * torch.arange(by_group.shape[1])).flatten(1)
         nearest = distance.gather(1, members).topk(self.k, largest=False).indices
         return members.gather(1, nearest)
 
@@ -138,8 +152,8 @@ class LatentNeighbours:
         return torch.cat([columns, squares[:, :latent].sum(-1, keepdim=True)], -1)
 
 
-def _blocks(v: Tensor) -> Iterator[Tensor]:
-    return (v[at : at + BLOCK] for at in range(0, len(v), BLOCK))
+def _blocks(v: Tensor, size: int = BLOCK) -> Iterator[Tensor]:
+    return (v[at : at + size] for at in range(0, len(v), size))
 
 
 def _embed(evaluation: Evaluation, latent_scale: Tensor, blur: float, with_residuals: bool) -> Tensor:

@@ -22,6 +22,10 @@ that changes while it is read) stays an ``OSError``: it may be tried again. A ne
 Of lines, blank ones are no records; bytes that are no UTF-8, and NUL, become U+FFFD, for a log tells what others sent;
 one is cut after ``LONGEST_TEXT`` bytes. Arrays are data: those that hold objects are refused, and nothing is executed.
 
+A delivery without records is one where its format says so, by a header or a shape: a header alone, a Parquet file or an
+array of 0 rows. A file of 0 bytes, or of blank lines, says nothing and is refused as ``empty_file``, for it may as well
+have been cut.
+
 The end of a CSV file that was cut exactly between two rows cannot be seen from its content; a producer that writes
 ``<name>.sha256`` beside the file closes this gap.
 """
