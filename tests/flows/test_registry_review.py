@@ -19,6 +19,7 @@ from tracking_samples import mlflow, monitor, register, sample
 
 from vae_anomaly import registry_review, tracking
 from vae_anomaly.config import GatesConfig, MlflowConfig, MonitorConfig
+from vae_anomaly.detector import FORMAT
 from vae_anomaly.errors import ArtifactError, ConfigError, ReviewError
 from vae_anomaly.registry_review import Evidence, Promotion, Review, evaluate_gates, history, promote, rollback
 from vae_anomaly.report.review import Gate, Measure, to_html
@@ -183,7 +184,7 @@ def test_a_champion_that_cannot_be_loaded_is_a_warning_and_can_be_replaced(
     folder = Path(known.source.removeprefix("file://")) / tracking.DETECTOR_FOLDER
     number = {"name": known.name, "version": "1"}
     if harm == "older format":
-        manifest = json.loads((folder / "manifest.json").read_text()) | {"format": 1}
+        manifest = json.loads((folder / "manifest.json").read_text()) | {"format": FORMAT - 1}
         (folder / "manifest.json").write_text(json.dumps(manifest))
         digest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
         tracker.client.set_model_version_tag(**number, key="digest.model", value=digest)
@@ -199,7 +200,7 @@ def test_a_champion_that_cannot_be_loaded_is_a_warning_and_can_be_replaced(
     assert "recall lost" not in [gate.name for gate in found.gates]
     assert (found.champion["version"], found.agreement, {m.champion for m in found.measures}) == ("1", None, {None})
     (said,) = [w for w in found.warnings if "The champion, version 1, cannot be loaded and was not compared with" in w]
-    why = {"older format": "manifest.json must have format 2. Got 1", "altered": "must have the sha256", "gone": ":",
+    why = {"older format": f"manifest.json must have format {FORMAT}. Got {FORMAT - 1}", "altered": "must have the sha256", "gone": ":",
            "no digest": "must carry the tag digest.model"}  # fmt: skip
     assert why[harm] in said
     assert str(payments.output) not in said

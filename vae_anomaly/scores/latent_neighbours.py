@@ -181,8 +181,9 @@ def blurred(images: Tensor, width: float) -> Tensor:
         size = images.shape[axis]
         margin = (radius, radius, 0, 0) if axis == -1 else (0, 0, radius, radius)
         wide = functional.pad(images, margin)
-        parts = [w / sum(weights) * wide.narrow(axis, i, size) for i, w in enumerate(weights)]
-        images = torch.stack(parts).sum(0)
+        images = weights[0] / sum(weights) * wide.narrow(axis, 0, size)
+        for i, weight in enumerate(weights[1:], start=1):
+            images = images + weight / sum(weights) * wide.narrow(axis, i, size)
     return images
 
 
