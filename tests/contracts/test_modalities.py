@@ -280,3 +280,37 @@ def test_what_no_training_line_has_is_evidence_and_nothing_else():
     with torch.no_grad():
         entries = evaluate(detector.vae, inputs).likelihood.entry_log_prob(inputs.x)
     assert float(entries[0, at]) == 0.0
+
+
+# ---------------------------------------------------------------- recipes
+
+
+@pytest.mark.parametrize("modality", ["table", "image", "text"])
+def test_options_without_a_kind_are_those_of_the_default(modality):
+    case = Case("", modality, False)
+    plain = Recipe().resolved(schema(case))
+    named = Recipe(Part(plain.model.kind), Part(plain.score.kind)).resolved(schema(case))
+    assert (named.model, named.score) == (plain.model, plain.score)
+    changed = Recipe(Part("", {"latent": 3}), Part("", {"k": 7})).resolved(schema(case))
+    assert changed.model == Part(plain.model.kind, {"latent": 3})
+    assert changed.score == Part(plain.score.kind, {**plain.score.options, "k": 7})
+    assert Recipe(score=Part("kl")).resolved(schema(case)).score == Part("kl")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (Recipe(score=Part("latent_neighbours", {"neighbours": 3})), "no option 'neighbours'"),
+        (Recipe(score=Part("latent_neighbours", {"residuals": "no"})), "must be of type bool"),
+        (Recipe(Part("ensemble", {"members": [{"kind": "mlp"}, {"kind": "mlp", "latnt": 3}]})), "no option 'latnt'"),
+        (Recipe(Part("ensemble", {"members": [{"kind": ["mlp"]}]})), "must have the option members"),
+    ],
+)
+def test_wrong_options_are_found_before_training(recipe, said):
+    case = Case("mlp", "table", False)
+    trained = []
+    with pytest.raises(ConfigError, match=said):
+        fit_detector(
+            records(case, 60, 1), schema(case), replace(recipe, calibration=0.3), lambda *log: trained.append(log)
+        )
+    assert trained == []

@@ -266,3 +266,18 @@ def test_padding_never_changes_a_text(rows):
         shifted = records.x.clone()
         shifted[shifted == PAD] = END
         assert not torch.equal(evaluate(vae, Inputs(shifted)).z, short.z)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("conv", {"residual": "no"}),  # which YAML may mean as a truth value and text never is
+        ("conv", {"residual": 1}),
+        ("mlp", {"latent": "8"}),
+        ("mlp", {"latent": True}),
+        ("mlp", {"activation": 3}),
+    ],
+)
+def test_an_option_of_another_type_is_refused(kind, options):
+    with pytest.raises(ConfigError, match="must be of type"):
+        made(kind, layout_for(kind, layouts_of(kind)[0]), **options)

@@ -200,8 +200,12 @@ def test_a_champion_that_cannot_be_loaded_is_a_warning_and_can_be_replaced(
     assert "recall lost" not in [gate.name for gate in found.gates]
     assert (found.champion["version"], found.agreement, {m.champion for m in found.measures}) == ("1", None, {None})
     (said,) = [w for w in found.warnings if "The champion, version 1, cannot be loaded and was not compared with" in w]
-    why = {"older format": f"manifest.json must have format {FORMAT}. Got {FORMAT - 1}", "altered": "must have the sha256", "gone": ":",
-           "no digest": "must carry the tag digest.model"}  # fmt: skip
+    why = {
+        "older format": f"manifest.json must have format {FORMAT}. Got {FORMAT - 1}",
+        "altered": "must have the sha256",
+        "gone": ":",
+        "no digest": "must carry the tag digest.model",
+    }
     assert why[harm] in said
     assert str(payments.output) not in said
     assert said in found.page.read_text().replace("&#39;", "'")
