@@ -215,8 +215,8 @@ REFUSED: list[tuple[str, str, bytes | pa.Table, str, str | None, tuple[int, ...]
     ("A49-json", "f.jsonl", jsonl(RECORD)[:-20], "broken_json", None, (0,)),
     ("A56-csv-as-parquet", "f.parquet", csv(ROW), "wrong_format", None, ()),
     ("A56-parquet-as-csv", "f.csv", parquet(table()), "wrong_format", None, ()),
-    ("A56-gzip", "f.csv", gzip.compress(csv(ROW)), "wrong_format", None, ()),
-    ("A56-gzip-suffix", "f.csv.gz", gzip.compress(csv(ROW)), "unknown_format", None, ()),
+    ("A56-gzip", "f.csv", gzip.compress(csv(ROW), mtime=0), "wrong_format", None, ()),
+    ("A56-gzip-suffix", "f.csv.gz", gzip.compress(csv(ROW), mtime=0), "unknown_format", None, ()),
 ]  # fmt: skip
 
 

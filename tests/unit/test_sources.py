@@ -397,8 +397,8 @@ def test_a_name_must_fit_the_content(tmp_path: Path) -> None:
         ("f.csv", parquet),
         ("f.jsonl", parquet),
         ("f.parquet", b"a,b\n1,2\n3,4\n"),
-        ("f.csv", gzip.compress(b"a\n1\n")),
-        ("f.pq", gzip.compress(parquet)),
+        ("f.csv", gzip.compress(b"a\n1\n", mtime=0)),
+        ("f.pq", gzip.compress(parquet, mtime=0)),
         ("f.csv", b"PK\x03\x04rest"),
     ):
         assert refused(write(tmp_path, name, content)).rule == "wrong_format"
@@ -461,7 +461,7 @@ def test_lines_that_are_none_are_refused(tmp_path: Path) -> None:
         ("f.log", b"", "empty_file"),
         ("f.log", b"\n \n\r\n", "empty_file"),
         ("f.log", "hello\n".encode("utf-16"), "encoding"),
-        ("f.log", gzip.compress(b"x\n"), "wrong_format"),
+        ("f.log", gzip.compress(b"x\n", mtime=0), "wrong_format"),
         ("f.txt", npy(np.zeros(3)), "wrong_format"),
     ):
         assert refused(write(tmp_path, name, content)).rule == rule
@@ -634,7 +634,7 @@ def test_broken_arrays_are_refused(tmp_path: Path, content: bytes, rule: str) ->
         (b"\0\1" + idx(IMAGES)[2:], "wrong_format"),
         (idx(np.arange(5)), "wrong_type"),
         (b"\0\0\x08\x03" + b"\xff" * 12, "truncated"),
-        (gzip.compress(idx(IMAGES)), "wrong_format"),
+        (gzip.compress(idx(IMAGES), mtime=0), "wrong_format"),
     ],
 )
 def test_broken_idx_files_are_refused(tmp_path: Path, content: bytes, rule: str) -> None:
