@@ -281,3 +281,8 @@ def test_padding_never_changes_a_text(rows):
 def test_an_option_of_another_type_is_refused(kind, options):
     with pytest.raises(ConfigError, match="must be of type"):
         made(kind, layout_for(kind, layouts_of(kind)[0]), **options)
+
+
+def test_a_model_that_no_memory_holds_is_refused():
+    with pytest.raises(ConfigError, match="must fit into memory"):
+        build_model("mlp", LAYOUTS["numbers"], {"latent": 10**13})

@@ -109,5 +109,8 @@ def build_model(kind: str, layout: AnyLayout, options: Mapping[str, Any]) -> VAE
         raise ConfigError(
             f"model {kind!r} must have context columns. Got none. Mark a column with `context: true`, or choose 'mlp'."
         )
-    vae: VAE = build("model", {name: entry.builder for name, entry in MODELS.items()}, kind, layout, **options)
+    try:
+        vae: VAE = build("model", {name: entry.builder for name, entry in MODELS.items()}, kind, layout, **options)
+    except RuntimeError as error:  # torch's word for no memory
+        raise ConfigError(f"model {kind!r} must fit into memory. Got {dict(options)}. Make it smaller.") from error
     return vae
