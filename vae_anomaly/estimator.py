@@ -20,7 +20,6 @@ from vae_anomaly.batch import OK, Records
 from vae_anomaly.detector import Detector, Part
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.fitting import Recipe, fit_detector
-from vae_anomaly.models import default_model
 from vae_anomaly.preprocessing.tabular import TabularPreprocessor
 from vae_anomaly.schema import Column, Schema, check
 
@@ -80,11 +79,9 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def fit(self, X: Any, y: Any = None) -> Self:
         """Fit to normal records ``X``; the column types of a DataFrame say the kinds."""
         records, schema = self._records(X, reset=True)
-        given = (schema.modality, len(schema.modelled) < len(schema.columns))
-        kind = self.model or default_model(given[0], context=given[1])
         recipe = Recipe(
-            model=Part(kind, dict(self.model_options or {})),
-            score=Part(self.scoring) if self.scoring else None,
+            model=Part(self.model or "", dict(self.model_options or {})),
+            score=Part(self.scoring or ""),
             training=dict(self.training or {}),
             alpha=self.alpha,
             calibration=self.calibration,

@@ -20,7 +20,7 @@ import torch
 from vae_anomaly.batch import Records
 from vae_anomaly.detector import Detector, Member, Part, Reference, over_chunks, parts_of, reference_evaluations
 from vae_anomaly.errors import DataError, TrainingError
-from vae_anomaly.models import MODELS, Model, build_model, default_model
+from vae_anomaly.models import BUILDERS, MODELS, Model, build_model, default_model
 from vae_anomaly.objectives import BetaElbo
 from vae_anomaly.preprocessing import PREPROCESSORS, Preprocessor
 from vae_anomaly.registry import build, checked, lookup
@@ -113,7 +113,7 @@ def fit_detector(
     # before minutes of training, not after them
     checked("score", SCORES, recipe.score.kind, recipe.score.options)
     for part in parts_of(recipe.model):
-        checked("model", {name: entry.builder for name, entry in MODELS.items()}, part.kind, part.options)
+        checked("model", BUILDERS, part.kind, part.options)
     lookup("threshold.method", THRESHOLDS, recipe.threshold)
     if recipe.alpha is not None:
         require_supported(recipe.alpha, len(splits["calibration"]))

@@ -78,6 +78,8 @@ MODELS: dict[str, Model] = {
     ),
 }
 
+BUILDERS = {name: entry.builder for name, entry in MODELS.items()}
+
 
 def default_model(modality: str, *, context: bool) -> str:
     """The model that records of ``modality`` get where none is asked for."""
@@ -110,7 +112,7 @@ def build_model(kind: str, layout: AnyLayout, options: Mapping[str, Any]) -> VAE
             f"model {kind!r} must have context columns. Got none. Mark a column with `context: true`, or choose 'mlp'."
         )
     try:
-        vae: VAE = build("model", {name: entry.builder for name, entry in MODELS.items()}, kind, layout, **options)
+        vae: VAE = build("model", BUILDERS, kind, layout, **options)
     except RuntimeError as error:  # torch's word for no memory
         raise ConfigError(f"model {kind!r} must fit into memory. Got {dict(options)}. Make it smaller.") from error
     return vae
