@@ -76,28 +76,63 @@ def _share(value: float | None) -> str:
 
 
 @contextmanager
-def csv_file(path: Path | None) -> Iterator[Callable[[Measured], None]]:
-    """A writer of measurements, one line each, written at once: what an interrupted run has measured stays.
+def csv_file(path: Path | None) -> Iterator[tuple[list[Measured], Callable[[Measured], None]]]:
+    """What a file holds already, and a writer of further measurements, one line each, written at once.
+
+    What an interrupted run has measured stays and is not measured again.
 
     Raises
     ------
     ConfigError
-        The file cannot be written.
+        The file cannot be written, or holds something else.
     """
     if path is None:
-        yield lambda measured: None
+        yield [], lambda measured: None
         return
     try:
-        file = path.open("w", newline="", encoding="utf-8")
+        known = _known(path)
+        file = path.open("a", newline="", encoding="utf-8")
     except OSError as error:
         problem = f"Got {str(path)!r} ({error.strerror})."
         raise ConfigError(f"output must be a file in a folder that exists and can be written to. {problem}") from None
     with file:
-        lines = csv.DictWriter(file, [field.name for field in fields(Measured)], lineterminator="\n")
-        lines.writeheader()
+        lines = csv.DictWriter(file, NAMES, lineterminator="\n")
+        if known is None:
+            lines.writeheader()
 
         def write(measured: Measured) -> None:
             lines.writerow(asdict(measured))
             file.flush()
 
-        yield write
+        yield known or [], write
+
+
+NAMES = [field.name for field in fields(Measured)]
+
+
+def _known(path: Path) -> list[Measured] | None:
+    """The measurements in a file, None where there is none yet; a last line that was cut off is taken away."""
+    if not path.exists() or not path.stat().st_size:
+        return None
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    try:
+        rows = list(csv.reader(whole.decode().splitlines()))
+        if not rows or rows[0] != NAMES:
+            raise ValueError("other columns")
+        known = [_measured(row) for row in rows[1:]]
+    except ValueError as error:
+        raise ConfigError(
+            f"output must be a new file, or one of this command with the columns {NAMES}. Got {str(path)!r} ({error})."
+            " Choose another name."
+        ) from None
+    if whole != content:
+        path.write_bytes(whole)
+    return known
+
+
+def _measured(row: list[str]) -> Measured:
+    data, seed, method, *values = row
+    if len(row) != len(NAMES):
+        raise ValueError(f"{len(row)} values in a line")
+    return Measured(data, int(seed), method, *(float(v) if v else None for v in values))  # type: ignore[arg-type]
