@@ -21,7 +21,7 @@ ROWS = (
     ("schema",),
     ("config",),
     ("distributions",),
-    ("nn",),
+    ("nn", "views"),
     ("likelihoods",),
     ("vae",),
     ("models", "preprocessing", "objectives", "scores", "thresholds"),

@@ -211,10 +211,11 @@ def _trained(
     vae = build_seeded(lambda: build_model(model.kind, preprocessor.layout, model.options), seed)
     logs = []
     training, validation = parts["training"], parts["validation"]
+    vae.view.learn(training.x, training.observed)
     for log in train(vae, training, validation, _objective(model, recipe), plan, seed, device_of(recipe.device)):
         logs.append(log)
         on_epoch(log)
-    residuals = over_chunks(vae, validation, lambda e: e.likelihood.residuals(e.inputs.x, e.inputs.observed))
+    residuals = over_chunks(vae, validation, lambda e: e.likelihood.residuals(e.seen.x, e.seen.observed))
     vae.likelihood.rescale(residuals, validation.observed)
     return vae, tuple(logs)
 

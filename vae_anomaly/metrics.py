@@ -160,7 +160,7 @@ def held_out(detector: Detector, inputs: Inputs) -> HeldOutQuality:
     """Quality of the first member's VAE on ``inputs``."""
 
     def parts(e: Evaluation) -> Tensor:
-        likelihood = e.likelihood.log_prob(e.inputs.x, e.inputs.observed)
+        likelihood = e.likelihood.log_prob(e.seen.x, e.seen.observed)
         return torch.cat([e.z, e.kl, likelihood[:, None]], 1).double()
 
     k = detector.vae.latent

@@ -145,6 +145,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     vae.to(device)
     training, validation = (inputs.each(lambda part: part.to(device)) for inputs in (training, validation))
+    training = vae.seen(training)
     # fused Adam on CPU: one kernel for all parameters instead of a loop over them
     optimiser = torch.optim.Adam(vae.parameters(), lr=plan.learning_rate, fused=True)
     steps = plan.epochs * math.ceil(len(training) / plan.minibatch)
@@ -270,7 +271,7 @@ def validation_elbo(vae: VAE, inputs: Inputs) -> HeldOut:
     for start in range(0, len(inputs), CHUNK):
         rows = inputs[slice(start, start + CHUNK)]
         evaluation = evaluate(vae, rows)
-        likelihood += float(evaluation.likelihood.log_prob(rows.x, rows.observed).sum())
+        likelihood += float(evaluation.likelihood.log_prob(evaluation.seen.x, rows.observed).sum())
         parts.append(torch.stack([evaluation.kl, evaluation.z]))
     kl, mean = torch.cat(parts, 1).double()
     likelihood, by_dimension = likelihood / len(inputs), kl.mean(0)

@@ -11,7 +11,7 @@ Reference: Kingma and Welling, arXiv 1312.6114.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,16 +20,28 @@ from torch import Tensor, nn
 
 from vae_anomaly.distributions import DiagonalGaussian, Posterior, Prior
 from vae_anomaly.likelihoods import Distribution, Likelihood
+from vae_anomaly.views import Plain, View
 
 
 class VAE(nn.Module):
-    """posterior q(z given x, c), prior p(z given c), likelihood p(x given z, c)."""
+    """posterior q(z given x, c), prior p(z given c), likelihood p(x given z, c), all of x as its ``view`` maps it."""
 
     likelihood: Likelihood
+    view: View
 
-    def __init__(self, posterior: nn.Module, prior: nn.Module, likelihood: Likelihood) -> None:
+    def __init__(
+        self, posterior: nn.Module, prior: nn.Module, likelihood: Likelihood, view: View | None = None
+    ) -> None:
         super().__init__()
         self.posterior, self.prior, self.likelihood = posterior, prior, likelihood
+        self.view = Plain() if view is None else view
+
+    def seen(self, inputs: Inputs) -> Inputs:
+        """``inputs`` as the networks see them; a missing cell stays 0."""
+        x = self.view(inputs.x)
+        if x is not inputs.x and inputs.observed is not None:
+            x = x * inputs.observed
+        return replace(inputs, x=x)
 
     @property
     def latent(self) -> int:
@@ -93,6 +105,7 @@ def elbo_terms(
 ) -> ElboTerms:
     """Monte Carlo terms for ``noise`` (S, B, K) or (B, K): log p(x given z) and log q(z) - log p(z).
 
+    ``inputs`` are as the networks see them (:meth:`VAE.seen`).
     ``encoded`` replaces the encoder's input (denoising), ``fed`` (B, T) what a text's decoder is fed (word dropout);
     the likelihood is always that of ``inputs.x``.
     """
@@ -109,11 +122,13 @@ def elbo_terms(
 class Evaluation:
     """One deterministic pass of B records, at the posterior mean: what every score and explanation is made from.
 
-    ``z`` (B, K) is the posterior mean, ``posterior`` the Gaussians there: each level's given the means above it.
+    ``seen`` are the ``inputs`` as the networks see them, and what the likelihood is of. ``z`` (B, K) is the posterior
+    mean, ``posterior`` the Gaussians there: each level's given the means above it.
     """
 
     vae: VAE
     inputs: Inputs
+    seen: Inputs
     z: Tensor
     posterior: DiagonalGaussian
     prior: Prior
@@ -124,19 +139,29 @@ class Evaluation:
         """KL for each record and latent dimension, (B, K) nats: analytic, for a mixture prior its upper bound."""
         return self.prior.kl_from(self.posterior, self.z)
 
+    def expected(self, deviations: float = 0.0) -> Tensor:
+        """(B, F) features that the likelihood expects, in the unit of ``inputs.x``; numbers so many deviations off."""
+        mean = self.likelihood.mean()
+        if deviations:
+            size = self.likelihood.sigma.shape[-1]
+            mean = torch.cat([mean[:, :size] + deviations * self.likelihood.sigma, mean[:, size:]], -1)
+        return self.vae.view.inverse(mean)
+
     def log_weights(self, noise: Tensor) -> Tensor:
         """log p(x, z) - log q(z) for ``noise`` (S, K), the same for all records; (S, B) nats, one draw at a time."""
-        q: Posterior = self.vae.posterior(self.inputs.x, self.inputs.context)
+        seen = self.seen
+        q: Posterior = self.vae.posterior(seen.x, seen.context)
         rows = []
         for draw in noise:
-            z = q.push(draw.expand(len(self.inputs), -1))
-            likelihood = self.vae.likelihood(z, self.inputs.context).log_prob(self.inputs.x, self.inputs.observed)
+            z = q.push(draw.expand(len(seen), -1))
+            likelihood = self.vae.likelihood(z, seen.context).log_prob(seen.x, seen.observed)
             rows.append(likelihood + self.prior.log_prob(z) - q.log_prob(z))
         return torch.stack(rows)
 
 
 def evaluate(vae: VAE, inputs: Inputs) -> Evaluation:
     """Encode, decode at the posterior mean; no randomness, one record's result does not depend on the others."""
-    q: Posterior = vae.posterior(inputs.x, inputs.context)
+    seen = vae.seen(inputs)
+    q: Posterior = vae.posterior(seen.x, seen.context)
     z = q.mean
-    return Evaluation(vae, inputs, z, q.at(z), vae.prior(inputs.context), vae.likelihood(z, inputs.context))
+    return Evaluation(vae, inputs, seen, z, q.at(z), vae.prior(seen.context), vae.likelihood(z, seen.context))

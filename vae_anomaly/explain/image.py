@@ -34,7 +34,7 @@ def explain(detector: Detector, records: Records) -> list[Explanation]:
     share = latent_shares(detector, inputs, torch.from_numpy(nearest[:, 0]))
     terms += np.column_stack([share, -share.sum(1)])
     found = np.asarray(records.values[preprocessor.column])
-    means = [over_chunks(m.vae, inputs, lambda e: e.likelihood.mean()).numpy() for m in detector.members]
+    means = [over_chunks(m.vae, inputs, lambda e: e.expected()).numpy() for m in detector.members]
     expected = preprocessor.decode(sum(means[1:], means[0]) / len(means))
     size = preprocessor.height, preprocessor.width
     contexts = context_reasons(preprocessor.context, records)

@@ -32,13 +32,13 @@ def explain(detector: Detector, records: Records) -> list[Explanation]:
     terms = detector.terms(inputs)
     share = latent_shares(detector, inputs, torch.from_numpy(nearest[:, 0]))
     terms += np.column_stack([share, -share.sum(1)])
-    expected = _mean(detector, inputs, lambda e: e.likelihood.mean())
-    sigma = _mean(detector, inputs, lambda e: e.likelihood.sigma.expand(len(e.inputs), -1))
+    expected = _mean(detector, inputs, lambda e: torch.stack([e.expected(k) for k in (0.0, -1.0, 1.0)], 1))
+    off = _mean(detector, inputs, lambda e: e.likelihood.residuals(e.seen.x, e.seen.observed))
     found = {s.column: display(s, records) for s in _table(detector).states}
     contexts = context_reasons(_table(detector).context, records)
     return [
         Explanation(
-            strongest(_reasons(detector, found, inputs, i, terms[i], expected[i], sigma[i]) + contexts[i]),
+            strongest(_reasons(detector, found, inputs, i, terms[i], expected[i], off[i]) + contexts[i]),
             paired(nearest[i], distances[i]),
         )
         for i in range(len(records))
@@ -62,15 +62,17 @@ def _reasons(
     row: int,
     terms: np.ndarray,
     expected: np.ndarray,
-    sigma: np.ndarray,
+    off: np.ndarray,
 ) -> list[Contribution]:
+    """``expected`` (3, F) features: the mean, and a standard deviation below and above; ``off`` (R,) deviations."""
     reasons, at = [], 0
     for i, state in enumerate(_table(detector).states):
         part = slice(at, at + state.size)
         observed = inputs.observed is None or bool(inputs.observed[row, at]) if state.size else True
         x = inputs.x[row, part].numpy()
-        text, deviation = _expected(state, x, expected[part], sigma[part] if part.stop <= len(sigma) else sigma[:0])
-        value, deviation = found[state.column][row], deviation if observed else None
+        # numbers come first, so that a number's residual stands where its feature does
+        deviation = float(off[at]) if state.kind == "number" and observed else None
+        text, value = _expected(state, expected[:, part]), found[state.column][row]
         note = _note(state, x, observed)
         reasons.append(Contribution(state.column, float(terms[i]), value, text, deviation, note))
         at += state.size
@@ -78,19 +80,20 @@ def _reasons(
     return reasons
 
 
-def _expected(state: ColumnState, x: np.ndarray, mean: np.ndarray, sigma: np.ndarray) -> tuple[str, float | None]:
+def _expected(state: ColumnState, features: np.ndarray) -> str:
+    """What is expected, of ``features`` (3, size): the mean, and a standard deviation below and above it."""
+    mean = features[0]
     if state.kind == "number":
-        ends = [decode_number(state, float(mean[0] + side * sigma[0])) for side in (-1, 1)]
-        center, spread = decode_number(state, float(mean[0])), (ends[1] - ends[0]) / 2
-        return f"{number(center)} ± {number(spread)}", float((x[0] - mean[0]) / sigma[0])
+        center, low, high = (decode_number(state, float(feature)) for feature in features[:, 0])
+        return f"{number(center)} ± {number((high - low) / 2)}"
     if state.kind == "boolean":
-        return f"{'true' if mean[0] >= 0.5 else 'false'} ({max(mean[0], 1 - mean[0]):.0%})", None
+        return f"{'true' if mean[0] >= 0.5 else 'false'} ({max(mean[0], 1 - mean[0]):.0%})"
     if state.kind == "category":
         best = int(np.argmax(mean)) if len(mean) else 0
-        return (f"{state.categories[best]} ({mean[best]:.0%})" if len(mean) else ""), None
+        return f"{state.categories[best]} ({mean[best]:.0%})" if len(mean) else ""
     sine, cosine = (np.array(state.center) + mean * np.array(state.scale))[:2]
     seconds = round((math.atan2(sine, cosine) / (2 * math.pi) % 1.0) * DAY)
-    return f"about {seconds // 3600 % 24:02d}:{seconds // 60 % 60:02d} {state.timezone or 'UTC'}", None
+    return f"about {seconds // 3600 % 24:02d}:{seconds // 60 % 60:02d} {state.timezone or 'UTC'}"
 
 
 def _note(state: ColumnState, x: np.ndarray, observed: bool) -> str:
@@ -117,7 +120,7 @@ def display_inputs(state: ColumnState, x: np.ndarray, observed: bool) -> str:
         return "true" if x[0] >= 0.5 else "false"
     if state.kind == "category":
         return state.categories[int(np.argmax(x))] if x.any() else ""
-    return _expected(state, x, x, np.ones(4))[0].removeprefix("about ")
+    return _expected(state, x[None]).removeprefix("about ")
 
 
 def reference_values(detector: Detector, row: int, columns: Sequence[str]) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ def explain(detector: Detector, records: Records) -> list[Explanation]:
     nearest, distances = neighbours(detector, inputs)
     terms, ids = detector.terms(inputs), inputs.x.numpy()
     surprises = [
-        over_chunks(m.vae, inputs, lambda e: -e.likelihood.entry_log_prob(e.inputs.x, None)) for m in detector.members
+        over_chunks(m.vae, inputs, lambda e: -e.likelihood.entry_log_prob(e.seen.x, None)) for m in detector.members
     ]
     surprise = torch.stack(surprises).mean(0).numpy()
     surprise[ids == UNKNOWN] = preprocessor.unseen_nats

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -72,8 +73,9 @@ def found_and_expected(detector: Detector, inputs: Inputs) -> tuple[list[str], n
 
     For a category the value found is 1 and the expected one the probability that the model gave to it.
     """
-    mean = over_chunks(detector.vae, inputs, lambda e: e.likelihood.mean()).numpy()
-    sigma = over_chunks(detector.vae, inputs, lambda e: e.likelihood.sigma.expand(len(e.inputs), -1)).numpy()
+    around = over_chunks(detector.vae, inputs, lambda e: torch.stack([e.expected(k) for k in (0.0, -1.0, 1.0)], 1))
+    mean, low, high = around.numpy().swapaxes(0, 1)
+    sigma = (high - low) / 2
     x = inputs.x.numpy()
     seen = np.ones_like(x) if inputs.observed is None else inputs.observed.numpy()
     names, parts, at = [], [], 0

@@ -119,9 +119,9 @@ class Decoder:
             if isinstance(vae.likelihood, TokenLikelihood):
                 return _written(vae.likelihood, likelihood.z, len(z), self.decoding, self.generator).numpy()
             if not self.sample:
-                return np.asarray(likelihood.mean()[: len(z)].numpy())
+                return np.asarray(vae.view.inverse(likelihood.mean()[: len(z)]).numpy())
             few = FactorisedDistribution(likelihood.layout, likelihood.parameters[: len(z)], likelihood.sigma)
-            return drawn(few, self.generator).numpy()
+            return np.asarray(vae.view.inverse(drawn(few, self.generator)).numpy())
 
     def __call__(self, z: Tensor, context: Tensor | None) -> Decoded:
         return decoded(self.detector, self.features(z, context), context)

@@ -10,13 +10,18 @@ from vae_anomaly.vae import VAE
 
 
 def conditional_vae(
-    layout: Layout | PixelLayout, *, hidden: Sequence[int] = (256, 128), latent: int = 16, activation: str = "silu"
+    layout: Layout | PixelLayout,
+    *,
+    hidden: Sequence[int] = (256, 128),
+    latent: int = 16,
+    activation: str = "silu",
+    view: str = "plain",
 ) -> VAE:
     """q(z given x, c), a learned p(z given c) and p(x given z, c), all three fed the context c.
 
     Parameters
     ----------
     layout : the features and their families, and the length of the context.
-    hidden, latent, activation : as for ``mlp``.
+    hidden, latent, activation, view : as for ``mlp``.
     """
-    return mlp_vae(layout, hidden=hidden, latent=latent, activation=activation)
+    return mlp_vae(layout, hidden=hidden, latent=latent, activation=activation, view=view)

@@ -11,6 +11,7 @@ from vae_anomaly.errors import ConfigError
 from vae_anomaly.likelihoods import FactorisedDistribution, FactorisedLikelihood, Layout, PixelLayout
 from vae_anomaly.nn import ContextPrior, GaussianHead, StandardPrior, VampPrior, mlp
 from vae_anomaly.vae import VAE
+from vae_anomaly.views import view_of
 
 
 def mlp_vae(
@@ -21,6 +22,7 @@ def mlp_vae(
     activation: str = "silu",
     prior: str = "standard",
     pseudo_inputs: int = 50,
+    view: str = "plain",
 ) -> VAE:
     """q, p and p(x given z) with ``hidden`` layers, mirrored in the decoder.
 
@@ -31,6 +33,8 @@ def mlp_vae(
     latent : K, at least 1.
     activation : ``silu`` or ``relu`` between the layers; ``relu`` scores a fifth faster and detects a little worse.
     prior : ``standard``, or ``vamp`` for the mixture of the posteriors of ``pseudo_inputs`` learned inputs.
+    view : how the networks see numbers: ``plain``, ``standard``, ``logarithmic`` or ``rank``
+        (:mod:`vae_anomaly.views`).
     """
     if latent < 1 or any(width < 1 for width in hidden):
         raise ConfigError(f"model: latent and every hidden width must be at least 1. Got {latent} and {list(hidden)}.")
@@ -38,7 +42,7 @@ def mlp_vae(
     posterior = GaussianHead(mlp([layout.features + context, *widths, 2 * latent], activation))
     decoder = mlp([latent + context, *reversed(widths), layout.features], activation)
     chosen = prior_of(prior, posterior, latent, layout, pseudo_inputs)
-    return VAE(posterior, chosen, FactorisedLikelihood(decoder, layout))
+    return VAE(posterior, chosen, FactorisedLikelihood(decoder, layout), view_of(view, layout.size("gaussian")))
 
 
 def prior_of(

@@ -40,7 +40,7 @@ class ElboScore:
         if self.kl:
             score = evaluation.kl.sum(-1).double()
         if self.likelihood:
-            score = score - evaluation.likelihood.log_prob(inputs.x, inputs.observed).double()
+            score = score - evaluation.likelihood.log_prob(evaluation.seen.x, inputs.observed).double()
         if inputs.evidence is not None:
             score = score + inputs.evidence.double().sum(-1)
         return score
@@ -50,7 +50,7 @@ class ElboScore:
         inputs, layout = evaluation.inputs, evaluation.likelihood.layout
         terms = torch.zeros(len(inputs), layout.columns + 1, dtype=torch.float64)
         if self.likelihood:
-            entries = evaluation.likelihood.entry_log_prob(inputs.x, inputs.observed).double()
+            entries = evaluation.likelihood.entry_log_prob(evaluation.seen.x, inputs.observed).double()
             terms[:, :-1] = -by_column(entries, layout.column_of_feature, layout.columns)
         if self.kl:
             terms[:, -1] = evaluation.kl.sum(-1)

@@ -43,7 +43,7 @@ class ImportanceWeighted:
     def terms(self, evaluation: Evaluation) -> Tensor:
         """(B, Q + 1) nats: each column's negative log-likelihood at the posterior mean, and what the score adds."""
         inputs, layout = evaluation.inputs, evaluation.likelihood.layout
-        entries = evaluation.likelihood.entry_log_prob(inputs.x, inputs.observed).double()
+        entries = evaluation.likelihood.entry_log_prob(evaluation.seen.x, inputs.observed).double()
         columns = -by_column(entries, layout.column_of_feature, layout.columns)
         if inputs.evidence is not None:
             columns = columns + inputs.evidence

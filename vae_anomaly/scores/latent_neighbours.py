@@ -144,7 +144,7 @@ class LatentNeighbours:
             columns = by_column(squares[:, latent:], layout.column_of_residual, layout.columns)
         if self.surprise:
             inputs = evaluation.inputs
-            entries = evaluation.likelihood.entry_log_prob(inputs.x, inputs.observed).double()
+            entries = evaluation.likelihood.entry_log_prob(evaluation.seen.x, inputs.observed).double()
             judged = (entries != 0).sum(-1, keepdim=True).clamp_min(1)  # the likelihood has no say on the others
             columns += by_column(-self.surprise * entries / judged, layout.column_of_feature, layout.columns)
         if evaluation.inputs.evidence is not None:
@@ -162,7 +162,7 @@ def _embed(evaluation: Evaluation, latent_scale: Tensor, blur: float, with_resid
     if not with_residuals:
         return place
     inputs, layout = evaluation.inputs, evaluation.likelihood.layout
-    residuals = evaluation.likelihood.residuals(inputs.x, inputs.observed)
+    residuals = evaluation.likelihood.residuals(evaluation.seen.x, inputs.observed)
     if blur:
         if not isinstance(layout, PixelLayout):
             raise ConfigError(f"score.blur must be 0 for records that are no images. Got {blur!r}.")
