@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from vae_anomaly.preprocessing import PREPROCESSORS, Preprocessor
 from vae_anomaly.preprocessing.tabular import TabularPreprocessor
 from vae_anomaly.registry import build
 from vae_anomaly.schema import Schema
-from vae_anomaly.scores import SCORES, Score
+from vae_anomaly.scores import SCORES, Referring, Score
 from vae_anomaly.thresholds import Threshold
 from vae_anomaly.training import build_seeded, limited_threads
 from vae_anomaly.vae import VAE, Evaluation, Inputs, evaluate
@@ -109,8 +109,13 @@ class Detector:
         """Model inputs of scorable records."""
         return self.preprocessor.encode(records)
 
-    def scores(self, inputs: Inputs) -> np.ndarray:
-        """(B,) float64 nats, high = anomalous: the mean of the members' scores."""
+    def scores(self, inputs: Inputs, own: int | None = None) -> np.ndarray:
+        """(B,) float64 nats, high = anomalous: the mean of the members' scores.
+
+        Where the records are those of the reference from position ``own`` on, each is scored as if it were not in it.
+        """
+        if own is not None:
+            return self._mean(lambda m: _left_out(m, inputs, own))
         inputs, copies = distinct(inputs)
         scores = self._mean(lambda m: over_chunks(m.vae, inputs, m.score))
         return scores if copies is None else scores[copies]
@@ -135,6 +140,17 @@ class Detector:
         first, *others = (of_member(member).numpy() for member in self.members)
         mean: np.ndarray = sum(others, first) / len(self.members) if others else first
         return mean
+
+    def without(self, record_ids: Collection[str]) -> Detector:
+        """The detector for which no record of these ids is a neighbour: to measure it on them."""
+        index = torch.tensor([i for i, name in enumerate(self.reference.record_ids) if name not in record_ids])
+        if len(index) in (0, len(self.reference.record_ids)):
+            return self
+        members = tuple(
+            replace(m, score=m.score.kept(index)) if isinstance(m.score, Referring) else m for m in self.members
+        )
+        kept = tuple(self.reference.record_ids[i] for i in index.tolist())
+        return replace(self, members=members, reference=Reference(self.reference.inputs[index], kept))
 
     def detect(self, records: Records) -> Detections:
         """Scores, p-values and decisions; unscorable rows get NaN and are kept with their reason.
@@ -360,6 +376,21 @@ def chunks(vae: VAE, inputs: Inputs) -> Iterator[Inputs]:
 def over_chunks(vae: VAE, inputs: Inputs, function: Callable[[Evaluation], Tensor]) -> Tensor:
     """``function`` of the deterministic evaluation of every record, computed in fixed chunks; (B, ...)."""
     return over_parts(vae, chunks(vae, inputs), function)
+
+
+def _left_out(member: Member, inputs: Inputs, start: int) -> Tensor:
+    """The score of ``inputs``, the reference records from ``start`` on, each left out; another score as it is."""
+    score, own = member.score, torch.arange(start, start + len(inputs))
+    if not isinstance(score, Referring):
+        return over_chunks(member.vae, inputs, score)
+    places = iter(torch.split(own, chunk_rows(member.vae, inputs.x.shape[1])))
+
+    def left_out(evaluation: Evaluation) -> Tensor:
+        place = next(places)
+        padding = place.new_full((len(evaluation.inputs) - len(place),), -1)  # nobody's
+        return score.left_out(evaluation, torch.cat([place, padding]))
+
+    return over_chunks(member.vae, inputs, left_out)
 
 
 def over_parts(vae: VAE, parts: Iterable[Inputs], function: Callable[[Evaluation], Tensor]) -> Tensor:

@@ -20,15 +20,15 @@ import torch
 from vae_anomaly.batch import Records
 from vae_anomaly.detector import Detector, Member, Part, Reference, over_chunks, parts_of, reference_evaluations
 from vae_anomaly.errors import DataError, TrainingError
-from vae_anomaly.models import BUILDERS, MODELS, Model, build_model, default_model
+from vae_anomaly.models import BUILDERS, MODELS, build_model, default_model, default_score
 from vae_anomaly.objectives import BetaElbo
 from vae_anomaly.preprocessing import PREPROCESSORS, Preprocessor
 from vae_anomaly.registry import build, checked, lookup
 from vae_anomaly.schema import Schema
-from vae_anomaly.scores import SCORES
+from vae_anomaly.scores import SCORES, Referring
 from vae_anomaly.thresholds import THRESHOLDS, Threshold, require_supported
 from vae_anomaly.training import EpochLog, TrainingPlan, build_seeded, device_of, limited_threads, train
-from vae_anomaly.vae import VAE, Inputs
+from vae_anomaly.vae import VAE, Inputs, concatenated
 
 MIN_RECORDS = 8
 REFERENCE_RECORDS, REFERENCE_BYTES = 10_000, 256 << 20
@@ -68,10 +68,13 @@ class Recipe:
         """
         given = schema.modality, len(schema.modelled) < len(schema.columns)
         model, score = self.model or Part(""), self.score or Part("")
-        model = replace(model, kind=model.kind or default_model(given[0], context=given[1]))
-        first: Model = lookup("model.kind", MODELS, parts_of(model)[0].kind)
-        kind = score.kind or first.score
-        own = first.score_options if kind == first.score else {}
+        if not model.kind:
+            kind, members = default_model(given[0], context=given[1])
+            # options without a kind are those of a single model
+            model = Part(parts_of(Part(kind, members))[0].kind if model.options else kind, model.options or members)
+        usual, options = default_score(parts_of(model)[0].kind, given[0])
+        kind = score.kind or usual
+        own = options if kind == usual else {}
         return replace(self, model=model, score=Part(kind, {**own, **score.options}))
 
 
@@ -134,8 +137,12 @@ def _fit(
         require_supported(recipe.alpha, len(splits["calibration"]))
     parts = {name: preprocessor.encode(records.take(index)) for name, index in splits.items()}
     most = max(1, min(REFERENCE_RECORDS, REFERENCE_BYTES // (4 * preprocessor.layout.features)))
-    kept = splits["training"][:most]
-    reference = Reference(_bare(parts["training"][slice(0, most)]), tuple(map(str, records.record_ids[kept])))
+    # where all fit the held-out records are neighbours too: with few records every one counts
+    every = sum(map(len, parts.values())) <= most
+    names = ["training", "validation", "calibration"] if every else ["training"]
+    kept = np.concatenate([splits[name] for name in names])[:most]
+    inputs = concatenated([_bare(parts[name]) for name in names])[slice(0, most)]
+    reference = Reference(inputs, tuple(map(str, records.record_ids[kept])))
     assert recipe.model is not None and recipe.score is not None
     members, epochs = [], []
     models = parts_of(recipe.model)
@@ -149,13 +156,19 @@ def _fit(
         vae, logs = _trained(model, preprocessor, parts, recipe, plan, recipe.seed + i, tell)
         epochs.append(logs)
         # not in inference mode: explanations take gradients through the fitted score
-        seen = reference_evaluations(vae, reference.inputs)
-        members.append(Member(vae, build("score", SCORES, recipe.score.kind, seen, None, **recipe.score.options)))
+        trained = min(most, len(parts["training"]))
+        seen = reference_evaluations(vae, inputs[slice(0, trained)])
+        score = build("score", SCORES, recipe.score.kind, seen, None, **recipe.score.options)
+        if isinstance(score, Referring) and every:
+            score = score.joined(reference_evaluations(vae, inputs[slice(trained, None)]))
+        members.append(Member(vae, score))
     unset = Threshold(recipe.threshold, 0.5, np.zeros(1))
     detector = Detector(
         schema, preprocessor, recipe.model, recipe.score, tuple(members), unset, reference, _provenance(recipe, records)
     )
-    calibration = detector.scores(parts["calibration"])
+    starts = {name: sum(len(parts[n]) for n in names[: names.index(name)]) for name in names}
+    held_out = {name: detector.scores(parts[name], own=starts.get(name)) for name in ("validation", "calibration")}
+    calibration = held_out["calibration"]
     if not np.isfinite(calibration).all() or calibration.min() == calibration.max():
         raise TrainingError(
             f"calibration scores must be finite and differ. Got {len(np.unique(calibration))} distinct values among"
@@ -164,7 +177,7 @@ def _fit(
     alpha = supported_alpha(len(calibration)) if recipe.alpha is None else recipe.alpha
     threshold = lookup("threshold.method", THRESHOLDS, recipe.threshold)(calibration, alpha=alpha)
     detector = Detector(**{**vars(detector), "threshold": threshold})
-    return Fit(detector, epochs[0], plans[0], splits, detector.scores(parts["validation"]))
+    return Fit(detector, epochs[0], plans[0], splits, held_out["validation"])
 
 
 def _of_known_context(

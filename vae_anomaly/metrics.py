@@ -34,12 +34,12 @@ from torch import Tensor
 
 from vae_anomaly.corruption import KINDS, MAX_COLUMNS, corruptions, places
 from vae_anomaly.detector import Detector, Member, Part, chunk_rows, over_chunks, parts_of, reference_evaluations
-from vae_anomaly.models import MODELS
+from vae_anomaly.models import default_score
 from vae_anomaly.preprocessing import Preprocessor
 from vae_anomaly.registry import build
 from vae_anomaly.scores import SCORES
 from vae_anomaly.training import ACTIVE_VARIANCE
-from vae_anomaly.vae import Evaluation, Inputs
+from vae_anomaly.vae import Evaluation, Inputs, concatenated
 
 MAX_RECORDS = 5000  # that training or held-out records are thinned to before anything is measured
 # records to corrupt, the copies of them that recall and the comparison score, the values of these copies
@@ -231,29 +231,9 @@ def _scored(
         waiting += [part] if part else []
         lengths = [len(inputs) for _, inputs in waiting]
         if waiting and (part is None or sum(lengths) >= together):
-            scores = np.split(score(_joined([inputs for _, inputs in waiting])), np.cumsum(lengths)[:-1], axis=-1)
+            scores = np.split(score(concatenated([inputs for _, inputs in waiting])), np.cumsum(lengths)[:-1], axis=-1)
             names, waiting = [name for name, _ in waiting], []
             yield from zip(names, scores, strict=True)
-
-
-def _joined(parts: Sequence[Inputs]) -> Inputs:
-    """All records of ``parts``; where only some have a mask or evidence, the others' is that of nothing missing."""
-
-    def whole(name: str, empty: float) -> Tensor | None:
-        found = [getattr(part, name) for part in parts]
-        like = next((f for f in found if f is not None), None)
-        if like is None:
-            return None
-        filled = (
-            like.new_full((len(part), like.shape[1]), empty) if f is None else f
-            for part, f in zip(parts, found, strict=True)
-        )
-        return torch.cat(list(filled))
-
-    if len(parts) == 1:
-        return parts[0]
-    x = torch.cat([part.x for part in parts])
-    return Inputs(x, whole("observed", 1.0), whole("evidence", 0.0), whole("context", 0.0))
 
 
 def weak(recall: Mapping[str, float], alpha: float) -> list[str]:
@@ -298,8 +278,8 @@ def _scored_by(detector: Detector, kind: str) -> Detector | None:
     """The same weights with another score; None where it is the one that they have."""
     if kind == detector.score_part.kind:
         return None
-    own = MODELS[parts_of(detector.model)[0].kind]
-    part = Part(kind, own.score_options if kind == own.score else {})
+    usual, options = default_score(parts_of(detector.model)[0].kind, detector.preprocessor.layout.modality)
+    part = Part(kind, options if kind == usual else {})
     members = []
     for member in detector.members:
         seen = reference_evaluations(member.vae, detector.reference.inputs)

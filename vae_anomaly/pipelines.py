@@ -264,13 +264,12 @@ def fit(ws: Workspace, progress: Progress = silent) -> FitOutcome:
         training.records, ws.schema, ws.recipe, lambda log, total: progress("training", log.epoch + 1, total)
     )
     normal = normal_records(training.records)
-    # the calibration records trained no weight and set no scale
+    # the calibration records trained no weight and set no scale, and must not be their own neighbours
     known, held_out = (
         fitted.detector.encode(normal.take(fitted.splits[part][:MAX_RECORDS])) for part in ("training", "calibration")
     )
-    assessment = assess(
-        fitted.detector, known, held_out, seed=ws.monitor.seed, tell=lambda stage: progress(stage, 0, 1)
-    )
+    apart = fitted.detector.without(set(map(str, normal.record_ids[fitted.splits["calibration"]])))
+    assessment = assess(apart, known, held_out, seed=ws.monitor.seed, tell=lambda stage: progress(stage, 0, 1))
     progress("registering", 0, 1)
     registered = tracker.log_fit(
         fitted,

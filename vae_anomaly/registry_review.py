@@ -137,10 +137,11 @@ def review(
     if records is not None:
         validation = records.take(split(records, recipe)["validation"])
         warnings += _changes(tags, monitor, candidate, records)
-        evidence = Evidence.of(candidate, validation)
+        own = set(map(str, validation.record_ids))
+        evidence = Evidence.of(candidate.without(own), validation)
         if rival is not None:
             same = rival.schema.digest == candidate.schema.digest
-            known = Evidence.of(rival, validation) if same else None
+            known = Evidence.of(rival.without(own), validation) if same else None
             warnings += [] if same else ["The champion reads other columns: it was not compared on the records."]
     gates = evaluate_gates(candidate, evidence, known, mlflow.registry.review.gates)
     agreement, correlation = _agreement(evidence, known)

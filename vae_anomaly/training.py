@@ -69,10 +69,10 @@ class TrainingPlan:
     ) -> TrainingPlan:
         """Fill what is not given from the number of training ``records``.
 
-        The minibatch is an eighth of the records, between 64 and 512; ``steps`` 4,000 at a minibatch of 64 and fewer
+        The minibatch is an eighth of the records, between 64 and 256; ``steps`` 4,000 at a minibatch of 64 and fewer
         with the square root of a larger one; patience a fifth of the epochs.
         """
-        size = minibatch or min(512, max(64, records // 8))
+        size = minibatch or min(256, max(64, records // 8))
         steps = steps or round(4000 * math.sqrt(64 / size))
         total = epochs or max(least_epochs, math.ceil(steps / math.ceil(records / size)))
         return TrainingPlan(total, size, learning_rate, patience or max(5, total // 5), **more)

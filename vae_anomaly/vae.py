@@ -10,7 +10,7 @@ Reference: Kingma and Welling, arXiv 1312.6114.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -79,6 +79,26 @@ class Inputs:
         """``function`` of every tensor that is there."""
         parts = (self.x, self.observed, self.evidence, self.context)
         return Inputs(*(None if part is None else function(part) for part in parts))  # type: ignore[arg-type]
+
+
+def concatenated(parts: Sequence[Inputs]) -> Inputs:
+    """All records of ``parts``; where only some have a mask or evidence, the others' is that of nothing missing."""
+
+    def whole(name: str, empty: float) -> Tensor | None:
+        found = [getattr(part, name) for part in parts]
+        like = next((f for f in found if f is not None), None)
+        if like is None:
+            return None
+        filled = (
+            like.new_full((len(part), like.shape[1]), empty) if f is None else f
+            for part, f in zip(parts, found, strict=True)
+        )
+        return torch.cat(list(filled))
+
+    if len(parts) == 1:
+        return parts[0]
+    x = torch.cat([part.x for part in parts])
+    return Inputs(x, whole("observed", 1.0), whole("evidence", 0.0), whole("context", 0.0))
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ def write_page(result: Comparison, path: Path) -> None:
             {"cells": row, "best": [i + 1 for i, line in enumerate(result.lines) if _is_best(result, row[0], line)]}
             for row in rows_by_set
         ],
-        bars=[{"name": name, "value": mean, "width": f"{100 * max(0.0, 2 * mean - 1):.2f}"} for name, mean in _bars(result)],
+        bars=[{"name": name, "value": auc, "width": f"{max(0.0, 200 * auc - 100):.2f}"} for name, auc in _bars(result)],
     )  # fmt: skip
     try:
         path.write_text(page, encoding="utf-8")

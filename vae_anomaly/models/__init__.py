@@ -21,6 +21,7 @@ from vae_anomaly.registry import build, lookup
 from vae_anomaly.vae import VAE
 
 FACTORISED = ("table", "image")
+TABLE_VIEWS = ("standard", "logarithmic", "rank")
 
 
 @dataclass(frozen=True)
@@ -33,21 +34,25 @@ class Model:
     builder: Callable[..., VAE]
     modalities: tuple[str, ...]
     context: Literal["none", "optional", "required"] = "none"
-    score: str = "latent_neighbours"
+    score: str = "surprisal"
     score_options: Mapping[str, Any] = field(default_factory=dict)
     objective: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
+# half a deviation of noise: what is learned is where the record would be without it, and not to copy it
+NOISY: dict[str, Any] = {"steps": 1500, "input_noise": 0.5}
+
 MODELS: dict[str, Model] = {
-    "mlp": Model(mlp_vae, FACTORISED),
-    "conditional": Model(conditional_vae, FACTORISED, "required"),
-    "hierarchical": Model(hierarchical_vae, FACTORISED),
+    "mlp": Model(mlp_vae, FACTORISED, training=NOISY),
+    "conditional": Model(conditional_vae, FACTORISED, "required", training=NOISY),
+    "hierarchical": Model(hierarchical_vae, FACTORISED, training=NOISY),
     "visualization": Model(visualization_vae, FACTORISED),
     "conv": Model(
         conv_vae,
         ("image",),
         "optional",
+        score="latent_neighbours",
         score_options={"blur": 0.7},
         objective={"warmup": 0.1},
         training={
@@ -64,6 +69,7 @@ MODELS: dict[str, Model] = {
         ("text",),
         "optional",
         # each rare template of a log is a place of its own, and its lines are unlikely however normal they are
+        score="latent_neighbours",
         score_options={"k": 1, "residuals": False, "surprise": 0.03},
         objective={"free_bits": 0.3},
         training={
@@ -81,9 +87,24 @@ MODELS: dict[str, Model] = {
 BUILDERS = {name: entry.builder for name, entry in MODELS.items()}
 
 
-def default_model(modality: str, *, context: bool) -> str:
-    """The model that records of ``modality`` get where none is asked for."""
-    return {"table": "conditional" if context else "mlp", "image": "conv", "text": "lstm"}[modality]
+def default_model(modality: str, *, context: bool) -> tuple[str, dict[str, Any]]:
+    """Kind and options of the model that records of ``modality`` get where none is asked for.
+
+    Tables get an ensemble of small networks that see numbers on three scales (:mod:`vae_anomaly.views`).
+    """
+    if modality != "table":
+        return {"image": "conv", "text": "lstm"}[modality], {}
+    kind = "conditional" if context else "mlp"
+    return "ensemble", {"members": [{"kind": kind, "hidden": [128, 64], "view": view} for view in TABLE_VIEWS]}
+
+
+def default_score(kind: str, modality: str) -> tuple[str, Mapping[str, Any]]:
+    """Kind and options of the score that a model is used with where nothing else is asked for.
+
+    Of an image's pixels none says much by itself: it is judged by its neighbours alone.
+    """
+    model: Model = lookup("model.kind", MODELS, kind)
+    return ("latent_neighbours" if modality == "image" else model.score), model.score_options
 
 
 def build_model(kind: str, layout: AnyLayout, options: Mapping[str, Any]) -> VAE:

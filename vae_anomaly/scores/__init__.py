@@ -9,14 +9,15 @@ Legend: B records, Q columns, K latent dimensions, R residuals, M reference reco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from vae_anomaly.scores.elbo import kl_score, negative_elbo, reconstruction
 from vae_anomaly.scores.importance import importance_weighted
 from vae_anomaly.scores.latent_neighbours import latent_neighbours
+from vae_anomaly.scores.surprisal import surprisal
 from vae_anomaly.vae import Evaluation
 
 
@@ -34,8 +35,23 @@ class Score(Protocol):
         """(B, Q + 1) entries that sum to the score."""
 
 
+@runtime_checkable
+class Referring(Score, Protocol):
+    """A score that compares with reference records, and that more of them never raise."""
+
+    def joined(self, more: Sequence[Evaluation]) -> Referring:
+        """With the records of ``more`` behind the reference."""
+
+    def kept(self, index: Tensor) -> Referring:
+        """With only the reference records at ``index``."""
+
+    def left_out(self, evaluation: Evaluation, own: Tensor) -> Tensor:
+        """(B,) score of reference records at ``own`` (B,), each as if it were not among them."""
+
+
 # name -> builder(evaluations of the reference records or None, saved tensors or None, **options)
 SCORES: dict[str, Callable[..., Any]] = {
+    "surprisal": surprisal,
     "latent_neighbours": latent_neighbours,
     "negative_elbo": negative_elbo,
     "importance_weighted": importance_weighted,

@@ -5,13 +5,18 @@ Each record becomes a vector in natural units,
 .. math:: v(x) = [\mu(x) / \bar\sigma,\; r(x)],
 
 the posterior mean over the posterior scale averaged over the training records, and the deviance residuals of the
-reconstruction. The score is half the mean squared distance to the k nearest training records plus the evidence of
-missing and unseen values,
+reconstruction. The score is the negative log of the mean of unit Gaussian kernels on the k nearest training records,
+in nats, plus the evidence of missing and unseen values,
 
-.. math:: s(x) = \frac{1}{2k} \sum_{j \in N_k(x)} \lVert v(x) - v_j \rVert^2 + \mathrm{evidence}(x),
+.. math:: s(x) = -\log \frac1k \sum_{j \in N_k(x)} e^{-d_j} + \mathrm{evidence}(x)
+    = \sum_j w_j d_j + KL(w \| \tfrac1k) + \mathrm{evidence}(x), \qquad d_j = \tfrac12 \lVert v(x) - v_j \rVert^2,
 
-the negative log of a unit Gaussian around the neighbours, in nats. It is a sum over the entries of v: a residual's
-part belongs to its column, and the latent part is the unusual combination of values.
+with :math:`w_j \propto e^{-d_j}`. The first sum is one over the entries of v: a residual's part belongs to its column;
+the latent part and what the neighbours differ by are the unusual combination of values. No term is negative.
+
+More reference records never raise the score. So a calibration record may be one of them, if it is scored as if it were
+not (``left_out``): were a new record among them too, all would be treated alike and the conformal p-value would be
+exact, and without it the calibration scores are higher than that, if anything.
 
 Without ``residuals`` v is the latent part alone. Texts are scored so: of normal lines some templates are rare, every
 line of such a template has large residuals, and its nearest neighbour is the only one that tells. ``surprise`` times
@@ -27,7 +32,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -57,15 +62,38 @@ class Nearest:
         """(B, k) positions of the nearest vectors, nearest first."""
         return torch.cat([self._of_block(rows) for rows in _blocks(v)])
 
-    def squares(self, v: Tensor) -> Tensor:
-        """(B, V) float64: half the mean squared difference to the k nearest, entry by entry."""
-        return torch.cat([squares for rows in _blocks(v) for squares in self._squares(rows, self._of_block(rows))])
+    def scores(self, v: Tensor, own: Tensor | None = None) -> Tensor:
+        """(B,) float64 nats: -log of the mean kernel on the k nearest; a vector ``own`` (B,) is not among them."""
+        parts = (half.sum(-1) for half in self._halves(v, own))
+        return torch.cat([math.log(self.k) - torch.logsumexp(-distance, -1) for distance in parts])
 
-    def _squares(self, v: Tensor, nearest: Tensor) -> Iterator[Tensor]:
-        """:meth:`squares` of one block, whose (B, k) ``nearest`` are known, part by part."""
+    def terms(self, v: Tensor, own: Tensor | None = None) -> Tensor:
+        """(B, V + 1) float64 nats that sum to :meth:`scores`: half the weighted squared differences to the k nearest,
+        entry by entry, and KL(w, 1/k)."""
+        parts = []
+        for half in self._halves(v, own):
+            weight = torch.softmax(-half.sum(-1), -1)
+            apart = math.log(self.k) - torch.special.entr(weight).sum(-1, keepdim=True)
+            parts.append(torch.cat([(weight[..., None] * half).sum(1), apart], -1))
+        return torch.cat(parts)
+
+    def _others(self, v: Tensor, own: Tensor | None) -> Tensor:
+        """(B, k) nearest of one block, without ``own``."""
+        if own is None:
+            return self._of_block(v)
+        near = replace(self, k=self.k + 1)._of_block(v)
+        gone = near == own[:, None]
+        # a record with many copies may not be among the nearest of itself: then the last one goes
+        gone[:, -1] |= ~gone.any(1)
+        return near[~gone].view(len(v), self.k)
+
+    def _halves(self, v: Tensor, own: Tensor | None) -> Iterator[Tensor]:
+        """(B, k, V) float64: half the squared differences to the k nearest, a few records at a time."""
         step = max(1, min(BLOCK, DIFFERENCES // (self.k * v.shape[1])))
-        for rows, near in zip(_blocks(v, step), _blocks(nearest, step), strict=True):
-            yield 0.5 * (rows[:, None, :] - self.vectors[near]).double().square().mean(1)
+        for at, block in enumerate(_blocks(v)):
+            mine = None if own is None else own[at * BLOCK : at * BLOCK + len(block)]
+            for rows, near in zip(_blocks(block, step), _blocks(self._others(block, mine), step), strict=True):
+                yield 0.5 * (rows[:, None, :] - self.vectors[near]).double().square()
 
     @cached_property
     def _table(self) -> Tensor:
@@ -127,29 +155,57 @@ class LatentNeighbours:
         """(B, k) indices of the nearest reference records, nearest first."""
         return self._space.indices(self.embed(evaluation))
 
+    def joined(self, more: Sequence[Evaluation]) -> LatentNeighbours:
+        """With the records of ``more`` behind the reference."""
+        return replace(self, vectors=torch.cat([self.vectors, *(self.embed(part) for part in more)]))
+
+    def kept(self, index: Tensor) -> LatentNeighbours:
+        """With only the reference records at ``index``, and with fewer neighbours where these are too few."""
+        return replace(self, vectors=self.vectors[index], k=min(self.k, len(index)))
+
+    def left_out(self, evaluation: Evaluation, own: Tensor) -> Tensor:
+        """(B,) nats of reference records at ``own`` (B,), each as if it were not among them."""
+        return self._score(evaluation, own)
+
     def __call__(self, evaluation: Evaluation) -> Tensor:
         """(B,) nats, float64."""
+        return self._score(evaluation, None)
+
+    def _score(self, evaluation: Evaluation, own: Tensor | None) -> Tensor:
         if self.surprise:
-            return self.terms(evaluation).sum(-1)
-        score = self._space.squares(self.embed(evaluation)).sum(-1)
-        evidence = evaluation.inputs.evidence
+            return self._with_evidence(evaluation, self.terms_of_neighbours(evaluation, own)).sum(-1)
+        score, evidence = self.distance(evaluation, own), evaluation.inputs.evidence
         return score if evidence is None else score + evidence.double().sum(-1)
+
+    def distance(self, evaluation: Evaluation, own: Tensor | None = None) -> Tensor:
+        """(B,) nats: the score without the evidence and the mean surprise."""
+        return self._space.scores(self.embed(evaluation), own)
 
     def terms(self, evaluation: Evaluation) -> Tensor:
         """(B, Q + 1) nats."""
-        squares, latent = self._space.squares(self.embed(evaluation)), len(self.latent_scale)
+        return self._with_evidence(evaluation, self.terms_of_neighbours(evaluation))
+
+    def terms_of_neighbours(self, evaluation: Evaluation, own: Tensor | None = None) -> Tensor:
+        """(B, Q + 1) nats, none negative, that sum to :meth:`distance`."""
+        entries, latent = self._space.terms(self.embed(evaluation), own), len(self.latent_scale)
         layout = evaluation.likelihood.layout
-        columns = torch.zeros(len(squares), layout.columns, dtype=squares.dtype)
+        columns = torch.zeros(len(entries), layout.columns, dtype=entries.dtype)
         if self.residuals:
-            columns = by_column(squares[:, latent:], layout.column_of_residual, layout.columns)
+            columns = by_column(entries[:, latent:-1], layout.column_of_residual, layout.columns)
+        rest = entries[:, :latent].sum(-1, keepdim=True) + entries[:, -1:]
+        return torch.cat([columns, rest], -1)
+
+    def _with_evidence(self, evaluation: Evaluation, terms: Tensor) -> Tensor:
+        layout = evaluation.likelihood.layout
+        columns = terms[:, :-1]
         if self.surprise:
             inputs = evaluation.inputs
             entries = evaluation.likelihood.entry_log_prob(evaluation.seen.x, inputs.observed).double()
             judged = (entries != 0).sum(-1, keepdim=True).clamp_min(1)  # the likelihood has no say on the others
-            columns += by_column(-self.surprise * entries / judged, layout.column_of_feature, layout.columns)
+            columns = columns + by_column(-self.surprise * entries / judged, layout.column_of_feature, layout.columns)
         if evaluation.inputs.evidence is not None:
-            columns += evaluation.inputs.evidence
-        return torch.cat([columns, squares[:, :latent].sum(-1, keepdim=True)], -1)
+            columns = columns + evaluation.inputs.evidence
+        return torch.cat([columns, terms[:, -1:]], -1)
 
 
 def _blocks(v: Tensor, size: int = BLOCK) -> Iterator[Tensor]:

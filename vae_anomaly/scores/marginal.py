@@ -1,0 +1,91 @@
+r"""How rare each value is by itself, whatever the others are: a histogram of every column.
+
+.. math:: m_q(x) = \log \max_v p_q(v) - \log p_q(x_q) \ge 0
+
+in nats: 0 for a column's most frequent value. A number that takes few values has a count for each of them, any other
+number equal bins over the range of the training records; half a record is added to each bin, and to what lies outside.
+
+Legend: B records, M training records, F features, P features that have bins, E edges, Q columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vae_anomaly.likelihoods import Layout, PixelLayout
+from vae_anomaly.scores.elbo import by_column
+from vae_anomaly.vae import Inputs
+
+FEW, BINS = 10, 50
+EDGES = 2 * BINS
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """``edges`` (P, E) ascending, infinite where there are fewer, the ``nats`` (P, E + 1) between them, and those of
+    the values of categories, ``categories`` (F - P,)."""
+
+    edges: Tensor
+    nats: Tensor
+    categories: Tensor
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What was counted."""
+        return {"edges": self.edges, "nats": self.nats, "categories": self.categories}
+
+    def terms(self, inputs: Inputs, layout: Layout | PixelLayout) -> Tensor:
+        """(B, Q) float64 nats of each column; 0 where the cell is missing."""
+        binned = len(self.edges)
+        place = torch.searchsorted(self.edges, inputs.x[:, :binned].T.contiguous(), right=True)
+        entries = torch.cat([self.nats.gather(1, place).T, inputs.x[:, binned:] * self.categories], 1)
+        if inputs.observed is not None:
+            entries = entries * inputs.observed
+        return by_column(entries.double(), layout.column_of_feature, layout.columns)
+
+
+def marginal(parts: Sequence[Inputs], layout: Layout | PixelLayout) -> Marginal:
+    """Count the values of the training records ``parts``."""
+    x = torch.cat([part.x for part in parts])
+    if all(part.observed is None for part in parts):
+        observed = torch.ones_like(x)
+    else:
+        observed = torch.cat([torch.ones_like(p.x) if p.observed is None else p.observed for p in parts])
+    binned = layout.size("gaussian") + layout.size("bernoulli")
+    edges, nats = torch.full((binned, EDGES), torch.inf), torch.zeros(binned, EDGES + 1)
+    for i in range(binned):
+        column = x[observed[:, i] > 0, i]
+        if len(column):
+            found, between = _counted(column)
+            edges[i, : len(found)] = found
+            nats[i, : len(between)], nats[i, len(between) :] = between, between[-1]
+    categories, start = torch.zeros(x.shape[1] - binned), binned
+    for size in layout.categorical_sizes:
+        count = x[:, start : start + size].sum(0) + 0.5
+        categories[start - binned : start - binned + size] = (count.max() / count).log()
+        start += size
+    return Marginal(edges, nats, categories)
+
+
+def _counted(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Edges (E,) and nats (E + 1,) of one column."""
+    distinct, counts = torch.unique(values, return_counts=True)
+    if len(distinct) <= FEW:
+        # a narrow bin around each value; what lies between is as rare as what lies outside
+        gap = float(distinct.diff().min()) / 4 if len(distinct) > 1 else 1e-4
+        edges = torch.stack([distinct - gap, distinct + gap], 1).flatten()
+        inside = torch.zeros(len(edges) + 1)
+        inside[1::2] = counts.float()
+        count = inside + 0.5
+    else:
+        bins = min(BINS, math.isqrt(len(values)) + 1)
+        edges = torch.linspace(float(distinct[0]), float(distinct[-1]), bins + 1)
+        edges[-1] = torch.nextafter(distinct[-1], torch.tensor(torch.inf))
+        place = torch.searchsorted(edges, values, right=True)
+        count = torch.bincount(place, minlength=len(edges) + 1) + 0.5
+    return edges, (count.max() / count).log()
