@@ -25,7 +25,7 @@ from vae_anomaly.objectives import BetaElbo
 from vae_anomaly.preprocessing import PREPROCESSORS, Preprocessor
 from vae_anomaly.registry import build, checked, lookup
 from vae_anomaly.schema import Schema
-from vae_anomaly.scores import SCORES, Referring
+from vae_anomaly.scores import SCORES
 from vae_anomaly.thresholds import THRESHOLDS, Threshold, require_supported
 from vae_anomaly.training import EpochLog, TrainingPlan, build_seeded, device_of, limited_threads, train
 from vae_anomaly.vae import VAE, Inputs, concatenated
@@ -156,12 +156,8 @@ def _fit(
         vae, logs = _trained(model, preprocessor, parts, recipe, plan, recipe.seed + i, tell)
         epochs.append(logs)
         # not in inference mode: explanations take gradients through the fitted score
-        trained = min(most, len(parts["training"]))
-        seen = reference_evaluations(vae, inputs[slice(0, trained)])
-        score = build("score", SCORES, recipe.score.kind, seen, None, **recipe.score.options)
-        if isinstance(score, Referring) and every:
-            score = score.joined(reference_evaluations(vae, inputs[slice(trained, None)]))
-        members.append(Member(vae, score))
+        seen = reference_evaluations(vae, reference.inputs)
+        members.append(Member(vae, build("score", SCORES, recipe.score.kind, seen, None, **recipe.score.options)))
     unset = Threshold(recipe.threshold, 0.5, np.zeros(1))
     detector = Detector(
         schema, preprocessor, recipe.model, recipe.score, tuple(members), unset, reference, _provenance(recipe, records)

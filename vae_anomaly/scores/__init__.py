@@ -9,7 +9,7 @@ Legend: B records, Q columns, K latent dimensions, R residuals, M reference reco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -38,9 +38,6 @@ class Score(Protocol):
 @runtime_checkable
 class Referring(Score, Protocol):
     """A score that compares with reference records, and that more of them never raise."""
-
-    def joined(self, more: Sequence[Evaluation]) -> Referring:
-        """With the records of ``more`` behind the reference."""
 
     def kept(self, index: Tensor) -> Referring:
         """With only the reference records at ``index``."""

@@ -155,10 +155,6 @@ class LatentNeighbours:
         """(B, k) indices of the nearest reference records, nearest first."""
         return self._space.indices(self.embed(evaluation))
 
-    def joined(self, more: Sequence[Evaluation]) -> LatentNeighbours:
-        """With the records of ``more`` behind the reference."""
-        return replace(self, vectors=torch.cat([self.vectors, *(self.embed(part) for part in more)]))
-
     def kept(self, index: Tensor) -> LatentNeighbours:
         """With only the reference records at ``index``, and with fewer neighbours where these are too few."""
         return replace(self, vectors=self.vectors[index], k=min(self.k, len(index)))

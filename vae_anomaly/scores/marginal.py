@@ -27,23 +27,32 @@ EDGES = 2 * BINS
 
 @dataclass(frozen=True)
 class Marginal:
-    """``edges`` (P, E) ascending, infinite where there are fewer, the ``nats`` (P, E + 1) between them, and those of
-    the values of categories, ``categories`` (F - P,)."""
+    """``edges`` (P, E) ascending, the largest number where there are fewer, the ``nats`` (P, E + 1) between them, and
+    those of the values of categories, ``categories`` (F - P,); ``most`` (F,) are counts of each column's fullest bin.
+    """
 
     edges: Tensor
     nats: Tensor
     categories: Tensor
+    most: Tensor
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
         """What was counted."""
-        return {"edges": self.edges, "nats": self.nats, "categories": self.categories}
+        return {"edges": self.edges, "nats": self.nats, "categories": self.categories, "most": self.most}
 
-    def terms(self, inputs: Inputs, layout: Layout | PixelLayout) -> Tensor:
-        """(B, Q) float64 nats of each column; 0 where the cell is missing."""
+    def terms(self, inputs: Inputs, layout: Layout | PixelLayout, *, counted: bool = False) -> Tensor:
+        """(B, Q) float64 nats of each column; 0 where the cell is missing.
+
+        Of records that are ``counted`` each is left out: its own bin has one less.
+        """
         binned = len(self.edges)
         place = torch.searchsorted(self.edges, inputs.x[:, :binned].T.contiguous(), right=True)
-        entries = torch.cat([self.nats.gather(1, place).T, inputs.x[:, binned:] * self.categories], 1)
+        entries = torch.cat([self.nats.gather(1, place).T, self.categories.expand(len(inputs), -1)], 1)
+        if counted:
+            most = self.most.expand_as(entries)
+            entries = (most / (most * (-entries).exp() - 1.0).clamp_min(0.5)).log().clamp_min(0.0)
+        entries[:, binned:] *= inputs.x[:, binned:]
         if inputs.observed is not None:
             entries = entries * inputs.observed
         return by_column(entries.double(), layout.column_of_feature, layout.columns)
@@ -57,23 +66,26 @@ def marginal(parts: Sequence[Inputs], layout: Layout | PixelLayout) -> Marginal:
     else:
         observed = torch.cat([torch.ones_like(p.x) if p.observed is None else p.observed for p in parts])
     binned = layout.size("gaussian") + layout.size("bernoulli")
-    edges, nats = torch.full((binned, EDGES), torch.inf), torch.zeros(binned, EDGES + 1)
+    # the largest number stands for infinity, which no file of tensors may hold
+    edges, nats = torch.full((binned, EDGES), torch.finfo(x.dtype).max), torch.zeros(binned, EDGES + 1)
+    most = torch.ones(x.shape[1])
     for i in range(binned):
         column = x[observed[:, i] > 0, i]
         if len(column):
-            found, between = _counted(column)
-            edges[i, : len(found)] = found
+            found, count = _counted(column)
+            edges[i, : len(found)], most[i], between = found, count.max(), (count.max() / count).log()
             nats[i, : len(between)], nats[i, len(between) :] = between, between[-1]
     categories, start = torch.zeros(x.shape[1] - binned), binned
     for size in layout.categorical_sizes:
         count = x[:, start : start + size].sum(0) + 0.5
         categories[start - binned : start - binned + size] = (count.max() / count).log()
+        most[start : start + size] = count.max()
         start += size
-    return Marginal(edges, nats, categories)
+    return Marginal(edges, nats, categories, most)
 
 
 def _counted(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Edges (E,) and nats (E + 1,) of one column."""
+    """Edges (E,) of one column, and counts (E + 1,) between them."""
     distinct, counts = torch.unique(values, return_counts=True)
     if len(distinct) <= FEW:
         # a narrow bin around each value; what lies between is as rare as what lies outside
@@ -88,4 +100,4 @@ def _counted(values: Tensor) -> tuple[Tensor, Tensor]:
         edges[-1] = torch.nextafter(distinct[-1], torch.tensor(torch.inf))
         place = torch.searchsorted(edges, values, right=True)
         count = torch.bincount(place, minlength=len(edges) + 1) + 0.5
-    return edges, (count.max() / count).log()
+    return edges, count

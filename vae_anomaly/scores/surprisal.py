@@ -81,10 +81,6 @@ class Surprisal:
         }
         return {**self.neighbours.tensors, **self.values.tensors, **own}
 
-    def joined(self, more: Sequence[Evaluation]) -> Surprisal:
-        """With the records of ``more`` among those that may be neighbours; tails and counts stay as they are."""
-        return replace(self, neighbours=self.neighbours.joined(more))
-
     def kept(self, index: Tensor) -> Surprisal:
         """With only the reference records at ``index``; tails and counts stay as they are."""
         return replace(self, neighbours=self.neighbours.kept(index))
@@ -99,7 +95,8 @@ class Surprisal:
 
     def _score(self, evaluation: Evaluation, own: Tensor | None) -> Tensor:
         near = self.neighbours.distance(evaluation, own)
-        rare = self.values.terms(evaluation.inputs, evaluation.likelihood.layout).sum(-1)
+        layout = evaluation.likelihood.layout
+        rare = self.values.terms(evaluation.inputs, layout, counted=own is not None).sum(-1)
         first, second = (tail(score) for tail, score in zip(self.tails, (near, rare), strict=True))
         score = ((first.square() + WEIGHT * second.square()) / (1.0 + WEIGHT)).sqrt()
         evidence = evaluation.inputs.evidence
@@ -139,7 +136,9 @@ def surprisal(reference: Sequence[Evaluation] | None, saved: Mapping[str, Tensor
     if saved is not None:
         near = latent_neighbours(None, saved, k=int(saved["k"]))
         tails = [Tail(knots, slope) for knots, slope in zip(saved["knots"], saved["slope"], strict=True)]
-        return Surprisal(near, Marginal(saved["edges"], saved["nats"], saved["categories"]), (tails[0], tails[1]))
+        return Surprisal(
+            near, Marginal(*(saved[name] for name in ("edges", "nats", "categories", "most"))), (tails[0], tails[1])
+        )
     assert reference is not None
     count = sum(len(part.inputs) for part in reference)
     near = latent_neighbours(reference, None, k=max(1, min(k, count - 1)))
@@ -151,5 +150,5 @@ def surprisal(reference: Sequence[Evaluation] | None, saved: Mapping[str, Tensor
         # a single record has no other
         distances.append(near.distance(part, own) if count > 1 else torch.zeros(1, dtype=torch.float64))
         at += len(part.inputs)
-    rarities = [values.terms(part.inputs, layout).sum(-1) for part in reference]
+    rarities = [values.terms(part.inputs, layout, counted=True).sum(-1) for part in reference]
     return Surprisal(near, values, (tail(torch.cat(distances)), tail(torch.cat(rarities))))
