@@ -69,9 +69,7 @@ class Recipe:
         given = schema.modality, len(schema.modelled) < len(schema.columns)
         model, score = self.model or Part(""), self.score or Part("")
         if not model.kind:
-            kind, members = default_model(given[0], context=given[1])
-            # options without a kind are those of a single model
-            model = Part(parts_of(Part(kind, members))[0].kind if model.options else kind, model.options or members)
+            model = Part(*default_model(given[0], context=given[1], options=model.options))
         usual, options = default_score(parts_of(model)[0].kind, given[0])
         kind = score.kind or usual
         own = options if kind == usual else {}

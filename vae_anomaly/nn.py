@@ -21,6 +21,9 @@ ROWS = 1024
 # And where it stands among them, when the product has few columns (MKL on AMD rounds the rows of up to 11 columns in
 # two ways): evaluation gives every product at least so many, the additional ones 0.
 COLUMNS = 16
+# An encoder is shown numbers up to so many units, and the logarithm of what is beyond: one absurd value would else
+# carry the latent position so far off that all the other columns look wrong.
+SHOWN = 10.0
 
 
 def _silu(product: Tensor) -> Tensor:
@@ -109,6 +112,11 @@ def gaussian(parameters: Tensor) -> DiagonalGaussian:
     return DiagonalGaussian(mean, bounded(raw + 1.0986, *LOG_SCALE_RANGE).exp())
 
 
+def shown(x: Tensor) -> Tensor:
+    """x within ``SHOWN``, and the sign of x times ``SHOWN`` + log(1 + |x| - ``SHOWN``) beyond."""
+    return x.clamp(-SHOWN, SHOWN) + x.sign() * (x.abs() - SHOWN).clamp_min(0.0).log1p()
+
+
 class GaussianHead(nn.Module):
     """q(z given x, c), or p(z given c): a network with 2K outputs, read as mean and bounded log-scale."""
 
@@ -118,7 +126,7 @@ class GaussianHead(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> DiagonalGaussian:
         """(B, F) and (B, C) to a :class:`DiagonalGaussian` with parameters (B, K)."""
-        return gaussian(self.net(with_context(x, context)))
+        return gaussian(self.net(with_context(shown(x), context)))
 
 
 class StandardPrior(nn.Module):

@@ -28,7 +28,7 @@ from vae_anomaly.scores import SCORES
 OPTIONS = {"hidden": [16], "latent": 3}
 
 
-def recipe(seed: int = 0, model: str = "mlp", score: str = "latent_neighbours", **changes: object) -> Recipe:
+def recipe(seed: int = 0, model: str = "mlp", score: str = "surprisal", **changes: object) -> Recipe:
     options = OPTIONS if model == "mlp" else {}
     return Recipe(Part(model, options), Part(score), training={"steps": 40}, calibration=0.3, seed=seed, **changes)
 

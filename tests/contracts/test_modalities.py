@@ -11,7 +11,7 @@ import torch
 from modality_samples import CASES, ENSEMBLES, Case, as_records, corrupted, fitted, records, schema, with_score
 
 from vae_anomaly.batch import Records
-from vae_anomaly.detector import Detector, Part
+from vae_anomaly.detector import Detector, Part, parts_of
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.explain import explain
 from vae_anomaly.fitting import Recipe, fit_detector
@@ -289,10 +289,11 @@ def test_what_no_training_line_has_is_evidence_and_nothing_else():
 def test_options_without_a_kind_are_those_of_the_default(modality):
     case = Case("", modality, False)
     plain = Recipe().resolved(schema(case))
-    named = Recipe(Part(plain.model.kind), Part(plain.score.kind)).resolved(schema(case))
+    named = Recipe(plain.model, Part(plain.score.kind)).resolved(schema(case))
     assert (named.model, named.score) == (plain.model, plain.score)
     changed = Recipe(Part("", {"latent": 3}), Part("", {"k": 7})).resolved(schema(case))
-    assert changed.model == Part(plain.model.kind, {"latent": 3})
+    assert changed.model.kind == plain.model.kind
+    assert parts_of(changed.model) == tuple(Part(p.kind, {**p.options, "latent": 3}) for p in parts_of(plain.model))
     assert changed.score == Part(plain.score.kind, {**plain.score.options, "k": 7})
     assert Recipe(score=Part("kl")).resolved(schema(case)).score == Part("kl")
 

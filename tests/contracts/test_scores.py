@@ -20,9 +20,12 @@ from vae_anomaly.batch import Records
 from vae_anomaly.detector import BLOCKS, CHUNK, Detector, Member, Part, chunk_rows, chunks
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.fitting import Recipe, fit_detector
+from vae_anomaly.likelihoods import Block, Layout
 from vae_anomaly.registry import build
-from vae_anomaly.scores import SCORES
+from vae_anomaly.scores import SCORES, Referring
 from vae_anomaly.scores.latent_neighbours import BLOCK, COLUMNS, GROUPS, Nearest, latent_neighbours
+from vae_anomaly.scores.marginal import FEW, marginal
+from vae_anomaly.scores.surprisal import tail
 from vae_anomaly.training import limited_threads
 from vae_anomaly.vae import Inputs, evaluate
 
@@ -331,13 +334,90 @@ def test_latent_neighbours_are_those_of_brute_force(fitted, stream):
         v = detector.members[0].score.embed(evaluate(detector.vae, inputs)).double()
     vectors = detector.members[0].score.vectors.double()
     squares = torch.cdist(v, vectors, compute_mode="donot_use_mm_for_euclid_dist").square()
-    expected = 0.5 * squares.topk(detector.members[0].score.k, largest=False).values.mean(1)
+    k = detector.members[0].score.k
+    expected = np.log(k) - torch.logsumexp(-0.5 * squares.topk(k, largest=False).values, 1)
     np.testing.assert_allclose(detector.scores(inputs), expected, rtol=1e-4)
     with torch.no_grad():
         reference = evaluate(detector.vae, detector.reference.inputs)
     for k in (0, len(detector.reference.inputs) + 1):
         with pytest.raises(ConfigError, match="must lie between 1 and"):
             latent_neighbours([reference], None, k=k)
+
+
+REFERRING = ("surprisal", "latent_neighbours")
+
+
+def test_the_scores_with_a_reference_are_those_that_say_so(fitted):
+    found = {kind for kind in SCORES if isinstance(fitted(kind).detector.members[0].score, Referring)}
+    assert found == set(REFERRING)
+
+
+@pytest.mark.parametrize("kind", REFERRING)
+def test_a_record_left_out_scores_as_if_it_were_not_in_the_reference(kind, fitted):
+    detector = fitted(kind).detector
+    member, reference = detector.members[0], detector.reference.inputs
+    with torch.no_grad():
+        everything = evaluate(detector.vae, reference)
+        near = member.score if kind == "latent_neighbours" else member.score.neighbours
+        left_out = near.left_out(everything, torch.arange(len(reference)))
+        for i in (0, 1, 77, len(reference) - 1):
+            others = torch.cat([torch.arange(i), torch.arange(i + 1, len(reference))])
+            np.testing.assert_allclose(near.kept(others)(everything)[i], left_out[i], rtol=1e-6)
+        assert (left_out > near(everything)).float().mean() > 0.99  # a record is its own nearest neighbour
+
+
+def test_more_neighbours_to_choose_from_never_raise_the_score(fitted, stream):
+    detector = fitted("latent_neighbours").detector
+    score, g = detector.members[0].score, np.random.default_rng(0)
+    with torch.no_grad():
+        seen = evaluate(detector.vae, detector.encode(stream.take(np.arange(2 * HOLED, 3 * HOLED))))
+        few = torch.from_numpy(np.sort(g.choice(len(score.vectors), len(score.vectors) // 2, replace=False)))
+        assert (score(seen) <= score.kept(few)(seen) + 1e-5).all()
+
+
+def test_a_detector_without_records_has_none_of_them_as_neighbours(fitted, stream):
+    detector = fitted("surprisal").detector
+    gone = set(detector.reference.record_ids[::3])
+    left = detector.without(gone)
+    assert set(left.reference.record_ids) == set(detector.reference.record_ids) - gone
+    assert len(left.reference.inputs) == len(left.members[0].score.neighbours.vectors)
+    assert detector.without(set()) is detector
+    inputs = detector.reference.inputs[torch.arange(0, len(detector.reference.inputs), 3)]
+    assert (left.scores(inputs) > detector.scores(inputs)).mean() > 0.9
+
+
+def test_surprisal_is_how_seldom_a_training_record_is_as_strange():
+    scores = torch.from_numpy(np.random.default_rng(0).exponential(5.0, 20_000))
+    told = tail(scores)
+    for share in (0.5, 0.1, 0.01, 1e-3, 1e-6):
+        strange = torch.tensor([-5.0 * np.log(share)], dtype=torch.float64)
+        assert told(strange).item() == pytest.approx(-np.log(share), rel=0.05)
+    ascending = told(torch.linspace(-10, 1e4, 5000, dtype=torch.float64))
+    assert (ascending.diff() >= 0).all() and ascending[0] == 0
+    same_ones = tail(torch.full((50,), 3.0, dtype=torch.float64))
+    assert same_ones(torch.tensor([3.0], dtype=torch.float64)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0] * 60 + [1.0] * 4, [float(i % 7) for i in range(64)], list(np.linspace(-3, 8, 64))]
+)
+def test_rarity_is_the_log_of_how_often_others_were_counted(values):
+    x = torch.tensor(values, dtype=torch.float32)[:, None]
+    layout = Layout((Block(0, "gaussian", 1),), 1)
+    found = marginal([Inputs(x)], layout)
+    nats = found.terms(Inputs(x), layout)[:, 0].numpy()
+    if len(set(values)) <= FEW:
+        counts = np.array([values.count(v) for v in values]) + 0.5
+        np.testing.assert_allclose(nats, np.log(counts.max() / counts), rtol=1e-5, atol=1e-6)
+    far = found.terms(Inputs(torch.tensor([[99.0], [-99.0], [0.51]])), layout)[:, 0]
+    assert far[0] == far[1] >= nats.max()
+    without = found.terms(Inputs(x), layout, counted=True)[:, 0].numpy()
+    assert (without >= nats - 1e-6).all()
+    once = marginal([Inputs(x[1:])], layout).terms(Inputs(x[:1]), layout)[0, 0]
+    if len(set(values)) <= FEW:
+        assert without[0] == pytest.approx(float(once), abs=0.12)  # the fullest bin may lose one too
+    hidden = Inputs(x, torch.zeros_like(x))
+    assert (found.terms(hidden, layout) == 0).all()
 
 
 # ---------------------------------------------------------------- memory
@@ -380,8 +460,11 @@ def test_squares_are_the_same_bits_however_few_are_held(wide, k, monkeypatch):
     found = []
     for most in (1, 3, 5, BLOCK):
         monkeypatch.setattr(sys.modules[Nearest.__module__], "DIFFERENCES", most * k * wide)
-        assert max(len(part) for part in space._squares(v, space.indices(v))) == most
-        found.append(space.squares(v).numpy())
+        assert max(len(part) for part in space._halves(v, None)) == most
+        found.append(np.column_stack([space.terms(v).numpy(), space.scores(v).numpy()]))
     assert all(same(each, found[0]) for each in found)
-    expected = 0.5 * (v[:, None] - space.vectors[space.indices(v)]).double().square().mean(1)
-    np.testing.assert_allclose(found[0], expected, rtol=1e-12)
+    half = 0.5 * (v[:, None] - space.vectors[space.indices(v)]).double().square()
+    weight = torch.softmax(-half.sum(-1), 1)
+    np.testing.assert_allclose(found[0][:, :wide], (weight[..., None] * half).sum(1), rtol=1e-12)
+    np.testing.assert_allclose(found[0][:, :-1].sum(1), found[0][:, -1], rtol=1e-9)
+    assert (found[0] >= 0).all()

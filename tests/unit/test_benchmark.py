@@ -187,7 +187,8 @@ def test_a_csv_file_keeps_what_was_measured_before_an_interruption(tmp_path: Pat
     path, found = tmp_path / "out.csv", some({("a", 0): 0.8, ("a", 1): 0.123456789012345})
 
     def interrupted() -> None:
-        with csv_file(path) as write:
+        with csv_file(path) as (known, write):
+            assert known == []
             for one in found:
                 write(one)
             raise KeyboardInterrupt
@@ -196,7 +197,17 @@ def test_a_csv_file_keeps_what_was_measured_before_an_interruption(tmp_path: Pat
         interrupted()
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert rows == [{name: str(value) for name, value in asdict(one).items()} for one in found]
+    expected = [{k: "" if v is None else str(v) for k, v in asdict(one).items()} for one in found]
+    assert rows == expected
+    path.write_bytes(path.read_bytes() + b"a,1,m,0.5")  # a line that was cut off
+    with csv_file(path) as (known, write):
+        assert known == found
+        write(found[0])
+    with csv_file(path) as (known, _):
+        assert known == [*found, found[0]]
+    path.write_text("something,else\n")
+    with pytest.raises(ConfigError, match="other columns"), csv_file(path):
+        pass
 
 
 # ---------------------------------------------------------------- methods

@@ -87,15 +87,16 @@ MODELS: dict[str, Model] = {
 BUILDERS = {name: entry.builder for name, entry in MODELS.items()}
 
 
-def default_model(modality: str, *, context: bool) -> tuple[str, dict[str, Any]]:
-    """Kind and options of the model that records of ``modality`` get where none is asked for.
+def default_model(modality: str, *, context: bool, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Kind and options of the model that records of ``modality`` get where no kind is asked for, with ``options``.
 
-    Tables get an ensemble of small networks that see numbers on three scales (:mod:`vae_anomaly.views`).
+    Tables get an ensemble of small networks that see numbers on three scales (:mod:`vae_anomaly.views`), each of them
+    with the options.
     """
     if modality != "table":
-        return {"image": "conv", "text": "lstm"}[modality], {}
-    kind = "conditional" if context else "mlp"
-    return "ensemble", {"members": [{"kind": kind, "hidden": [128, 64], "view": view} for view in TABLE_VIEWS]}
+        return {"image": "conv", "text": "lstm"}[modality], dict(options)
+    usual = {"kind": "conditional" if context else "mlp", "hidden": [128, 64]}
+    return "ensemble", {"members": [{**usual, "view": view, **options} for view in TABLE_VIEWS]}
 
 
 def default_score(kind: str, modality: str) -> tuple[str, Mapping[str, Any]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vae_anomaly.distributions import DiagonalGaussian, Ladder
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.likelihoods import FactorisedLikelihood, Layout, PixelLayout
-from vae_anomaly.nn import GaussianHead, StandardPrior, mlp
+from vae_anomaly.nn import GaussianHead, StandardPrior, mlp, shown
 from vae_anomaly.vae import VAE
 
 Level = Callable[[Tensor | None], DiagonalGaussian]
@@ -61,7 +61,7 @@ class LadderPosterior(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Ladder:
         """(B, F) to the ladder of q, top first."""
-        found: list[DiagonalGaussian] = []
+        x, found = shown(x), list[DiagonalGaussian]()
         for climb, head in zip(self.climb, reversed(self.heads), strict=True):
             x = climb(x)
             found.insert(0, head(x))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vae_anomaly.likelihoods import Layout, PixelLayout
+from vae_anomaly.likelihoods import AnyLayout
 from vae_anomaly.scores.elbo import by_column
 from vae_anomaly.vae import Inputs
 
@@ -41,7 +41,7 @@ class Marginal:
         """What was counted."""
         return {"edges": self.edges, "nats": self.nats, "categories": self.categories, "most": self.most}
 
-    def terms(self, inputs: Inputs, layout: Layout | PixelLayout, *, counted: bool = False) -> Tensor:
+    def terms(self, inputs: Inputs, layout: AnyLayout, *, counted: bool = False) -> Tensor:
         """(B, Q) float64 nats of each column; 0 where the cell is missing.
 
         Of records that are ``counted`` each is left out: its own bin has one less.
@@ -52,14 +52,18 @@ class Marginal:
         if counted:
             most = self.most.expand_as(entries)
             entries = (most / (most * (-entries).exp() - 1.0).clamp_min(0.5)).log().clamp_min(0.0)
-        entries[:, binned:] *= inputs.x[:, binned:]
+        entries = torch.cat([entries[:, :binned], entries[:, binned:] * inputs.x[:, binned:]], 1)
         if inputs.observed is not None:
             entries = entries * inputs.observed
         return by_column(entries.double(), layout.column_of_feature, layout.columns)
 
 
-def marginal(parts: Sequence[Inputs], layout: Layout | PixelLayout) -> Marginal:
+def marginal(parts: Sequence[Inputs], layout: AnyLayout) -> Marginal:
     """Count the values of the training records ``parts``."""
+    if layout.modality == "text":
+        # a token is judged where it stands, and not by itself
+        width = parts[0].x.shape[1]
+        return Marginal(torch.zeros(0, EDGES), torch.zeros(0, EDGES + 1), torch.zeros(width), torch.ones(width))
     x = torch.cat([part.x for part in parts])
     if all(part.observed is None for part in parts):
         observed = torch.ones_like(x)
