@@ -157,7 +157,7 @@ PROTOCOLS: dict[str, Callable[..., Split]] = {"clean": clean, "published": publi
 # ---------------------------------------------------------------- methods
 
 
-def ours(training: np.ndarray, seed: int, **options: Any) -> Deciding:
+def ours(training: np.ndarray, seed: int, /, **options: Any) -> Deciding:
     """Our detector with its defaults, on the numbers as they are."""
     fitted = VAEDetector(random_state=seed, **options).fit(training)
     threshold = fitted.detector_.threshold

@@ -168,6 +168,8 @@ def adbench(
     paths = tables.files(data, None if sets is None else [name.strip().lower() for name in sets.split(",")])
     splits = tables.data(paths, protocol, contamination)
     others = {} if published is None else tables.read_published(published)
+    if html is not None:
+        comparison.require_writable(html)
     measured = _measure(tasks(splits, chosen, range(seeds)), output, jobs)
     mixed = f", {contamination:.0%} contamination" if contamination else ""
     title = f"{len(paths)} sets, {protocol} protocol{mixed}, {_seeds(seeds)}"
@@ -178,6 +180,7 @@ def adbench(
         say_json({**asdict(result), "measured": [asdict(m) for m in measured]})
         return
     table(title, *comparison.table(result))
+    table("Decisions by the methods' usual thresholds", *comparison.table_of_decisions(result))
     table("AUROC by set", *comparison.table_by_set(result))
 
 

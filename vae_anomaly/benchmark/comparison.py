@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vae_anomaly.benchmark.measuring import Measured
+from vae_anomaly.benchmark.measuring import ALPHAS, Measured
 from vae_anomaly.errors import ConfigError
 
 LEAST_SETS = 6  # with fewer no difference can be significant at 5 %, however large
@@ -83,7 +83,7 @@ def compare(
     means = auroc.mean(2)
     ranks = rankdata(-means.round(6), axis=0).mean(1)
     best = means.round(6) == means.round(6).max(0)
-    decided = [(0.01, cube("false_alarms_1"), cube("recall_1")), (0.05, cube("false_alarms_5"), cube("recall_5"))]
+    decided = [(a, cube(f"false_alarms_{a * 100:.0f}"), cube(f"recall_{a * 100:.0f}")) for a in ALPHAS]
     lines = []
     for i, method in enumerate(methods):
         differ = means[0] - means[i]
@@ -118,11 +118,19 @@ def _decisions(alpha: float, alarms: np.ndarray, recall: np.ndarray) -> Decision
 def table(result: Comparison) -> tuple[list[str], list[list[str]]]:
     """Columns and rows for a person: a row for each method, then the best published detectors."""
     columns = ["method", "AUROC", "+- sets", "+- seeds", "AP", "rank", "best on", "p", "fit, cpu s", "score, cpu s"]
-    columns += [f"{what} at {a:.0%}" for a in (0.01, 0.05) for what in ("false alarms", "recall")]
-    rows = [[*_figures(line), *_decided(line)] for line in result.lines]
+    rows = [_figures(line) for line in result.lines]
     for name, mean in best_published(result):
         rows.append([f"{name} (published)", f"{mean:.4f}", *[""] * (len(columns) - 2)])
     return columns, rows
+
+
+def table_of_decisions(result: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: the methods that decide, at the false-alarm rates that were asked for."""
+    columns = ["method"]
+    for alpha in ALPHAS:
+        columns += [f"false alarms, {alpha:.0%} asked for", "recall", "sets"]
+    deciding = [line for line in result.lines if any(d.sets for d in line.decisions)]
+    return columns, [[line.method, *(cell for d in line.decisions for cell in _decided(d))] for line in deciding]
 
 
 def best_published(result: Comparison, count: int = 5) -> list[tuple[str, float]]:
@@ -155,26 +163,23 @@ def _figures(line: Line) -> list[str]:
     ]  # fmt: skip
 
 
-def _decided(line: Line) -> list[str]:
-    return [f"{v:.1%}" if d.sets else "" for d in line.decisions for v in (d.false_alarms, d.recall)]
+def _decided(found: Decisions) -> list[str]:
+    return [f"{found.false_alarms:.2%}", f"{found.recall:.1%}", str(found.sets)] if found.sets else ["", "", "0"]
 
 
 def write_page(result: Comparison, path: Path) -> None:
-    """The comparison as one self-contained page.
-
-    Raises
-    ------
-    ConfigError
-        The file cannot be written.
-    """
+    """The comparison as one self-contained page."""
     from vae_anomaly.report.html import environment
 
     columns, rows = table(result)
     columns_by_set, rows_by_set = table_by_set(result)
+    columns_decided, rows_decided = table_of_decisions(result)
     page = environment().get_template("benchmark.html").render(
         title=result.title,
         columns=columns,
         rows=rows,
+        columns_decided=columns_decided,
+        rows_decided=rows_decided,
         columns_by_set=columns_by_set,
         sets=[
             {"cells": row, "best": [i + 1 for i, line in enumerate(result.lines) if _is_best(result, row[0], line)]}
@@ -182,8 +187,13 @@ def write_page(result: Comparison, path: Path) -> None:
         ],
         bars=[{"name": name, "value": auc, "width": f"{max(0.0, 200 * auc - 100):.2f}"} for name, auc in _bars(result)],
     )  # fmt: skip
+    path.write_text(page, encoding="utf-8")
+
+
+def require_writable(path: Path) -> None:
+    """Raise :class:`ConfigError` where a page cannot be written: before an hour of measuring, and not after it."""
     try:
-        path.write_text(page, encoding="utf-8")
+        path.open("a").close()
     except OSError as error:
         problem = f"Got {str(path)!r} ({error.strerror})."
         raise ConfigError(f"--html must be a file in a folder that exists and can be written to. {problem}") from None
