@@ -35,7 +35,7 @@ from vae_anomaly.vae import VAE, Evaluation, Inputs, evaluate
 
 BLOCKS = 16  # of vae.rows records at a time: few enough for the cache, and enough to outweigh the calls
 CHUNK = 16 * 2**20  # values of the records in them, where they are so wide that fewer blocks hold more
-FORMAT = 2
+FORMAT = 3
 FILES = ("detector.json", "weights.safetensors")
 MANIFEST = "manifest.json"
 MAX_BYTES = 2 << 30

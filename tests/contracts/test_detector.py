@@ -199,7 +199,7 @@ def test_a_consistent_folder_with_another_digest_is_another_model(saved, fitted,
 
 @pytest.mark.parametrize(
     "text",
-    ['{"format": 1, "files": {}}', "[]", "null", '"x"', '{"format": 2}', '{"format": 2, "files": []}', "[" * 100_000],
+    ['{"format": 1, "files": {}}', "[]", "null", '"x"', '{"format": 3}', '{"format": 3, "files": []}', "[" * 100_000],
     ids=["another format", "list", "null", "text", "no files", "files as a list", "deep"],
 )
 def test_another_manifest_is_refused(text, saved):
@@ -212,7 +212,7 @@ def test_another_manifest_is_refused(text, saved):
 def test_another_format_says_so(saved):
     folder, _ = saved
     rehash(folder, format=99)
-    with pytest.raises(ArtifactError, match=r"must have format 2\. Got 99: made by another version"):
+    with pytest.raises(ArtifactError, match=r"must have format 3\. Got 99: made by another version"):
         Detector.load(folder)
 
 
