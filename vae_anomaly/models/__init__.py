@@ -45,7 +45,7 @@ NOISY: dict[str, Any] = {"steps": 1500, "input_noise": 0.5}
 
 MODELS: dict[str, Model] = {
     "mlp": Model(mlp_vae, FACTORISED, training=NOISY),
-    "conditional": Model(conditional_vae, FACTORISED, "required", training=NOISY),
+    "conditional": Model(conditional_vae, FACTORISED, "required", training={"steps": 1500}),
     "hierarchical": Model(hierarchical_vae, FACTORISED, training=NOISY),
     "visualization": Model(visualization_vae, FACTORISED),
     "conv": Model(

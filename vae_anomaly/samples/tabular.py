@@ -186,6 +186,7 @@ columns:
 ignore: [note]                      # free text: known, and not used
 
 score: {kind: negative_elbo}         # what breaks here are relations between columns: the likelihood sees them
+training: {input_noise: 0.1}         # and sees them sharper than from very noisy payments
 threshold: {method: conformal, alpha: 0.01}   # one false alarm in a hundred normal payments
 output: output
 seed: 0

@@ -72,8 +72,10 @@ class Nearest:
         entry by entry, and KL(w, 1/k)."""
         parts = []
         for half in self._halves(v, own):
-            weight = torch.softmax(-half.sum(-1), -1)
-            apart = math.log(self.k) - torch.special.entr(weight).sum(-1, keepdim=True)
+            # by logarithms: a weight that is 0 has a gradient all the same
+            logarithm = torch.log_softmax(-half.sum(-1), -1)
+            weight = logarithm.exp()
+            apart = math.log(self.k) + (weight * logarithm).sum(-1, keepdim=True)
             parts.append(torch.cat([(weight[..., None] * half).sum(1), apart], -1))
         return torch.cat(parts)
 
