@@ -237,7 +237,8 @@ def test_a_value_never_seen_raises_the_score(kind, fitted, make_records):
     assert same(detector.detect(other).score, detector.detect(unseen).score)
 
 
-@each_score
+# the KL alone knows only what the encoder is shown, and that is the logarithm of what is far out
+@pytest.mark.parametrize("kind", [kind for kind in SCORES if kind != "kl"])
 @pytest.mark.parametrize("column", ["a", "b", "amount"])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_value_far_out_scores_higher_the_farther_and_is_flagged(kind, column, sign, fitted, make_records):

@@ -72,5 +72,5 @@ def reconstruction(reference: Sequence[Evaluation] | None, saved: Mapping[str, T
 
 
 def kl_score(reference: Sequence[Evaluation] | None, saved: Mapping[str, Tensor] | None) -> ElboScore:
-    """The KL alone."""
+    """The KL alone: of what the encoder is shown, which is the logarithm of a number that is far out."""
     return ElboScore(likelihood=False, kl=True)
