@@ -42,6 +42,7 @@ from vae_anomaly.thresholds import allowed_exceedances
 EXPECTED = "--data must be a folder with files NAME.npz that hold X (N, F) numbers and y (N,) of 0 and 1."
 FEW, DRAWN, MANY = 1_000, 1_000, 50_000
 NEIGHBOURS, LOCAL, TREES = 5, 20, 100
+LARGEST = 1e300
 
 
 class Labelled(NamedTuple):
@@ -181,10 +182,21 @@ def peer(build: Callable[[np.ndarray, int], Peer], training: np.ndarray, seed: i
     """A peer on standardised numbers; its usual threshold is the quantile of the scores of the training records."""
     center, scale = training.mean(0), training.std(0)
     scale[scale == 0] = 1.0
-    made = build((training - center) / scale, seed)
-    return Deciding(
-        lambda test: made.score((test - center) / scale), lambda alpha: float(np.quantile(made.training, 1.0 - alpha))
-    )
+    # some peers divide by zero where a column or a component never varies
+    with np.errstate(all="ignore"):
+        made = build((training - center) / scale, seed)
+    known = _finite(made.training)
+
+    def score(test: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return _finite(made.score((test - center) / scale))
+
+    return Deciding(score, lambda alpha: float(np.quantile(known, 1.0 - alpha)))
+
+
+def _finite(scores: np.ndarray) -> np.ndarray:
+    """``scores`` with what is no number, or infinite, as the highest."""
+    return np.nan_to_num(np.asarray(scores, np.float64), nan=LARGEST, posinf=LARGEST, neginf=-LARGEST)
 
 
 def _knn(x: np.ndarray, seed: int) -> Peer:
