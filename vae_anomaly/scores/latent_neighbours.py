@@ -109,8 +109,12 @@ class Nearest:
 
     @property
     def _groups(self) -> int:
-        """``GROUPS``, or for a reference of fewer records one for each."""
-        return min(GROUPS, len(self.vectors) + -len(self.vectors) % COLUMNS)
+        """For a reference of up to ``GROUPS`` records one for each, for a larger one about sqrt(k M): as many numbers are
+        sorted to find the groups as there are records in them."""
+        count = len(self.vectors)
+        if count <= GROUPS:
+            return count + -count % COLUMNS
+        return min(GROUPS, COLUMNS * max(1, round(math.sqrt(self.k * count) / COLUMNS)))
 
     @torch.no_grad()
     def _of_block(self, v: Tensor) -> Tensor:
