@@ -109,8 +109,8 @@ class Nearest:
 
     @property
     def _groups(self) -> int:
-        """For a reference of up to ``GROUPS`` records one for each, for a larger one about sqrt(k M): as many numbers are
-        sorted to find the groups as there are records in them."""
+        """One for each of up to ``GROUPS`` records, and about sqrt(k M) of more: as many numbers are sorted to find the
+        groups as there are records in them."""
         count = len(self.vectors)
         if count <= GROUPS:
             return count + -count % COLUMNS
