@@ -167,6 +167,10 @@ class Evaluation:
             mean = torch.cat([mean[:, :size] + deviations * self.likelihood.sigma, mean[:, size:]], -1)
         return self.vae.view.inverse(mean)
 
+    def around(self) -> Tensor:
+        """(B, 3, F) features: what is expected, and numbers a standard deviation below and above it."""
+        return torch.stack([self.expected(deviations) for deviations in (0.0, -1.0, 1.0)], 1)
+
     def log_weights(self, noise: Tensor) -> Tensor:
         """log p(x, z) - log q(z) for ``noise`` (S, K), the same for all records; (S, B) nats, one draw at a time."""
         seen = self.seen

@@ -24,8 +24,6 @@ import csv
 import importlib
 import importlib.util
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -34,13 +32,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vae_anomaly.benchmark.measuring import Deciding, Method, Split
-from vae_anomaly.errors import ConfigError, suggestion
+from vae_anomaly.benchmark.measuring import UNREADABLE, Deciding, Method, Split
+from vae_anomaly.errors import ConfigError
 from vae_anomaly.estimator import VAEDetector
+from vae_anomaly.registry import lookup
 from vae_anomaly.thresholds import allowed_exceedances
 
 EXPECTED = "--data must be a folder with files NAME.npz that hold X (N, F) numbers and y (N,) of 0 and 1."
-FEW, DRAWN, MANY = 1_000, 1_000, 50_000
+FEW, MANY = 1_000, 50_000
 NEIGHBOURS, LOCAL, TREES = 5, 20, 100
 LARGEST = 1e300
 
@@ -67,7 +66,7 @@ def read(path: Path) -> Labelled:
     try:
         with np.load(path) as file:
             X, y = np.asarray(file["X"], np.float64), np.asarray(file["y"], np.float64)
-    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise ConfigError(f"{EXPECTED} Got {str(path)!r}, which is none ({type(error).__name__}).") from error
     if X.ndim != 2 or y.shape != X.shape[:1] or set(np.unique(y)) != {0.0, 1.0} or not np.isfinite(X).all():
         problem = f"X {X.shape} and y {y.shape} of {np.unique(y)[:5].tolist()}"
@@ -88,10 +87,7 @@ def files(folder: Path, chosen: Sequence[str] | None = None) -> dict[str, Path]:
     found = {re.sub(r"^\d+_", "", path.stem).lower(): path for path in sorted(folder.glob("*.npz"))}
     if not found:
         raise ConfigError(f"{EXPECTED} Got {str(folder)!r} without one.")
-    for name in chosen or ():
-        if name not in found:
-            raise ConfigError(f"--sets must be some of {sorted(found)}. Got {name!r}.{suggestion(name, found)}")
-    return {name: found[name] for name in (chosen or sorted(found))}
+    return {name: lookup("--sets", found, name) for name in chosen or sorted(found)}
 
 
 def clean(path: Path, contamination: float, seed: int) -> Split:
@@ -138,9 +134,7 @@ def data(paths: Mapping[str, Path], protocol: str, contamination: float) -> dict
     ConfigError
         There is no such protocol, a contamination that is not for it or no share below a half, or a file is none.
     """
-    if protocol not in PROTOCOLS:
-        known = list(PROTOCOLS)
-        raise ConfigError(f"--protocol must be one of {known}. Got {protocol!r}.{suggestion(protocol, known)}")
+    split = lookup("--protocol", PROTOCOLS, protocol)
     if not 0 <= contamination < 0.5 or (contamination and protocol != "clean"):
         raise ConfigError(
             "--contamination must be at least 0 and less than 0.5, and 0 but for the clean protocol."
@@ -149,7 +143,7 @@ def data(paths: Mapping[str, Path], protocol: str, contamination: float) -> dict
     for path in paths.values():
         read(path)
     given = (contamination,) if protocol == "clean" else ()
-    return {name: partial(PROTOCOLS[protocol], path, *given) for name, path in paths.items()}
+    return {name: partial(split, path, *given) for name, path in paths.items()}
 
 
 PROTOCOLS: dict[str, Callable[..., Split]] = {"clean": clean, "published": published, "unsupervised": unsupervised}

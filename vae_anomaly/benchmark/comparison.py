@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from vae_anomaly.benchmark.measuring import ALPHAS, Measured
-from vae_anomaly.errors import ConfigError
+from vae_anomaly.benchmark.results import unwritable
 
 LEAST_SETS = 6  # with fewer no difference can be significant at 5 %, however large
 
@@ -181,9 +181,10 @@ def write_page(result: Comparison, path: Path) -> None:
         columns_decided=columns_decided,
         rows_decided=rows_decided,
         columns_by_set=columns_by_set,
-        sets=[
-            {"cells": row, "best": [i + 1 for i, line in enumerate(result.lines) if _is_best(result, row[0], line)]}
-            for row in rows_by_set
+        rows_by_set=rows_by_set,
+        best=[
+            [i for i, line in enumerate(result.lines, start=1) if _is_best(result, name, line)]
+            for name in result.by_set
         ],
         bars=[{"name": name, "value": auc, "width": f"{max(0.0, 200 * auc - 100):.2f}"} for name, auc in _bars(result)],
     )  # fmt: skip
@@ -195,8 +196,7 @@ def require_writable(path: Path) -> None:
     try:
         path.open("a").close()
     except OSError as error:
-        problem = f"Got {str(path)!r} ({error.strerror})."
-        raise ConfigError(f"--html must be a file in a folder that exists and can be written to. {problem}") from None
+        raise unwritable("--html", path, error) from None
 
 
 def _is_best(result: Comparison, name: str, line: Line) -> bool:

@@ -8,6 +8,8 @@ are (images, lines, records, a matrix) is between a protocol and its methods. A 
 from __future__ import annotations
 
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ import numpy as np
 Score = Callable[[Any], np.ndarray]
 Method = Callable[[Any, int], Score]
 ALPHAS = (0.01, 0.05)
+# what reading a file of arrays may raise
+UNREADABLE = (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)

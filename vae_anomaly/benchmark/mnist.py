@@ -8,8 +8,6 @@ the negative ELBO, and that with Bernoulli pixels.
 from __future__ import annotations
 
 import gzip
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vae_anomaly.benchmark.measuring import Method, Split
+from vae_anomaly.benchmark.measuring import UNREADABLE, Method, Split
 from vae_anomaly.benchmark.methods import RECIPE, isolation_forest, knn, ours, pca
 from vae_anomaly.detector import Part
 from vae_anomaly.errors import ConfigError
@@ -50,7 +48,7 @@ def read(path: Path) -> Digits:
         raise ConfigError(f"{EXPECTED} Got {str(path)!r}, which does not exist.")
     try:
         digits = _folder(path) if path.is_dir() else _npz(path)
-    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise ConfigError(f"{EXPECTED} Got {str(path)!r}, which is none ({type(error).__name__}).") from error
     images, labels = digits
     if images.ndim != 3 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:

@@ -93,8 +93,7 @@ def csv_file(path: Path | None) -> Iterator[tuple[list[Measured], Callable[[Meas
         known = _known(path)
         file = path.open("a", newline="", encoding="utf-8")
     except OSError as error:
-        problem = f"Got {str(path)!r} ({error.strerror})."
-        raise ConfigError(f"output must be a file in a folder that exists and can be written to. {problem}") from None
+        raise unwritable("output", path, error) from None
     with file:
         lines = csv.DictWriter(file, NAMES, lineterminator="\n")
         if known is None:
@@ -105,6 +104,13 @@ def csv_file(path: Path | None) -> Iterator[tuple[list[Measured], Callable[[Meas
             file.flush()
 
         yield known or [], write
+
+
+def unwritable(what: str, path: Path, error: OSError) -> ConfigError:
+    """What to raise where the file of an option cannot be written."""
+    return ConfigError(
+        f"{what} must be a file in a folder that exists and can be written to. Got {str(path)!r} ({error.strerror})."
+    )
 
 
 NAMES = [field.name for field in fields(Measured)]

@@ -32,7 +32,7 @@ def explain(detector: Detector, records: Records) -> list[Explanation]:
     terms = detector.terms(inputs)
     share = latent_shares(detector, inputs, torch.from_numpy(nearest[:, 0]))
     terms += np.column_stack([share, -share.sum(1)])
-    expected = _mean(detector, inputs, lambda e: torch.stack([e.expected(k) for k in (0.0, -1.0, 1.0)], 1))
+    expected = _mean(detector, inputs, lambda e: e.around())
     off = _mean(detector, inputs, lambda e: e.likelihood.residuals(e.seen.x, e.seen.observed))
     found = {s.column: display(s, records) for s in _table(detector).states}
     contexts = context_reasons(_table(detector).context, records)

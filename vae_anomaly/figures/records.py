@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -73,7 +72,7 @@ def found_and_expected(detector: Detector, inputs: Inputs) -> tuple[list[str], n
 
     For a category the value found is 1 and the expected one the probability that the model gave to it.
     """
-    around = over_chunks(detector.vae, inputs, lambda e: torch.stack([e.expected(k) for k in (0.0, -1.0, 1.0)], 1))
+    around = over_chunks(detector.vae, inputs, lambda e: e.around())
     mean, low, high = around.numpy().swapaxes(0, 1)
     sigma = (high - low) / 2
     x = inputs.x.numpy()

@@ -14,12 +14,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vae_anomaly.vae import Evaluation
+from vae_anomaly.vae import Evaluation, Inputs
 
 
 def by_column(entries: Tensor, column: Tensor, columns: int) -> Tensor:
     """Sum (B, F) entries over the features of each column: (B, Q)."""
     return torch.zeros(len(entries), columns, dtype=entries.dtype).index_add_(1, column, entries)
+
+
+def with_evidence(score: Tensor, inputs: Inputs) -> Tensor:
+    """(B,) nats: ``score`` and the evidence of the records' missing and unseen values."""
+    return score if inputs.evidence is None else score + inputs.evidence.double().sum(-1)
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,7 @@ class ElboScore:
             score = evaluation.kl.sum(-1).double()
         if self.likelihood:
             score = score - evaluation.likelihood.log_prob(evaluation.seen.x, inputs.observed).double()
-        if inputs.evidence is not None:
-            score = score + inputs.evidence.double().sum(-1)
-        return score
+        return with_evidence(score, inputs)
 
     def terms(self, evaluation: Evaluation) -> Tensor:
         """(B, Q + 1) nats: each column's negative log-likelihood, then the KL; they sum to the score."""

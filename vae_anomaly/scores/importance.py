@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vae_anomaly.errors import ConfigError
-from vae_anomaly.scores.elbo import by_column
+from vae_anomaly.scores.elbo import by_column, with_evidence
 from vae_anomaly.vae import Evaluation
 
 
@@ -37,8 +37,7 @@ class ImportanceWeighted:
         """(B,) nats, float64."""
         weights = evaluation.log_weights(self.noise).double()
         score = math.log(len(weights)) - torch.logsumexp(weights, 0)
-        evidence = evaluation.inputs.evidence
-        return score if evidence is None else score + evidence.double().sum(-1)
+        return with_evidence(score, evaluation.inputs)
 
     def terms(self, evaluation: Evaluation) -> Tensor:
         """(B, Q + 1) nats: each column's negative log-likelihood at the posterior mean, and what the score adds."""

@@ -41,7 +41,7 @@ from torch.nn import functional
 
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.likelihoods import PixelLayout
-from vae_anomaly.scores.elbo import by_column
+from vae_anomaly.scores.elbo import by_column, with_evidence
 from vae_anomaly.vae import Evaluation
 
 # Records at a time, so that their distances to all reference records stay in the cache; a divisor of every chunk.
@@ -60,7 +60,7 @@ class Nearest:
 
     def indices(self, v: Tensor) -> Tensor:
         """(B, k) positions of the nearest vectors, nearest first."""
-        return torch.cat([self._of_block(rows) for rows in _blocks(v)])
+        return torch.cat([self._of_block(rows, self.k) for rows in _blocks(v)])
 
     def scores(self, v: Tensor, own: Tensor | None = None) -> Tensor:
         """(B,) float64 nats: -log of the mean kernel on the k nearest; a vector ``own`` (B,) is not among them."""
@@ -82,8 +82,8 @@ class Nearest:
     def _others(self, v: Tensor, own: Tensor | None) -> Tensor:
         """(B, k) nearest of one block, without ``own``."""
         if own is None:
-            return self._of_block(v)
-        near = replace(self, k=self.k + 1)._of_block(v)
+            return self._of_block(v, self.k)
+        near = self._of_block(v, self.k + 1)
         gone = near == own[:, None]
         # a record with many copies may not be among the nearest of itself: then the last one goes
         gone[:, -1] |= ~gone.any(1)
@@ -117,8 +117,8 @@ class Nearest:
         return min(GROUPS, COLUMNS * max(1, round(math.sqrt(self.k * count) / COLUMNS)))
 
     @torch.no_grad()
-    def _of_block(self, v: Tensor) -> Tensor:
-        """(B, k) indices for the vectors of one block of records.
+    def _of_block(self, v: Tensor, k: int) -> Tensor:
+        """(B, k) indices of the ``k`` nearest for the vectors of one block of records.
 
         Record j belongs to group j mod ``_groups``. A group with one of the k nearest is, by its nearest record, among
         the k nearest groups: one pass finds those, and only their records are sorted.
@@ -126,9 +126,9 @@ class Nearest:
         # half the squared distance; |v|^2 / 2 is the same for every reference record and is left out
         distance = torch.cat([v, torch.ones_like(v[:, :1])], -1) @ self._table
         by_group = distance.view(len(v), -1, self._groups)
-        groups = by_group.amin(1).topk(min(self.k, self._groups), largest=False).indices
+        groups = by_group.amin(1).topk(min(k, self._groups), largest=False).indices
         members = (groups[:, :, None] + self._groups * torch.arange(by_group.shape[1])).flatten(1)
-        nearest = distance.gather(1, members).topk(self.k, largest=False).indices
+        nearest = distance.gather(1, members).topk(k, largest=False).indices
         return members.gather(1, nearest)
 
 
@@ -176,8 +176,7 @@ class LatentNeighbours:
     def _score(self, evaluation: Evaluation, own: Tensor | None) -> Tensor:
         if self.surprise:
             return self._with_evidence(evaluation, self.terms_of_neighbours(evaluation, own)).sum(-1)
-        score, evidence = self.distance(evaluation, own), evaluation.inputs.evidence
-        return score if evidence is None else score + evidence.double().sum(-1)
+        return with_evidence(self.distance(evaluation, own), evaluation.inputs)
 
     def distance(self, evaluation: Evaluation, own: Tensor | None = None) -> Tensor:
         """(B,) nats: the score without the evidence and the mean surprise."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vae_anomaly.likelihoods import AnyLayout
 from vae_anomaly.scores.elbo import by_column
-from vae_anomaly.vae import Inputs
+from vae_anomaly.vae import Inputs, concatenated
 
 FEW, BINS = 10, 50
 EDGES = 2 * BINS
@@ -64,11 +64,8 @@ def marginal(parts: Sequence[Inputs], layout: AnyLayout) -> Marginal:
         # a token is judged where it stands, and not by itself
         width = parts[0].x.shape[1]
         return Marginal(torch.zeros(0, EDGES), torch.zeros(0, EDGES + 1), torch.zeros(width), torch.ones(width))
-    x = torch.cat([part.x for part in parts])
-    if all(part.observed is None for part in parts):
-        observed = torch.ones_like(x)
-    else:
-        observed = torch.cat([torch.ones_like(p.x) if p.observed is None else p.observed for p in parts])
+    whole = concatenated(parts)
+    x, observed = whole.x, torch.ones_like(whole.x) if whole.observed is None else whole.observed
     binned = layout.size("gaussian") + layout.size("bernoulli")
     # the largest number stands for infinity, which no file of tensors may hold
     edges, nats = torch.full((binned, EDGES), torch.finfo(x.dtype).max), torch.zeros(binned, EDGES + 1)

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from vae_anomaly.errors import ConfigError
+from vae_anomaly.scores.elbo import with_evidence
 from vae_anomaly.scores.latent_neighbours import LatentNeighbours, latent_neighbours
 from vae_anomaly.scores.marginal import Marginal, marginal
 from vae_anomaly.vae import Evaluation
@@ -99,8 +100,7 @@ class Surprisal:
         rare = self.values.terms(evaluation.inputs, layout, counted=own is not None).sum(-1)
         first, second = (tail(score) for tail, score in zip(self.tails, (near, rare), strict=True))
         score = ((first.square() + WEIGHT * second.square()) / (1.0 + WEIGHT)).sqrt()
-        evidence = evaluation.inputs.evidence
-        return score if evidence is None else score + evidence.double().sum(-1)
+        return with_evidence(score, evaluation.inputs)
 
     def terms(self, evaluation: Evaluation) -> Tensor:
         """(B, Q + 1) nats."""
