@@ -228,9 +228,10 @@ def refused(*args: object, word: str) -> None:
 
 
 def test_wrong_requests_are_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
-    refused("--data", tmp_path / "nowhere", word="no folder")
+    # by name, for the peers need not be installed
     (tmp_path / "empty").mkdir()
-    refused("--data", tmp_path / "empty", word="without one")
+    refused("--data", tmp_path / "nowhere", "--methods", "knn", word="no folder")
+    refused("--data", tmp_path / "empty", "--methods", "knn", word="without one")
     data = ("--data", folder, "--methods", "knn")
     refused(*data, "--sets", "apert", word="Did you mean 'apart'?")
     refused(*data, "--protocol", "cleen", word="Did you mean 'clean'?")
