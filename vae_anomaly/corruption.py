@@ -115,7 +115,7 @@ def _scale(state: ColumnState, cells: _Cells, rng: np.random.Generator) -> _Cell
 
 
 def _other(state: ColumnState, cells: _Cells, rng: np.random.Generator) -> _Cells:
-    if state.kind == "boolean":
+    if state.kind in ("binary", "boolean"):
         return cells._replace(x=cells.observed - cells.x)
     if state.size < 2:
         return cells
@@ -152,6 +152,7 @@ _CELLS: Mapping[str, Callable[[ColumnState, _Cells, np.random.Generator], _Cells
 _OF_KIND = {
     "number": ("swap", "scale", "freeze", "missing"),
     "timestamp": ("swap", "scale", "freeze", "missing"),
+    "binary": ("swap", "other", "freeze", "missing", "unknown"),
     "boolean": ("swap", "other", "freeze", "missing"),
     "category": ("swap", "other", "freeze", "missing", "unknown"),
 }

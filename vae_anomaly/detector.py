@@ -35,7 +35,7 @@ from vae_anomaly.vae import VAE, Evaluation, Inputs, evaluate
 
 BLOCKS = 16  # of vae.rows records at a time: few enough for the cache, and enough to outweigh the calls
 CHUNK = 16 * 2**20  # values of the records in them, where they are so wide that fewer blocks hold more
-FORMAT = 3
+FORMAT = 4
 FILES = ("detector.json", "weights.safetensors")
 MANIFEST = "manifest.json"
 MAX_BYTES = 2 << 30
@@ -121,13 +121,16 @@ class Detector:
         return scores if copies is None else scores[copies]
 
     def scores_of_matrix(self, values: np.ndarray) -> np.ndarray:
-        """As :meth:`scores` for a float64 matrix (B, Q) of numbers, encoded chunk by chunk while it is in the cache."""
+        """As :meth:`scores` for a float64 matrix (B, Q) of the schema's columns, encoded chunk by chunk while it is in
+        the cache."""
         assert isinstance(self.preprocessor, TabularPreprocessor)
-        encode = self.preprocessor.encode_matrix
+        encode, place = self.preprocessor.encode_matrix, {c.name: i for i, c in enumerate(self.schema.columns)}
+        order = [place[name] for name in self.preprocessor.columns]
 
         def of_member(member: Member) -> Tensor:
             chunk = chunk_rows(member.vae, self.preprocessor.layout.features)
-            parts = (encode(values[start : start + chunk]) for start in range(0, len(values), chunk))
+            starts = range(0, len(values), chunk)
+            parts = (encode(_in_order(values[start : start + chunk], order)) for start in starts)
             return over_parts(member.vae, parts, member.score)
 
         return self._mean(of_member)
@@ -351,6 +354,11 @@ def distinct(inputs: Inputs) -> tuple[Inputs, np.ndarray | None]:
     rows = np.ascontiguousarray(inputs.x.numpy())
     _, first, copies = np.unique(rows.view(f"V{rows.strides[0]}")[:, 0], return_index=True, return_inverse=True)
     return (inputs, None) if len(first) == len(rows) else (inputs[torch.from_numpy(first)], copies.reshape(-1))
+
+
+def _in_order(values: np.ndarray, order: list[int]) -> np.ndarray:
+    """The columns of ``values`` (B, Q) in that order."""
+    return values if order == sorted(order) else values[:, order]
 
 
 def padded(inputs: Inputs, rows: int) -> Inputs:

@@ -218,7 +218,7 @@ def _trained(
     vae = build_seeded(lambda: build_model(model.kind, preprocessor.layout, model.options), seed)
     logs = []
     training, validation = parts["training"], parts["validation"]
-    vae.view.learn(training.x, training.observed)
+    vae.learn(training)
     for log in train(vae, training, validation, _objective(model, recipe), plan, seed, device_of(recipe.device)):
         logs.append(log)
         on_epoch(log)

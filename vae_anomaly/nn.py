@@ -24,6 +24,7 @@ COLUMNS = 16
 # An encoder is shown numbers up to so many units, and the logarithm of what is beyond: one absurd value would else
 # carry the latent position so far off that all the other columns look wrong.
 SHOWN = 10.0
+LEAST_SPREAD = 1e-6  # of a feature; one that is constant is left as wide as it is
 
 
 def _silu(product: Tensor) -> Tensor:
@@ -127,6 +128,48 @@ class GaussianHead(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> DiagonalGaussian:
         """(B, F) and (B, C) to a :class:`DiagonalGaussian` with parameters (B, K)."""
         return gaussian(self.net(with_context(shown(x), context)))
+
+
+class UnitEncoder(nn.Module):
+    """q(z given x, c) of x with its discrete features, those from ``first`` on, in units of their own deviations.
+
+    A rare one is else hardly seen by a network, and lost in the noise of training.
+    """
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, posterior: nn.Module, first: int, discrete: int) -> None:
+        super().__init__()
+        self.posterior, self.first = posterior, first
+        self.register_buffer("center", torch.zeros(discrete))
+        self.register_buffer("scale", torch.ones(discrete))
+
+    def learn(self, x: Tensor, observed: Tensor | None = None) -> None:
+        """Means and deviations of the observed cells of training features ``x`` (M, F)."""
+        center, scale = mean_and_deviation(x[:, self.first :], None if observed is None else observed[:, self.first :])
+        self.center.copy_(center)
+        self.scale.copy_(scale)
+
+    def scaled(self, noise: Tensor) -> Tensor:
+        """Noise (B, F) of deviation 1 in the units of the features."""
+        return torch.cat([noise[:, : self.first], noise[:, self.first :] * self.scale], -1)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> DiagonalGaussian:
+        """(B, F) and (B, C) to a :class:`DiagonalGaussian` with parameters (B, K)."""
+        discrete = (x[..., self.first :] - self.center) / self.scale
+        found: DiagonalGaussian = self.posterior(torch.cat([x[..., : self.first], discrete], -1), context)
+        return found
+
+
+def mean_and_deviation(x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(F,) float64 each, of the observed cells of ``x`` (M, F); of a feature that never varies the deviation is 1."""
+    x = x.double()
+    seen = torch.ones_like(x) if observed is None else observed.double()
+    count = seen.sum(0).clamp_min(1)
+    mean = (x * seen).sum(0) / count
+    deviation = (((x - mean).square() * seen).sum(0) / count).sqrt()
+    return mean, torch.where(deviation > LEAST_SPREAD, deviation, 1.0)
 
 
 class StandardPrior(nn.Module):

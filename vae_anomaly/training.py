@@ -25,6 +25,7 @@ from torch.nn import functional
 from vae_anomaly.errors import ConfigError, TrainingError
 from vae_anomaly.likelihoods import PixelLayout, TokenDistribution
 from vae_anomaly.likelihoods.tokens import PAD, UNKNOWN
+from vae_anomaly.nn import UnitEncoder
 from vae_anomaly.objectives import BetaElbo
 from vae_anomaly.vae import VAE, Inputs, elbo_terms, evaluate
 
@@ -218,6 +219,8 @@ def corrupted(
         if not plan.input_noise:
             return rows, None, None
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        if isinstance(vae.posterior, UnitEncoder):
+            noise = vae.posterior.scaled(noise)
         return rows, x + plan.input_noise * noise, None
     fed = x
     if plan.teacher_forcing < 1:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vae_anomaly.distributions import DiagonalGaussian, Posterior, Prior
 from vae_anomaly.likelihoods import Distribution, Likelihood
+from vae_anomaly.nn import UnitEncoder
 from vae_anomaly.views import Plain, View
 
 
@@ -35,6 +36,12 @@ class VAE(nn.Module):
         super().__init__()
         self.posterior, self.prior, self.likelihood = posterior, prior, likelihood
         self.view = Plain() if view is None else view
+
+    def learn(self, inputs: Inputs) -> None:
+        """What its parts take from training records before they are trained: the views' maps, the features' units."""
+        self.view.learn(inputs.x, inputs.observed)
+        if isinstance(self.posterior, UnitEncoder):
+            self.posterior.learn(inputs.x, inputs.observed)
 
     def seen(self, inputs: Inputs) -> Inputs:
         """``inputs`` as the networks see them; a missing cell stays 0."""

@@ -22,10 +22,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from vae_anomaly.nn import LEAST_SPREAD, mean_and_deviation
 from vae_anomaly.registry import lookup
 
 KNOTS = 256
-LEAST_SPREAD = 1e-6  # of a column, in robust deviations; a constant one is left as wide as it is
 LEAST_RANGE = 1e-3  # of a column's training values, as the unit of what lies beyond them
 
 
@@ -71,13 +71,9 @@ class Standard(nn.Module):
     def learn(self, x: Tensor, observed: Tensor | None = None) -> None:
         """Mean and deviation of the observed cells; a column that never varies keeps its unit."""
         size = len(self.center)
-        x = x[:, :size].double()
-        seen = torch.ones_like(x) if observed is None else observed[:, :size].double()
-        count = seen.sum(0).clamp_min(1)
-        center = (x * seen).sum(0) / count
-        scale = (((x - center).square() * seen).sum(0) / count).sqrt()
+        center, scale = mean_and_deviation(x[:, :size], None if observed is None else observed[:, :size])
         self.center.copy_(center)
-        self.scale.copy_(torch.where(scale > LEAST_SPREAD, scale, 1.0))
+        self.scale.copy_(scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, F) to (B, F)."""

@@ -212,7 +212,7 @@ def test_another_manifest_is_refused(text, saved):
 def test_another_format_says_so(saved):
     folder, _ = saved
     rehash(folder, format=99)
-    with pytest.raises(ArtifactError, match=r"must have format 3\. Got 99: made by another version"):
+    with pytest.raises(ArtifactError, match=r"must have format 4\. Got 99: made by another version"):
         Detector.load(folder)
 
 

@@ -107,11 +107,12 @@ def test_any_column_gives_finite_features_and_a_positive_scale(scale, cells):
         preprocessor = learned(number(scale), cells)
         state = preprocessor.states[0]
         assert np.isfinite([*state.center, *state.scale]).all()
-        assert state.scale[0] > 0
+        assert state.kind == "binary" or state.scale[0] > 0
         assert np.abs(features(preprocessor, cells, number(scale))).max() < 1e4
         far = features(preprocessor, [WIDEST, -WIDEST, 1e300, 5e-324, 0.0], number(scale))
     assert np.isfinite(far).all()
-    assert far[0] > far[3] > far[1] or far[0] > far[4] > far[1]
+    if state.kind == "number":
+        assert far[0] > far[3] > far[1] or far[0] > far[4] > far[1]
 
 
 def test_a_constant_column_sees_a_change_and_not_its_rounding():
@@ -237,6 +238,50 @@ def test_a_matrix_encodes_to_the_bits_of_its_columns():
         assert torch.equal(found.x, expected.x)
         assert torch.equal(found.observed, expected.observed)
         assert torch.equal(found.evidence, expected.evidence)
+
+
+# ------------------------------------------------------------- numbers of two values
+
+
+def test_a_number_of_two_values_is_one_or_the_other_and_what_it_never_was_is_evidence():
+    preprocessor = learned(number(), [3.0] * 6 + [7.0] * 4)
+    assert [state.kind for state in preprocessor.states] == ["binary"]
+    assert preprocessor.layout.size("bernoulli") == 1 and preprocessor.layout.discrete == 1.0
+    cells = [3.0, 7.0, None, 4.0, 5.5, -1.0, 3.0 + 1e-9, WIDEST]
+    inputs = preprocessor.encode(records(number(), cells))
+    assert inputs.x[:, 0].tolist() == [0, 1, 0, 0, 1, 0, 0, 1]
+    assert inputs.observed[:, 0].tolist() == [1, 1, 0, 1, 1, 1, 1, 1]
+    unseen, missing = -math.log(1 / 12), math.log((1 - 1 / 12) / (1 / 12))
+    far = math.log1p((WIDEST - 7.0) / 4.0)
+    expected = [0, 0, missing, *(unseen + math.log1p(d) for d in (0.25, 0.375, 1.0)), 0, unseen + far]
+    assert inputs.evidence[:, 0].tolist() == pytest.approx(expected, rel=1e-6)
+    assert preprocessor.decode(inputs.x.numpy())["x"].tolist() == [3, 7, 3, 3, 7, 3, 3, 7]
+    known = records(number(), cells)
+    assert preprocessor.quality(known, known.scorable | True).tolist() == [[1, 4, 0]]
+    assert TabularPreprocessor.from_dict(json.loads(json.dumps(preprocessor.to_dict()))) == preprocessor
+
+
+@pytest.mark.parametrize("cells", [[5.0] * 20, [5.0, 5.0 + 1e-12] * 10, [0.0, 1.0, 0.5] * 7])
+def test_a_number_of_one_value_or_three_or_of_rounding_is_none_of_two(cells):
+    assert learned(number(), cells).states[0].kind == "number"
+
+
+def test_a_matrix_with_numbers_of_two_values_encodes_to_the_bits_of_its_columns():
+    g = np.random.default_rng(4)
+    X = g.normal(size=(300, 5))
+    X[:, [0, 3]] = np.where(X[:, [0, 3]] > 0.5, 9.0, -2.5)
+    X[g.random(X.shape) < 0.05] = np.nan
+    X[:3, 0] = WIDEST, -WIDEST, 3.0
+    names = [f"x{i}" for i in range(5)]
+    rows = Records(0, np.arange(300).astype(str), dict(zip(names, X.T, strict=True)), np.full(300, "ok", dtype=object))
+    for columns in (range(5), (0, 3), (1, 2, 4)):
+        schema = Schema(tuple(Column(names[i], "number") for i in columns))
+        preprocessor = fit_tabular(rows.take(np.arange(3, 300)), schema)
+        order = [int(name[1:]) for name in preprocessor.columns]
+        found, expected = preprocessor.encode_matrix(X[:, order]), preprocessor.encode(rows)
+        for name in ("x", "observed", "evidence"):
+            assert torch.equal(getattr(found, name), getattr(expected, name))
+    assert sorted(order) == [1, 2, 4]
 
 
 # ------------------------------------------------------------- categories

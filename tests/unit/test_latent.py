@@ -258,7 +258,7 @@ def test_a_generated_table_has_the_noise_of_its_columns_and_an_expected_one_has_
 
 def there_and_back(state: ColumnState, values: np.ndarray) -> np.ndarray:
     known = Records(0, np.arange(len(values)).astype(str), {state.column: values}, np.full(len(values), "ok"))
-    found: np.ndarray = decode_states((state,), encode_states((state,), known)[0])[state.column]
+    found: np.ndarray = decode_states((state,), encode_states((state,), known.values, len(known))[0])[state.column]
     return found
 
 

@@ -86,8 +86,8 @@ def _expected(state: ColumnState, features: np.ndarray) -> str:
     if state.kind == "number":
         center, low, high = (decode_number(state, float(feature)) for feature in features[:, 0])
         return f"{number(center)} ± {number((high - low) / 2)}"
-    if state.kind == "boolean":
-        return f"{'true' if mean[0] >= 0.5 else 'false'} ({max(mean[0], 1 - mean[0]):.0%})"
+    if state.kind in ("binary", "boolean"):
+        return f"{display_inputs(state, mean, observed=True)} ({max(mean[0], 1 - mean[0]):.0%})"
     if state.kind == "category":
         best = int(np.argmax(mean)) if len(mean) else 0
         return f"{state.categories[best]} ({mean[best]:.0%})" if len(mean) else ""
@@ -116,6 +116,9 @@ def display_inputs(state: ColumnState, x: np.ndarray, observed: bool) -> str:
     if state.kind == "number":
         value = decode_number(state, float(x[0]))
         return number(float(round(value)) if state.integral else value)
+    if state.kind == "binary":
+        assert state.low is not None and state.high is not None
+        return number(state.high if x[0] >= 0.5 else state.low)
     if state.kind == "boolean":
         return "true" if x[0] >= 0.5 else "false"
     if state.kind == "category":

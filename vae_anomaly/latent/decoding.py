@@ -176,6 +176,8 @@ def curves(detector: Detector, mean: np.ndarray) -> tuple[Curve, ...]:
             out.append(Curve(f"{state.column}, hour", decode_minutes(state, part) % 1440 / 60, change, 24.0))
         elif state.kind == "boolean":
             out.append(Curve(f"P({state.column})", part[:, 0], change))
+        elif state.kind == "binary":
+            out.append(Curve(f"P({state.column} = {state.high:g})", part[:, 0], change))
         else:
             value = int(np.argmax(np.ptp(part, axis=0)))
             out.append(Curve(f"P({state.column} = {state.categories[value]})", part[:, value], change))

@@ -112,7 +112,7 @@ def _context_features(detector: Detector, state: ColumnState, value: Any) -> np.
         seen = f"within the range seen in training, {state.low:g} to {state.high:g}"
         raise ConfigError(f"{name} must be {seen}. Got {value!r}.")
     one = Records(0, np.array([""]), {state.column: values}, np.array([OK]))
-    features: np.ndarray = encode_states((state,), one)[0][0]
+    features: np.ndarray = encode_states((state,), one.values, 1)[0][0]
     return features
 
 
@@ -153,7 +153,7 @@ def _found(detector: Detector, records: Records, inputs: Inputs) -> Decoded:
         series = values.to_pandas() if isinstance(values, pa.Array) else pd.Series(values)
         if state.kind == "boolean":
             series = series.astype("boolean")
-        elif state.kind == "number" and state.integral and bool((series.dropna() % 1 == 0).all()):
+        elif state.kind in ("number", "binary") and state.integral and bool((series.dropna() % 1 == 0).all()):
             series = series.astype("Int64")
         columns[state.column] = series
     return pd.DataFrame({c.name: columns[c.name] for c in detector.schema.columns})

@@ -71,6 +71,11 @@ class Layout:
         """F, the number of features."""
         return sum(b.size for b in self.blocks)
 
+    @property
+    def discrete(self) -> float:
+        """Share in [0, 1] of the columns with features that are no numbers."""
+        return sum(b.family != "gaussian" for b in self.blocks) / max(len(self.blocks), 1)
+
     @cached_property
     def column_of_feature(self) -> Tensor:
         """(F,) int64: the column that each feature belongs to."""
@@ -235,12 +240,16 @@ def _root(deviance: Tensor) -> Tensor:
 class FactorisedLikelihood(nn.Module):
     """p(x given z, c): a decoder network with F outputs and a learned log-scale for each Gaussian feature."""
 
+    sharpness: Tensor
+
     def __init__(self, net: nn.Module, layout: Layout | PixelLayout) -> None:
         super().__init__()
         self.net, self.layout = net, layout
         self._pixels = isinstance(layout, PixelLayout)
         # sigma starts near 1 robust deviation, for pixels near 0.2
         size, start = layout.size("gaussian"), -0.37 if self._pixels else 0.64
+        if not self._pixels:
+            self.register_buffer("sharpness", torch.ones(size))
         self.raw_log_sigma = nn.Parameter(torch.full((min(size, 1) if self._pixels else size,), start))
 
     @property
@@ -262,10 +271,22 @@ class FactorisedLikelihood(nn.Module):
         if self._pixels and size:
             squares, count = squares.sum(0, keepdim=True), count.sum(0, keepdim=True)
         ratio = ((squares + 1) / (count + 1)).sqrt()
+        if not self._pixels:
+            self.sharpness.copy_(ratio.clamp_min(1.0))
         low, high = LOG_SIGMA_RANGE
         sigma = bounded(self.raw_log_sigma, low, high).exp()
         share = ((sigma * ratio).log() - low) / (high - low)
         self.raw_log_sigma.copy_(torch.logit(share.clamp(1e-3, 1 - 1e-3)))
+
+    def sharpened(self, residuals: Tensor) -> Tensor:
+        """Residuals (B, R) of a table in units of the learned scale where :meth:`rescale` made it larger.
+
+        With few and wide records the residuals of held-out ones are mostly noise; divided by its size they would weigh
+        no more than it, and records that are far apart would look alike.
+        """
+        size = len(self.sharpness)
+        sharp = residuals[:, :size] * self.sharpness
+        return sharp if size == residuals.shape[1] else torch.cat([sharp, residuals[:, size:]], 1)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> FactorisedDistribution:
         """(..., K) to the distribution of x with parameters (..., F)."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.likelihoods import FactorisedDistribution, FactorisedLikelihood, Layout, PixelLayout
-from vae_anomaly.nn import ContextPrior, GaussianHead, StandardPrior, VampPrior, mlp
+from vae_anomaly.nn import ContextPrior, GaussianHead, StandardPrior, UnitEncoder, VampPrior, mlp
 from vae_anomaly.vae import VAE
 from vae_anomaly.views import view_of
 
@@ -39,10 +39,13 @@ def mlp_vae(
     if latent < 1 or any(width < 1 for width in hidden):
         raise ConfigError(f"model: latent and every hidden width must be at least 1. Got {latent} and {list(hidden)}.")
     widths, context = list(hidden), layout.context
-    posterior = GaussianHead(mlp([layout.features + context, *widths, 2 * latent], activation))
+    numbers = layout.size("gaussian")
+    posterior: nn.Module = GaussianHead(mlp([layout.features + context, *widths, 2 * latent], activation))
+    if layout.modality == "table" and numbers < layout.features:
+        posterior = UnitEncoder(posterior, numbers, layout.features - numbers)
     decoder = mlp([latent + context, *reversed(widths), layout.features], activation)
     chosen = prior_of(prior, posterior, latent, layout, pseudo_inputs)
-    return VAE(posterior, chosen, FactorisedLikelihood(decoder, layout), view_of(view, layout.size("gaussian")))
+    return VAE(posterior, chosen, FactorisedLikelihood(decoder, layout), view_of(view, numbers))
 
 
 def prior_of(

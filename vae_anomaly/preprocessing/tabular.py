@@ -6,19 +6,22 @@ r"""Tables: records to model inputs and back, learned from training rows only.
   absurd value scores as an absurd value and not as NaN.
   A column of ``scale: log`` is first mapped by :math:`\operatorname{asinh}(x / u)`, u the 5th percentile of its sizes
   that are not 0: a logarithm that takes any sign, under which ratios of columns become differences.
+* **binary**, a number that takes two values in training: 0 for the smaller and 1 for the larger one; any other value is
+  the nearer of them, and was never seen.
 * **boolean**: 0 or 1. **category**: one-hot over the values seen in training, mapped by value.
 * **timestamp**: sine and cosine of the time of day and of the day of the week, in UTC or the column's time zone.
 
 Columns with ``context: true`` become the context vector (:class:`ContextEncoder`).
 
-Back to values (``decode``): a number by the inverse map, an integer where every training value was one; a boolean at
-0.5; the likeliest category; of a timestamp, of which the model knows no date, the weekday and the time as text,
-``"Tue 14:05"``, in its time zone.
+Back to values (``decode``): a number by the inverse map, an integer where every training value was one; a boolean or
+binary number at 0.5; the likeliest category; of a timestamp, of which the model knows no date, the weekday and the time
+as text, ``"Tue 14:05"``, in its time zone.
 
 A missing cell is masked: it has no likelihood term and is 0 for the encoder. What no network gives is counted as
 *evidence*, in nats, by columns: a missing cell where cells are rarely missing (or the reverse) costs
 :math:`\log(p_\mathrm{common}/p_\mathrm{rare})` with Laplace's rule, a value never seen in training costs
-:math:`-\log((n_1 + 1)/(n + 2))` with n_1 the number of values seen once (Good and Turing's estimate of unseen mass).
+:math:`-\log((n_1 + 1)/(n + 2))` with n_1 the number of values seen once (Good and Turing's estimate of unseen mass),
+and of a binary number :math:`\log(1 + d)` more, d its distance from the nearer value in units of their difference.
 
 Legend: B records, F features, Q columns.
 Reference: I. J. Good, The population frequencies of species, Biometrika 40 (1953), doi 10.1093/biomet/40.3-4.237.
@@ -29,7 +32,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
@@ -47,6 +50,8 @@ from vae_anomaly.vae import Inputs
 TAIL = 10.0
 DAY, WEEK = 86_400, 7 * 86_400
 MAX_CATEGORIES = 256
+ROUNDING = 1e-9  # of a number's size: what differs by less is the same number
+SAME = 1e-6  # of the difference of a binary number's values: what is as near to one of them is it
 LARGEST_INTEGRAL = 2.0**53  # beyond it float64 no longer holds every integer
 WEEKDAYS = np.array(["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"])
 TIME_PARTS = ("sine of the hour", "cosine of the hour", "sine of the weekday", "cosine of the weekday")
@@ -57,7 +62,7 @@ class ColumnState:
     """What was learned of one column; the fields that its kind does not use are empty."""
 
     column: str
-    kind: Literal["number", "boolean", "category", "timestamp", "image", "text"]
+    kind: Literal["number", "binary", "boolean", "category", "timestamp", "image", "text"]
     missing: float
     center: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
@@ -74,22 +79,23 @@ class ColumnState:
     @property
     def size(self) -> int:
         """Number of features of this column of a table."""
-        return {"number": 1, "boolean": 1, "category": len(self.categories), "timestamp": 4}[self.kind]
+        return {"number": 1, "binary": 1, "boolean": 1, "category": len(self.categories), "timestamp": 4}[self.kind]
 
 
-def encode_states(states: Sequence[ColumnState], records: Records) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features (B, F) float32, missing cells (B, Q) bool and evidence (B, Q) nats of scorable ``records``."""
-    rows = len(records)
+def encode_states(
+    states: Sequence[ColumnState], values: Mapping[str, np.ndarray | pa.Array], rows: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features (B, F) float32, missing cells (B, Q) bool and evidence (B, Q) nats of ``values`` (B,) by column."""
     x = np.zeros((rows, sum(s.size for s in states)), dtype=np.float32)
     missing = np.zeros((rows, len(states)), dtype=bool)
     evidence = np.zeros((rows, len(states)), dtype=np.float32)
     at = 0
     for i, state in enumerate(states):
         part = slice(at, at + state.size)
-        missing[:, i], unseen = _ENCODERS[state.kind](state, records.values[state.column], x[:, part])
+        missing[:, i], unseen = _ENCODERS[state.kind](state, values[state.column], x[:, part])
         evidence[:, i] = np.where(missing[:, i], state.missing_nats, state.present_nats)
         if unseen is not None:
-            evidence[unseen, i] += state.unseen_nats
+            evidence[:, i] += unseen
         at += state.size
     return x, missing, evidence
 
@@ -114,7 +120,7 @@ class ContextEncoder:
         """(B, C) context vectors, None without context columns."""
         if not self.states:
             return None
-        x = encode_states(self.states, records)[0]
+        x = encode_states(self.states, records.values, len(records))[0]
         known = ~np.logical_or.reduce([unknown for _, unknown in self.unknown(records)])
         vector = np.column_stack([np.ones(len(x), np.float32), x]) * known[:, None]
         return torch.from_numpy(vector.astype(np.float32))
@@ -148,7 +154,8 @@ class ContextEncoder:
 
 @dataclass(frozen=True)
 class TabularPreprocessor:
-    """Fitted column states in the order of the features: numbers and times, booleans, categories; then the context."""
+    """Fitted column states in the order of the features: numbers and times, binary numbers and booleans, categories;
+    then the context."""
 
     states: tuple[ColumnState, ...]
     context: ContextEncoder = field(default_factory=ContextEncoder)
@@ -156,9 +163,9 @@ class TabularPreprocessor:
     @functools.cached_property
     def layout(self) -> Layout:
         """The features as the likelihood reads them; a block's ``column`` is a position in :attr:`columns`."""
-        family = {"number": "gaussian", "timestamp": "gaussian", "boolean": "bernoulli", "category": "categorical"}
+        family = {"number": "gaussian", "timestamp": "gaussian", "category": "categorical"}
         blocks = tuple(
-            Block(i, family[s.kind], s.size)  # type: ignore[arg-type]
+            Block(i, family.get(s.kind, "bernoulli"), s.size)  # type: ignore[arg-type]
             for i, s in enumerate(self.states)
             if s.size
         )
@@ -177,30 +184,35 @@ class TabularPreprocessor:
     @property
     def all_numbers(self) -> bool:
         """True where every column is a number, so that a matrix can be encoded without splitting it."""
-        return all(s.kind == "number" for s in self.states) and not self.context.states
+        return all(s.kind in ("number", "binary") for s in self.states) and not self.context.states
 
     def encode(self, records: Records) -> Inputs:
         """Model inputs of scorable ``records``: x (B, F) float32, mask and evidence only where there is any."""
-        x, missing, evidence = encode_states(self.states, records)
+        x, missing, evidence = encode_states(self.states, records.values, len(records))
         of_context = np.zeros((len(x), len(self.context.states)), np.float32)  # which is not judged
         return self._inputs(x, missing, np.column_stack([evidence, of_context]), self.context.encode(records))
 
     @functools.cached_property
     def _numbers(self) -> np.ndarray:
-        """(5, Q): center, scale, unit, nats of a missing and of a present cell of each number."""
-        rows = [(*s.center, *s.scale, s.unit, s.missing_nats, s.present_nats) for s in self.states]
-        return np.ascontiguousarray(np.transpose(rows))
+        """(5, N): center, scale, unit, nats of a missing and of a present cell of the N numbers that are not binary."""
+        numbers = [s for s in self.states if s.kind == "number"]
+        rows = [(*s.center, *s.scale, s.unit, s.missing_nats, s.present_nats) for s in numbers]
+        return np.ascontiguousarray(np.transpose(rows).reshape(5, len(rows)))
 
     def encode_matrix(self, values: np.ndarray) -> Inputs:
         """As :meth:`encode` for a float64 matrix (B, Q) in the order of :attr:`columns`, numbers only."""
         center, scale, unit, missing_nats, present_nats = self._numbers
-        x = standardise(flattened(values, unit), center, scale)
+        x = standardise(flattened(values[:, : len(center)], unit), center, scale)
         # the least of values is NaN where one of them is
-        if not present_nats.any() and not np.isnan(x.min(initial=0.0)):
+        if len(center) == len(self.states) and not present_nats.any() and not np.isnan(x.min(initial=0.0)):
             return Inputs(torch.from_numpy(x))
         missing = np.isnan(x)
         x[missing] = 0.0
-        return self._inputs(x, missing, np.where(missing, missing_nats, present_nats))
+        evidence = np.where(missing, missing_nats, present_nats)
+        of_binary = {s.column: values[:, i] for i, s in enumerate(self.states) if s.kind == "binary"}
+        others = encode_states(self.states[len(center) :], of_binary, len(values))
+        x, missing, evidence = map(np.column_stack, zip((x, missing, evidence), others, strict=True))
+        return self._inputs(x, missing, evidence)
 
     def _inputs(
         self, x: np.ndarray, missing: np.ndarray, evidence: np.ndarray, context: torch.Tensor | None = None
@@ -241,10 +253,13 @@ def _quality(state: ColumnState, values: np.ndarray | pa.Array, good: np.ndarray
         known = pc.is_in(values, value_set=pa.array(state.categories, pa.string())).to_numpy(zero_copy_only=False)
         return np.array([(missing & good).sum(), (~known & ~missing & good).sum(), 0])
     missing = np.isnat(values) if state.kind == "timestamp" else np.isnan(values)
-    beyond = np.zeros(1, bool)
+    unseen = beyond = np.zeros(1, bool)
     if state.kind == "number":
-        beyond = ((values < state.low) | (values > state.high)) & good
-    return np.array([(missing & good).sum(), 0, beyond.sum()])
+        beyond = (values < state.low) | (values > state.high)
+    if state.kind == "binary":
+        evidence = _encode_binary(state, values, np.empty((len(values), 1)))[1]
+        unseen = unseen if evidence is None else evidence > 0
+    return np.array([(missing & good).sum(), (unseen & good).sum(), (beyond & good).sum()])
 
 
 def _state(saved: Mapping[str, Any]) -> ColumnState:
@@ -270,7 +285,7 @@ def standardise(values: np.ndarray, center: np.ndarray | float, scale: np.ndarra
     t = torch.from_numpy(np.require(values, np.float64, ["C", "W"])).sub(shift).mul_(1.0 / spread)
     x = t.float().numpy()
     # NaN compares false; most chunks are inside and done
-    if len(x) and not (x.min() >= -TAIL and x.max() <= TAIL):
+    if x.size and not (x.min() >= -TAIL and x.max() <= TAIL):
         far = np.abs(x) > TAIL
         beyond = np.clip(t.numpy()[far], -np.finfo(np.float64).max, np.finfo(np.float64).max)
         x[far] = np.copysign(TAIL * (1.0 + np.log(np.abs(beyond) / TAIL)), beyond)
@@ -282,6 +297,18 @@ def _encode_number(state: ColumnState, values: np.ndarray, out: np.ndarray) -> t
     flat = flattened(values[:, None], np.array([state.unit]))[:, 0]
     out[:, 0] = np.where(missing, 0.0, standardise(flat, state.center[0], state.scale[0]))
     return missing, None
+
+
+def _encode_binary(state: ColumnState, values: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    assert state.low is not None and state.high is not None
+    missing = np.isnan(values)
+    with np.errstate(over="ignore"):
+        share = np.where(missing, 0.0, (values - state.low) / (state.high - state.low))
+    larger = share >= 0.5
+    out[:, 0] = larger
+    distance = np.abs(share - larger).clip(max=np.finfo(np.float64).max)
+    other = distance > SAME
+    return missing, other * (state.unseen_nats + np.log1p(distance)) if other.any() else None
 
 
 def _encode_boolean(state: ColumnState, values: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, None]:
@@ -296,7 +323,7 @@ def _encode_category(state: ColumnState, values: pa.Array, out: np.ndarray) -> t
     missing = pc.is_null(values).to_numpy(zero_copy_only=False)
     rows = np.flatnonzero((codes >= 0) & ~missing)
     out[rows, codes[rows]] = 1.0
-    return missing, (codes < 0) & ~missing
+    return missing, ((codes < 0) & ~missing) * state.unseen_nats
 
 
 def _time_parts(values: np.ndarray, timezone: str | None) -> np.ndarray:
@@ -323,6 +350,7 @@ def _encode_timestamp(state: ColumnState, values: np.ndarray, out: np.ndarray) -
 
 _ENCODERS: Mapping[str, Any] = {
     "number": _encode_number,
+    "binary": _encode_binary,
     "boolean": _encode_boolean,
     "category": _encode_category,
     "timestamp": _encode_timestamp,
@@ -333,14 +361,14 @@ def robust_scale(values: np.ndarray) -> tuple[float, float]:
     """Median and a scale with a floor of finite ``values``; the scale of a constant column is 1.
 
     The scale is IQR / 1.349; where the middle half of the values is one value, it is the standard deviation of the
-    values clipped to their 1st and 99th percentile. The floor is 1e-9 of the median's size, so that a column which is
-    constant but for rounding does not explode.
+    values clipped to their 1st and 99th percentile. The floor is ``ROUNDING`` of the median's size, so that a column
+    which is constant but for rounding does not explode.
     """
     center = float(np.median(values))
     q25, q75 = np.quantile(values, [0.25, 0.75])
     scale = float(q75 - q25) / 1.349
     # by the median's size and not the largest: one absurd training value would blind the column
-    floor = 1e-9 * max(abs(center), 1e-30)
+    floor = ROUNDING * max(abs(center), 1e-30)
     if scale <= floor:
         scale = float(np.clip(values, *np.quantile(values, [0.01, 0.99])).std())
     if scale <= floor:
@@ -356,10 +384,26 @@ def fit_tabular(records: Records, schema: Schema) -> TabularPreprocessor:
     DataError
         A column has no observed cell, or holds a number that no robust scale can take (rule ``unusable_column``).
     """
-    order = {"number": 0, "timestamp": 1, "boolean": 2, "category": 3}
-    columns = sorted((c for c in schema.columns if not c.context), key=lambda c: order[c.kind])
-    states = tuple(_fit_column(c, records.values[c.name]) for c in columns)
-    return TabularPreprocessor(states, fit_context(records, schema))
+    order = ["number", "timestamp", "binary", "boolean", "category"]
+    judged = [(c, records.values[c.name]) for c in schema.columns if not c.context]
+    states = [_binary(_fit_column(column, values), values) for column, values in judged]
+    states.sort(key=lambda state: order.index(state.kind))
+    return TabularPreprocessor(tuple(states), fit_context(records, schema))
+
+
+def _binary(state: ColumnState, values: np.ndarray | pa.Array) -> ColumnState:
+    """The state of a number that takes two ``values`` as that of a binary number, any other as it is."""
+    if state.kind != "number":
+        return state
+    assert state.low is not None and state.high is not None
+    if state.high - state.low <= ROUNDING * max(abs(state.low), abs(state.high)):
+        return state
+    larger, seen = int((values == state.high).sum()), int((~np.isnan(values)).sum())
+    if larger + int((values == state.low).sum()) < seen:
+        return state
+    singletons = int(larger == 1) + int(seen - larger == 1)
+    nats = -math.log((singletons + 1) / (seen + 2))
+    return replace(state, kind="binary", center=(), scale=(), unit=0.0, unseen_nats=nats)
 
 
 def fit_context(records: Records, schema: Schema) -> ContextEncoder:
@@ -489,6 +533,12 @@ def _decode_number(state: ColumnState, x: np.ndarray) -> np.ndarray:
     return rounded
 
 
+def _decode_binary(state: ColumnState, x: np.ndarray) -> np.ndarray:
+    assert state.low is not None and state.high is not None
+    values = np.where(x[:, 0] >= 0.5, state.high, state.low)
+    return values.clip(-LARGEST_INTEGRAL, LARGEST_INTEGRAL).astype(np.int64) if state.integral else values
+
+
 def _decode_boolean(state: ColumnState, x: np.ndarray) -> np.ndarray:
     true: np.ndarray = x[:, 0] >= 0.5
     return true
@@ -519,6 +569,7 @@ def decode_minutes(state: ColumnState, x: np.ndarray) -> np.ndarray:
 
 _DECODERS: Mapping[str, Any] = {
     "number": _decode_number,
+    "binary": _decode_binary,
     "boolean": _decode_boolean,
     "category": _decode_category,
     "timestamp": _decode_timestamp,

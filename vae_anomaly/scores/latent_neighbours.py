@@ -40,7 +40,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vae_anomaly.errors import ConfigError
-from vae_anomaly.likelihoods import PixelLayout
+from vae_anomaly.likelihoods import FactorisedLikelihood, PixelLayout
 from vae_anomaly.scores.elbo import by_column, with_evidence
 from vae_anomaly.vae import Evaluation
 
@@ -220,6 +220,9 @@ def _embed(evaluation: Evaluation, latent_scale: Tensor, blur: float, with_resid
         return place
     inputs, layout = evaluation.inputs, evaluation.likelihood.layout
     residuals = evaluation.likelihood.residuals(evaluation.seen.x, inputs.observed)
+    if layout.modality == "table":
+        assert isinstance(evaluation.vae.likelihood, FactorisedLikelihood)
+        residuals = evaluation.vae.likelihood.sharpened(residuals)
     if blur:
         if not isinstance(layout, PixelLayout):
             raise ConfigError(f"score.blur must be 0 for records that are no images. Got {blur!r}.")

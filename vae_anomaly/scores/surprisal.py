@@ -1,19 +1,23 @@
 r"""Surprisal: how seldom a normal record is as strange as this one, in nats.
 
-Two questions are asked of a record, and each answer is turned into nats by the scores that training records have:
+Questions are asked of a record, and each answer is turned into nats by the scores that training records have:
 
 * is there a normal record like this one, reconstructed as well as this one is (:mod:`latent_neighbours`)?
 * are its values rare by themselves (:mod:`marginal`)?
+* is how each of them was reconstructed rare by itself? It is the same of the residuals, and asked as far as columns are
+  discrete: there many records are alike, and neighbours tell little.
 
 For a score s with survival function S among training records, each left out of the reference in turn,
 :math:`g(s) = -\log S(s)`: empirical up to the upper tenth and exponential beyond, as a sum of many small surprises is.
 The score is their weighted root mean square and the evidence of missing and unseen values,
 
-.. math:: s(x) = \sqrt{\frac{n(x)^2 + \omega\, m(x)^2}{1 + \omega}} + \mathrm{evidence}(x), \qquad \omega = \tfrac13,
+.. math:: s(x) = \sqrt{\frac{n(x)^2 + \omega\, m(x)^2 + \beta\, r(x)^2}{1 + \omega + \beta}} + \mathrm{evidence}(x),
+    \qquad \omega = \tfrac13,
 
-which is near the larger of the two: what one question finds is not averaged away by the other. It is told by columns in
-proportion: neighbours and values get :math:`n^2` and :math:`\omega m^2` over the sum, and each is divided as its own
-terms are. docs/detection.md says what was tried and what it gave.
+with :math:`\beta` the share of the columns that are discrete. It is near the largest of them: what one question finds
+is not averaged away by the others. It is told by columns in proportion: neighbours, values and residuals get
+:math:`n^2`, :math:`\omega m^2` and :math:`\beta r^2` over the sum, and each is divided as its own terms are.
+docs/detection.md says what was tried and what it gave.
 
 Legend: B records, M reference records, Q columns, J knots.
 """
@@ -26,12 +30,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vae_anomaly.errors import ConfigError
-from vae_anomaly.scores.elbo import with_evidence
+from vae_anomaly.scores.elbo import by_column, with_evidence
 from vae_anomaly.scores.latent_neighbours import LatentNeighbours, latent_neighbours
-from vae_anomaly.scores.marginal import Marginal, marginal
-from vae_anomaly.vae import Evaluation
+from vae_anomaly.scores.marginal import NOTHING, Histogram, Marginal, histogram, marginal
+from vae_anomaly.vae import Evaluation, concatenated
 
 WEIGHT = 1 / 3  # of the values by themselves
 KNOTS, UPPER = 65, 0.1
@@ -66,11 +71,14 @@ def tail(scores: Tensor) -> Tail:
 
 @dataclass(frozen=True)
 class Surprisal:
-    """Both questions, fitted, and the tails of their scores."""
+    """The questions, fitted, the weight of the last, and the tails of their scores; ``residuals`` are asked for where
+    ``discrete`` is not 0."""
 
     neighbours: LatentNeighbours
     values: Marginal
-    tails: tuple[Tail, Tail]
+    residuals: Histogram
+    discrete: float
+    tails: tuple[Tail, ...]
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -79,8 +87,10 @@ class Surprisal:
             "knots": torch.stack([tail.knots for tail in self.tails]),
             "slope": torch.stack([tail.slope for tail in self.tails]),
             "k": torch.tensor(self.neighbours.k),
+            "discrete": torch.tensor(self.discrete, dtype=torch.float64),
         }
-        return {**self.neighbours.tensors, **self.values.tensors, **own}
+        residuals = {f"residual_{name}": tensor for name, tensor in self.residuals.tensors.items()}
+        return {**self.neighbours.tensors, **self.values.tensors, **residuals, **own}
 
     def kept(self, index: Tensor) -> Surprisal:
         """With only the reference records at ``index``; tails and counts stay as they are."""
@@ -96,26 +106,44 @@ class Surprisal:
 
     def _score(self, evaluation: Evaluation, own: Tensor | None) -> Tensor:
         near = self.neighbours.distance(evaluation, own)
-        layout = evaluation.likelihood.layout
-        rare = self.values.terms(evaluation.inputs, layout, counted=own is not None).sum(-1)
-        first, second = (tail(score) for tail, score in zip(self.tails, (near, rare), strict=True))
-        score = ((first.square() + WEIGHT * second.square()) / (1.0 + WEIGHT)).sqrt()
+        others = (terms.sum(-1) for terms in self.rarities(evaluation, counted=own is not None))
+        answers = [tail(score) for tail, score in zip(self.tails, (near, *others), strict=True)]
+        weighted = [weight * nats.square() for weight, nats in zip(self._weights, answers, strict=True)]
+        score = (sum(weighted[1:], weighted[0]) / sum(self._weights)).sqrt()
         return with_evidence(score, evaluation.inputs)
+
+    @property
+    def _weights(self) -> tuple[float, ...]:
+        return (1.0, WEIGHT, self.discrete)[: len(self.tails)]
+
+    def rarities(self, evaluation: Evaluation, *, counted: bool = False) -> list[Tensor]:
+        """(B, Q) nats of the values by themselves, and of the residuals where they are asked for."""
+        inputs, layout = evaluation.inputs, evaluation.likelihood.layout
+        found = [self.values.terms(inputs, layout, counted=counted)]
+        if self.discrete:
+            residuals = evaluation.likelihood.residuals(evaluation.seen.x, inputs.observed)
+            entries = self.residuals.entries(residuals, counted=counted)
+            if inputs.observed is not None:
+                entries = entries * inputs.observed[:, layout.feature_of_residual]
+            found.append(by_column(entries.double(), layout.column_of_residual, layout.columns))
+        return found
 
     def terms(self, evaluation: Evaluation) -> Tensor:
         """(B, Q + 1) nats."""
         near = self.neighbours.terms_of_neighbours(evaluation)
-        rare = self.values.terms(evaluation.inputs, evaluation.likelihood.layout)
-        first, second = (tail(terms.sum(-1)) for tail, terms in zip(self.tails, (near, rare), strict=True))
-        total = (first.square() + WEIGHT * second.square()).clamp_min(1e-300)
+        parts = [near, *(functional.pad(part, (0, 1)) for part in self.rarities(evaluation))]
+        answers = [tail(part.sum(-1)) for tail, part in zip(self.tails, parts, strict=True)]
+        squares = [weight * nats.square() for weight, nats in zip(self._weights, answers, strict=True)]
         # each part's share of the root mean square, divided as its own terms are
-        scale = ((1.0 + WEIGHT) * total).rsqrt()
-        near = near * (scale * first.square() / near.sum(-1).clamp_min(1e-300))[:, None]
-        rare = rare * (scale * WEIGHT * second.square() / rare.sum(-1).clamp_min(1e-300))[:, None]
-        columns = near[:, :-1] + rare
+        scale = (sum(self._weights) * sum(squares[1:], squares[0]).clamp_min(1e-300)).rsqrt()
+        shares = (
+            part * (scale * square / part.sum(-1).clamp_min(1e-300))[:, None]
+            for part, square in zip(parts, squares, strict=True)
+        )
+        whole = sum(shares, torch.zeros_like(near))
         if evaluation.inputs.evidence is not None:
-            columns = columns + evaluation.inputs.evidence
-        return torch.cat([columns, near[:, -1:]], -1)
+            whole[:, :-1] += evaluation.inputs.evidence
+        return whole
 
 
 @torch.no_grad()
@@ -135,20 +163,34 @@ def surprisal(reference: Sequence[Evaluation] | None, saved: Mapping[str, Tensor
         raise ConfigError(f"score.k must be at least 1. Got {k!r}.")
     if saved is not None:
         near = latent_neighbours(None, saved, k=int(saved["k"]))
-        tails = [Tail(knots, slope) for knots, slope in zip(saved["knots"], saved["slope"], strict=True)]
-        return Surprisal(
-            near, Marginal(*(saved[name] for name in ("edges", "nats", "categories", "most"))), (tails[0], tails[1])
+        binned, residuals = (
+            Histogram(*(saved[prefix + name] for name in ("edges", "nats", "most"))) for prefix in ("", "residual_")
         )
+        tails = tuple(Tail(knots, slope) for knots, slope in zip(saved["knots"], saved["slope"], strict=True))
+        values = Marginal(binned, saved["categories"], saved["most_of_category"])
+        return Surprisal(near, values, residuals, float(saved["discrete"]), tails)
     assert reference is not None
     count = sum(len(part.inputs) for part in reference)
     near = latent_neighbours(reference, None, k=max(1, min(k, count - 1)))
     layout = reference[0].likelihood.layout
     values = marginal([part.inputs for part in reference], layout)
+    discrete = layout.discrete if layout.modality == "table" else 0.0
+    fitted = Surprisal(near, values, _of_residuals(reference) if discrete else NOTHING, discrete, ())
     distances, at = [], 0
     for part in reference:
         own = torch.arange(at, at + len(part.inputs))
         # a single record has no other
         distances.append(near.distance(part, own) if count > 1 else torch.zeros(1, dtype=torch.float64))
         at += len(part.inputs)
-    rarities = [values.terms(part.inputs, layout, counted=True).sum(-1) for part in reference]
-    return Surprisal(near, values, (tail(torch.cat(distances)), tail(torch.cat(rarities))))
+    rarities = zip(*(fitted.rarities(part, counted=True) for part in reference), strict=True)
+    scores = [torch.cat(distances), *(torch.cat(parts).sum(-1) for parts in rarities)]
+    return replace(fitted, tails=tuple(map(tail, scores)))
+
+
+def _of_residuals(reference: Sequence[Evaluation]) -> Histogram:
+    """The histogram of the reference records' residuals."""
+    layout = reference[0].likelihood.layout
+    residuals = torch.cat([part.likelihood.residuals(part.seen.x, part.inputs.observed) for part in reference])
+    observed = concatenated([part.inputs for part in reference]).observed
+    seen = torch.ones_like(residuals) if observed is None else observed[:, layout.feature_of_residual]
+    return histogram(residuals, seen)
