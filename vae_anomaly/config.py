@@ -385,6 +385,11 @@ class TrainingConfig(_Section):
         default=None,
         description="How far training images are turned, scaled and shifted, 0 for not; null as the model.",
     )
+    contamination_robust: Annotated[Number, Field(ge=0, lt=0.5)] | None = Field(
+        default=None,
+        description="Largest share of anomalies among the training records, below a half: the least likely that many"
+        " have no say in the fit; null is none.",
+    )
     context_dropout: Share = Field(
         default=0.05, description="Share of the records, 0 to 1, that train without their context."
     )

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,41 @@ def parts_of(model: Part) -> tuple[Part, ...]:
 
 @dataclass(frozen=True)
 class Member:
-    """A trained VAE and the score that was fitted with it."""
+    """A trained VAE and the score that was fitted with it, on the reference records at ``index``, or on all of them."""
 
     vae: VAE
     score: Score
+    index: Tensor | None = None
+
+    def places(self, own: Tensor) -> Tensor:
+        """Where the reference records at ``own`` (B,) stand among its own; -1 for one that is none of them."""
+        if self.index is None:
+            return own
+        place = self.index.new_full((int(max(self.index.max(), own.max())) + 1,), -1)
+        place[self.index] = torch.arange(len(self.index))
+        return torch.where(own < 0, own, place[own.clamp_min(0)])
+
+    def kept(self, reference: Tensor) -> Member:
+        """Of the reference records only those at ``reference`` (R,), ascending."""
+        if not isinstance(self.score, Referring):
+            return self
+        if self.index is None:
+            return replace(self, score=self.score.kept(reference))
+        mine = torch.isin(self.index, reference)
+        index = torch.searchsorted(reference, self.index[mine])
+        return replace(self, score=self.score.kept(torch.flatten(mine.nonzero())), index=index)
+
+
+def fitted_members(
+    vaes: Sequence[VAE], reference: Inputs, score: Part, index: Sequence[Tensor | None]
+) -> tuple[Member, ...]:
+    """``vaes``, each with the score that is fitted on its evaluations of the ``reference`` records at its ``index``."""
+    members = []
+    # not in inference mode: explanations take gradients through the fitted score
+    for vae, own in zip(vaes, index, strict=True):
+        seen = reference_evaluations(vae, reference if own is None else reference[own])
+        members.append(Member(vae, build("score", SCORES, score.kind, seen, None, **score.options), own))
+    return tuple(members)
 
 
 @dataclass(frozen=True)
@@ -109,10 +141,11 @@ class Detector:
         """Model inputs of scorable records."""
         return self.preprocessor.encode(records)
 
-    def scores(self, inputs: Inputs, own: int | None = None) -> np.ndarray:
+    def scores(self, inputs: Inputs, own: Tensor | None = None) -> np.ndarray:
         """(B,) float64 nats, high = anomalous: the mean of the members' scores.
 
-        Where the records are those of the reference from position ``own`` on, each is scored as if it were not in it.
+        Where records are those of the reference at the positions ``own`` (B,), or -1 for none of them, each is scored
+        as if it were not in it.
         """
         if own is not None:
             return self._mean(lambda m: _left_out(m, inputs, own))
@@ -126,14 +159,12 @@ class Detector:
         assert isinstance(self.preprocessor, TabularPreprocessor)
         encode, place = self.preprocessor.encode_matrix, {c.name: i for i, c in enumerate(self.schema.columns)}
         order = [place[name] for name in self.preprocessor.columns]
-
-        def of_member(member: Member) -> Tensor:
-            chunk = chunk_rows(member.vae, self.preprocessor.layout.features)
-            starts = range(0, len(values), chunk)
-            parts = (encode(_in_order(values[start : start + chunk], order)) for start in starts)
-            return over_parts(member.vae, parts, member.score)
-
-        return self._mean(of_member)
+        rows = min(chunk_rows(m.vae, self.preprocessor.layout.features) for m in self.members)
+        done = [np.zeros(0)]
+        for start in range(0, len(values), rows):
+            inputs = encode(_in_order(values[start : start + rows], order))
+            done.append(self._mean(partial(_scored, inputs)))
+        return np.concatenate(done)
 
     def terms(self, inputs: Inputs) -> np.ndarray:
         """(B, Q + 1) float64 nats: one entry for each column, then the latent position; they sum to the score."""
@@ -149,9 +180,7 @@ class Detector:
         index = torch.tensor([i for i, name in enumerate(self.reference.record_ids) if name not in record_ids])
         if len(index) in (0, len(self.reference.record_ids)):
             return self
-        members = tuple(
-            replace(m, score=m.score.kept(index)) if isinstance(m.score, Referring) else m for m in self.members
-        )
+        members = tuple(m.kept(index) for m in self.members)
         kept = tuple(self.reference.record_ids[i] for i in index.tolist())
         return replace(self, members=members, reference=Reference(self.reference.inputs[index], kept))
 
@@ -200,6 +229,8 @@ class Detector:
         for i, member in enumerate(self.members):
             tensors |= {f"vae.{i}.{k}": v for k, v in member.vae.state_dict().items()}
             tensors |= {f"score.{i}.{k}": v for k, v in member.score.tensors.items()}
+            if member.index is not None:
+                tensors[f"index.{i}"] = member.index
         tensors["threshold.calibration"] = torch.from_numpy(self.threshold.calibration)
         for name in ("x", "observed", "context"):
             part = getattr(self.reference.inputs, name)
@@ -304,7 +335,10 @@ def _rebuild(folder: Path, head: Mapping[str, Any], weights: bytes) -> Detector:
     preprocessor = PREPROCESSORS[head["modality"]].load(head["preprocessor"])
     model, score = Part(**head["model"]), Part(**head["score"])
     members = tuple(
-        _rebuilt(part, score, preprocessor, _group(tensors, f"vae.{i}."), _group(tensors, f"score.{i}."))
+        replace(
+            _rebuilt(part, score, preprocessor, _group(tensors, f"vae.{i}."), _group(tensors, f"score.{i}.")),
+            index=tensors.get(f"index.{i}"),
+        )
         for i, part in enumerate(parts_of(model))
     )
     calibration = tensors["threshold.calibration"].numpy()
@@ -386,9 +420,14 @@ def over_chunks(vae: VAE, inputs: Inputs, function: Callable[[Evaluation], Tenso
     return over_parts(vae, chunks(vae, inputs), function)
 
 
-def _left_out(member: Member, inputs: Inputs, start: int) -> Tensor:
-    """The score of ``inputs``, the reference records from ``start`` on, each left out; another score as it is."""
-    score, own = member.score, torch.arange(start, start + len(inputs))
+def _scored(inputs: Inputs, member: Member) -> Tensor:
+    """The score of ``inputs``, which are at most :func:`chunk_rows` records."""
+    return over_parts(member.vae, [inputs], member.score)
+
+
+def _left_out(member: Member, inputs: Inputs, own: Tensor) -> Tensor:
+    """The score of ``inputs``, the reference records at ``own``, each left out; another score as it is."""
+    score, own = member.score, member.places(own)
     if not isinstance(score, Referring):
         return over_chunks(member.vae, inputs, score)
     places = iter(torch.split(own, chunk_rows(member.vae, inputs.x.shape[1])))

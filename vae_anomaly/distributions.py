@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+LEAST_SPREAD = 1e-6  # of a feature; one that is constant is left as wide as it is
 
 
 class Prior(Protocol):
@@ -208,3 +209,13 @@ class Mixture:
     def centre(self) -> float:
         """0: its components lie in many places."""
         return 0.0
+
+
+def mean_and_deviation(x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(F,) float64 each, of the observed cells of ``x`` (M, F); of a feature that never varies the deviation is 1."""
+    x = x.double()
+    seen = torch.ones_like(x) if observed is None else observed.double()
+    count = seen.sum(0).clamp_min(1)
+    mean = (x * seen).sum(0) / count
+    deviation = (((x - mean).square() * seen).sum(0) / count).sqrt()
+    return mean, torch.where(deviation > LEAST_SPREAD, deviation, 1.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,20 +18,21 @@ import pyarrow as pa
 import torch
 
 from vae_anomaly.batch import Records
-from vae_anomaly.detector import Detector, Member, Part, Reference, over_chunks, parts_of, reference_evaluations
+from vae_anomaly.detector import Detector, Member, Part, Reference, fitted_members, over_chunks, parts_of
 from vae_anomaly.errors import DataError, TrainingError
 from vae_anomaly.models import BUILDERS, MODELS, build_model, default_model, default_score
 from vae_anomaly.objectives import BetaElbo
 from vae_anomaly.preprocessing import PREPROCESSORS, Preprocessor
-from vae_anomaly.registry import build, checked, lookup
+from vae_anomaly.registry import checked, lookup
 from vae_anomaly.schema import Schema
 from vae_anomaly.scores import SCORES
+from vae_anomaly.scores.elbo import negative_elbo
 from vae_anomaly.thresholds import THRESHOLDS, Threshold, require_supported
-from vae_anomaly.training import EpochLog, TrainingPlan, build_seeded, device_of, limited_threads, train
+from vae_anomaly.training import EpochLog, TrainingPlan, build_seeded, device_of, limited_threads, most_likely, train
 from vae_anomaly.vae import VAE, Inputs, concatenated
 
 MIN_RECORDS = 8
-REFERENCE_RECORDS, REFERENCE_BYTES = 10_000, 256 << 20
+REFERENCE_RECORDS, REFERENCE_BYTES = 6_000, 256 << 20
 DEFAULT_ALPHAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 
@@ -134,16 +135,14 @@ def _fit(
     if recipe.alpha is not None:
         require_supported(recipe.alpha, len(splits["calibration"]))
     parts = {name: preprocessor.encode(records.take(index)) for name, index in splits.items()}
-    most = max(1, min(REFERENCE_RECORDS, REFERENCE_BYTES // (4 * preprocessor.layout.features)))
-    # where all fit the held-out records are neighbours too: with few records every one counts
-    every = sum(map(len, parts.values())) <= most
-    names = ["training", "validation", "calibration"] if every else ["training"]
-    kept = np.concatenate([splits[name] for name in names])[:most]
-    inputs = concatenated([_bare(parts[name]) for name in names])[slice(0, most)]
-    reference = Reference(inputs, tuple(map(str, records.record_ids[kept])))
     assert recipe.model is not None and recipe.score is not None
-    members, epochs = [], []
     models = parts_of(recipe.model)
+    most = max(1, min(REFERENCE_RECORDS, REFERENCE_BYTES // (4 * preprocessor.layout.features)))
+    # held-out records are neighbours too: with few records every one counts
+    everyone = np.concatenate(list(splits.values()))
+    chosen = torch.from_numpy(np.random.default_rng(recipe.seed).permutation(len(everyone))[:most])
+    inputs = _taken(list(parts.values()), chosen)
+    vaes, epochs = [], []
     plans = [_plan(model, recipe, len(parts["training"])) for model in models]
     for i, (model, plan) in enumerate(zip(models, plans, strict=True)):
 
@@ -153,15 +152,18 @@ def _fit(
 
         vae, logs = _trained(model, preprocessor, parts, recipe, plan, recipe.seed + i, tell)
         epochs.append(logs)
-        # not in inference mode: explanations take gradients through the fitted score
-        seen = reference_evaluations(vae, reference.inputs)
-        members.append(Member(vae, build("score", SCORES, recipe.score.kind, seen, None, **recipe.score.options)))
-    unset = Threshold(recipe.threshold, 0.5, np.zeros(1))
-    detector = Detector(
-        schema, preprocessor, recipe.model, recipe.score, tuple(members), unset, reference, _provenance(recipe, records)
-    )
-    starts = {name: sum(len(parts[n]) for n in names[: names.index(name)]) for name in names}
-    held_out = {name: detector.scores(parts[name], own=starts.get(name)) for name in ("validation", "calibration")}
+        vaes.append(vae)
+    reference = Reference(inputs, tuple(map(str, records.record_ids[everyone[chosen.numpy()]])))
+    unset, provenance = Threshold(recipe.threshold, 0.5, np.zeros(1)), _provenance(recipe, records)
+    members = _members(vaes, reference, recipe.score)
+    detector = Detector(schema, preprocessor, recipe.model, recipe.score, members, unset, reference, provenance)
+    if contamination := plans[0].contamination_robust:
+        likely = most_likely(-torch.from_numpy(detector.scores(inputs, torch.arange(len(inputs)))), contamination)
+        chosen, reference = chosen[likely], Reference(inputs[likely], tuple(reference.record_ids[i] for i in likely))
+        detector = replace(detector, members=_members(vaes, reference, recipe.score), reference=reference)
+    place = torch.full((len(everyone),), -1).scatter_(0, chosen, torch.arange(len(chosen)))
+    own = dict(zip(parts, torch.split(place, [len(part) for part in parts.values()]), strict=True))
+    held_out = {name: detector.scores(parts[name], own[name]) for name in ("validation", "calibration")}
     calibration = held_out["calibration"]
     if not np.isfinite(calibration).all() or calibration.min() == calibration.max():
         raise TrainingError(
@@ -170,8 +172,31 @@ def _fit(
         )
     alpha = supported_alpha(len(calibration)) if recipe.alpha is None else recipe.alpha
     threshold = lookup("threshold.method", THRESHOLDS, recipe.threshold)(calibration, alpha=alpha)
-    detector = Detector(**{**vars(detector), "threshold": threshold})
+    detector = replace(detector, threshold=threshold)
     return Fit(detector, epochs[0], plans[0], splits, held_out["validation"])
+
+
+def _taken(parts: Sequence[Inputs], chosen: torch.Tensor) -> Inputs:
+    """The records at the positions ``chosen`` (M,) among all ``parts``, without their evidence."""
+    pieces, order, start = [], [], 0
+    for part in parts:
+        mine = torch.flatten(((chosen >= start) & (chosen < start + len(part))).nonzero())
+        pieces.append(_bare(part[chosen[mine] - start]))
+        order.append(mine)
+        start += len(part)
+    return concatenated(pieces)[torch.cat(order).argsort()]
+
+
+def _members(vaes: Sequence[VAE], reference: Reference, score: Part) -> tuple[Member, ...]:
+    """The members, each with a slice of the reference records to compare with, as different as may be.
+
+    Together they compare with as many as a single model would: several small samples say more than a small one
+    (Aggarwal and Sathe, SIGKDD Explorations 17 (2015), doi 10.1145/2830544.2830549).
+    """
+    count, each = len(reference.inputs), max(1, REFERENCE_RECORDS // len(vaes))
+    starts = torch.linspace(0, max(count - each, 0), len(vaes)).round().long()
+    index = [None if count <= each else start + torch.arange(each) for start in starts]
+    return fitted_members(vaes, reference.inputs, score, index)
 
 
 def _of_known_context(
@@ -222,6 +247,9 @@ def _trained(
     for log in train(vae, training, validation, _objective(model, recipe), plan, seed, device_of(recipe.device)):
         logs.append(log)
         on_epoch(log)
+    if plan.contamination_robust:
+        elbo = -over_chunks(vae, validation, negative_elbo(None, None))
+        validation = validation[most_likely(elbo, plan.contamination_robust)]
     residuals = over_chunks(vae, validation, lambda e: e.likelihood.residuals(e.seen.x, e.seen.observed))
     vae.likelihood.rescale(residuals, validation.observed)
     return vae, tuple(logs)

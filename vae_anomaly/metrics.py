@@ -33,11 +33,9 @@ import torch
 from torch import Tensor
 
 from vae_anomaly.corruption import KINDS, MAX_COLUMNS, corruptions, places
-from vae_anomaly.detector import Detector, Member, Part, chunk_rows, over_chunks, parts_of, reference_evaluations
+from vae_anomaly.detector import Detector, Part, chunk_rows, fitted_members, over_chunks, parts_of
 from vae_anomaly.models import default_score
 from vae_anomaly.preprocessing import Preprocessor
-from vae_anomaly.registry import build
-from vae_anomaly.scores import SCORES
 from vae_anomaly.training import ACTIVE_VARIANCE
 from vae_anomaly.vae import Evaluation, Inputs, concatenated
 
@@ -280,11 +278,8 @@ def _scored_by(detector: Detector, kind: str) -> Detector | None:
         return None
     usual, options = default_score(parts_of(detector.model)[0].kind, detector.preprocessor.layout.modality)
     part = Part(kind, options if kind == usual else {})
-    members = []
-    for member in detector.members:
-        seen = reference_evaluations(member.vae, detector.reference.inputs)
-        members.append(Member(member.vae, build("score", SCORES, kind, seen, None, **part.options)))
-    return replace(detector, score_part=part, members=tuple(members))
+    vaes, index = [m.vae for m in detector.members], [m.index for m in detector.members]
+    return replace(detector, score_part=part, members=fitted_members(vaes, detector.reference.inputs, part, index))
 
 
 def _auroc(normal: np.ndarray, *corrupted: np.ndarray) -> float:

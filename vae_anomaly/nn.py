@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vae_anomaly.distributions import DiagonalGaussian, Mixture
+from vae_anomaly.distributions import DiagonalGaussian, Mixture, mean_and_deviation
 from vae_anomaly.registry import lookup
 
 # The posterior's scale lies in [e^-6, e^2]: below, a record would claim more precision than float32 arithmetic
@@ -24,7 +24,6 @@ COLUMNS = 16
 # An encoder is shown numbers up to so many units, and the logarithm of what is beyond: one absurd value would else
 # carry the latent position so far off that all the other columns look wrong.
 SHOWN = 10.0
-LEAST_SPREAD = 1e-6  # of a feature; one that is constant is left as wide as it is
 
 
 def _silu(product: Tensor) -> Tensor:
@@ -160,16 +159,6 @@ class UnitEncoder(nn.Module):
         discrete = (x[..., self.first :] - self.center) / self.scale
         found: DiagonalGaussian = self.posterior(torch.cat([x[..., : self.first], discrete], -1), context)
         return found
-
-
-def mean_and_deviation(x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(F,) float64 each, of the observed cells of ``x`` (M, F); of a feature that never varies the deviation is 1."""
-    x = x.double()
-    seen = torch.ones_like(x) if observed is None else observed.double()
-    count = seen.sum(0).clamp_min(1)
-    mean = (x * seen).sum(0) / count
-    deviation = (((x - mean).square() * seen).sum(0) / count).sqrt()
-    return mean, torch.where(deviation > LEAST_SPREAD, deviation, 1.0)
 
 
 class StandardPrior(nn.Module):

@@ -5,9 +5,14 @@ cosine-annealed learning rate. What the networks are fed is corrupted (:func:`co
 the clean record. Validation is the deterministic ELBO at the posterior mean with beta = 1, and the weights of the best
 epoch are kept. Randomness is drawn on the CPU, whatever device trains.
 
+With anomalies among the training records the loss can be trimmed (``contamination_robust``): a minibatch's least likely
+records have no say in it.
+
 References: Kingma and Ba, Adam, arXiv 1412.6980; Loshchilov and Hutter, SGDR, arXiv 1608.03983; Im et al., Denoising
 criterion for variational auto-encoding, arXiv 1511.06406; Mihaylova and Martins, Scheduled sampling for transformers,
-ACL 2019 (the model's guesses in one parallel pass).
+ACL 2019 (the model's guesses in one parallel pass); Rousseeuw, Least median of squares regression, JASA 79 (1984), for
+least trimmed squares, and Shen and Sanghavi, Learning with bad training data via iterative trimmed loss minimization,
+ICML 2019, arXiv 1810.11874, for minibatches.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ from vae_anomaly.objectives import BetaElbo
 from vae_anomaly.vae import VAE, Inputs, elbo_terms, evaluate
 
 CHUNK = 1024
+UNTRIMMED = 0.1  # of the training: before, what is unlikely is what has not been learned yet
 ACTIVE_VARIANCE = 0.01  # Burda, Grosse and Salakhutdinov, arXiv 1509.00519, section 5.2
 
 
@@ -42,7 +48,8 @@ class TrainingPlan:
     others that are the true ones and not the model's guess; ``context_dropout``, share of records whose context is not
     told, so that an unknown context has a meaning. ``augmentation`` 1 turns, scales, shears and shifts training images
     a little (:func:`augmented`), 0 leaves them as they are. Gradients of a norm above ``clip`` are shortened to it,
-    unless it is 0.
+    unless it is 0. ``contamination_robust`` is the share of the least likely records of each minibatch that are left
+    out of the loss after the first ``UNTRIMMED`` of the training: the anomalies, if there are any.
     """
 
     epochs: int
@@ -55,6 +62,7 @@ class TrainingPlan:
     context_dropout: float = 0.05
     augmentation: float = 0.0
     clip: float = 0.0
+    contamination_robust: float = 0.0
 
     @staticmethod
     def for_records(
@@ -200,7 +208,17 @@ def _step(
     draws = (objective.samples,) if objective.samples > 1 else ()
     dtype = next(vae.parameters()).dtype
     noise = torch.randn(*draws, len(rows), vae.latent, generator=generator, dtype=dtype).to(rows.x.device)
-    return objective.loss(elbo_terms(vae, rows, noise, encoded=encoded, fed=fed), progress)
+    terms = elbo_terms(vae, rows, noise, encoded=encoded, fed=fed)
+    if plan.contamination_robust and progress >= UNTRIMMED:
+        bound = (terms.log_likelihood - terms.kl).detach()
+        terms = terms.of(most_likely(bound.mean(0) if draws else bound, plan.contamination_robust))
+    return objective.loss(terms, progress)
+
+
+def most_likely(elbo: Tensor, contamination: float) -> Tensor:
+    """Positions, ascending, of all of ``elbo`` (M,) but the smallest ``contamination`` of them; at least one."""
+    kept = max(1, len(elbo) - math.floor(contamination * len(elbo)))
+    return elbo.topk(kept).indices.sort().values
 
 
 def corrupted(

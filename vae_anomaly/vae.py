@@ -120,6 +120,11 @@ class ElboTerms:
     kl: Tensor
     dimensions: Callable[[], Tensor] | None = None
 
+    def of(self, index: Tensor) -> ElboTerms:
+        """The terms of the records at ``index``."""
+        likelihood, kl = self.log_likelihood[..., index], self.kl[..., index]
+        return ElboTerms(likelihood, kl, lambda: self.kl_by_dimension[..., index, :])
+
     @cached_property
     def kl_by_dimension(self) -> Tensor:
         """Analytic KL of each latent dimension, given the levels above it in the draw."""

@@ -161,7 +161,7 @@ NOW = datetime.now(UTC)
     [
         ("* * * * *", [], True),
         ("* * * * *", [scheduled(NOW - timedelta(minutes=5))], True),
-        ("* * * * *", [scheduled(NOW + timedelta(minutes=5))], False),
+        ("* * * * *", [scheduled(NOW + timedelta(days=1))], False),
         (f"0 0 1 {(NOW.month + 5) % 12 + 1} *", [], False),  # due later than is looked for
     ],
 )

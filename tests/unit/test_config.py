@@ -60,6 +60,7 @@ def test_defaults_and_absolute_paths() -> None:
         "teacher_forcing": 1.0,
         "context_dropout": 0.05,
         "augmentation": None,
+        "contamination_robust": None,
     }
     assert config.objective.model_dump() == {
         "beta": 1.0,

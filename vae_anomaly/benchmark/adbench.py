@@ -165,6 +165,11 @@ def ours(training: np.ndarray, seed: int, /, **options: Any) -> Deciding:
     return Deciding(fitted.anomaly_score, cut)
 
 
+def ours_robust(training: np.ndarray, seed: int, /) -> Deciding:
+    """Our detector that holds a tenth of the training records to be anomalies."""
+    return ours(training, seed, training={"contamination_robust": 0.1})
+
+
 class Peer(NamedTuple):
     """A detector of ``training`` (M, F) and a seed: the scores of the training records, and a score of others."""
 
@@ -243,6 +248,7 @@ def _pyod_vae(x: np.ndarray, seed: int) -> Peer:
 OF_PYOD = ("pca", "pyod_vae", "ecod")
 METHODS: dict[str, Method] = {
     "ours": ours,
+    "ours_robust": ours_robust,
     "knn": partial(peer, _knn),
     "iforest": partial(peer, _iforest),
     "lof": partial(peer, _lof),

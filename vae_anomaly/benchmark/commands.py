@@ -145,7 +145,10 @@ def adbench(
     contamination: Annotated[
         float, typer.Option("--contamination", help="Share of anomalies among the training records; clean only.")
     ] = 0.0,
-    methods: Methods = None,
+    methods: Annotated[
+        str,
+        typer.Option("--methods", help="Some of ours, ours_robust, knn, iforest, lof, ocsvm, pca, pyod_vae and ecod."),
+    ] = "ours,knn,iforest,lof,ocsvm,pca,pyod_vae,ecod",
     seeds: Seeds = 5,
     sets: Annotated[str | None, typer.Option("--sets", help="Some of the sets, with commas; all by default.")] = None,
     published: Annotated[

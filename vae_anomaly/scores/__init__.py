@@ -43,7 +43,7 @@ class Referring(Score, Protocol):
         """With only the reference records at ``index``."""
 
     def left_out(self, evaluation: Evaluation, own: Tensor) -> Tensor:
-        """(B,) score of reference records at ``own`` (B,), each as if it were not among them."""
+        """(B,) score of reference records at ``own`` (B,), each as if it were not among them; -1 is none of them."""
 
 
 # name -> builder(evaluations of the reference records or None, saved tensors or None, **options)

@@ -45,7 +45,7 @@ from vae_anomaly.scores.elbo import by_column, with_evidence
 from vae_anomaly.vae import Evaluation
 
 # Records at a time, so that their distances to all reference records stay in the cache; a divisor of every chunk.
-BLOCK = 64
+BLOCK = 128
 GROUPS = 512
 COLUMNS = 64  # a small reference is padded to a multiple of this
 DIFFERENCES = 2**20  # of records to their nearest ones that are held at a time
@@ -62,16 +62,23 @@ class Nearest:
         """(B, k) positions of the nearest vectors, nearest first."""
         return torch.cat([self._of_block(rows, self.k) for rows in _blocks(v)])
 
-    def scores(self, v: Tensor, own: Tensor | None = None) -> Tensor:
-        """(B,) float64 nats: -log of the mean kernel on the k nearest; a vector ``own`` (B,) is not among them."""
-        parts = (half.sum(-1) for half in self._halves(v, own))
-        return torch.cat([math.log(self.k) - torch.logsumexp(-distance, -1) for distance in parts])
+    def scores(self, v: Tensor, own: Tensor | None = None, levels: Tensor | None = None) -> Tensor:
+        """(B,) float64 nats: -log of the mean kernel on the k nearest; a vector ``own`` (B,) is not among them.
+
+        The mean over the nearest of their ``levels`` (M,) is taken off.
+        """
+        parts = []
+        for apart, near in self._apart(v, own):
+            score = math.log(self.k) - torch.logsumexp(-0.5 * apart.square().sum(-1, dtype=torch.float64), -1)
+            parts.append(score if levels is None else score - levels[near].mean(-1))
+        return torch.cat(parts)
 
     def terms(self, v: Tensor, own: Tensor | None = None) -> Tensor:
         """(B, V + 1) float64 nats that sum to :meth:`scores`: half the weighted squared differences to the k nearest,
         entry by entry, and KL(w, 1/k)."""
         parts = []
-        for half in self._halves(v, own):
+        for apart, _ in self._apart(v, own):
+            half = 0.5 * apart.square().double()
             # by logarithms: a weight that is 0 has a gradient all the same
             logarithm = torch.log_softmax(-half.sum(-1), -1)
             weight = logarithm.exp()
@@ -89,23 +96,23 @@ class Nearest:
         gone[:, -1] |= ~gone.any(1)
         return near[~gone].view(len(v), self.k)
 
-    def _halves(self, v: Tensor, own: Tensor | None) -> Iterator[Tensor]:
-        """(B, k, V) float64: half the squared differences to the k nearest, a few records at a time."""
+    def _apart(self, v: Tensor, own: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """(B, k, V) differences to the k nearest, and (B, k) which these are; a few records at a time."""
         step = max(1, min(BLOCK, DIFFERENCES // (self.k * v.shape[1])))
         for at, block in enumerate(_blocks(v)):
             mine = None if own is None else own[at * BLOCK : at * BLOCK + len(block)]
             for rows, near in zip(_blocks(block, step), _blocks(self._others(block, mine), step), strict=True):
-                yield 0.5 * (rows[:, None, :] - self.vectors[near]).double().square()
+                yield rows[:, None, :] - self.vectors[near], near
 
     @cached_property
-    def _table(self) -> Tensor:
-        """(V + 1, M padded): -v_j and half its squared norm by columns; a padding column is infinitely far."""
+    def _table(self) -> tuple[Tensor, Tensor]:
+        """(V, M padded) v_j and (M padded,) half its squared norm, by columns; a padding column is infinitely far."""
         count, entries = self.vectors.shape
-        table = self.vectors.new_zeros(entries + 1, count + -count % self._groups)
-        torch.neg(self.vectors.T, out=table[:-1, :count])
-        table[-1, :count] = 0.5 * self.vectors.square().sum(-1)
-        table[-1, count:] = torch.inf
-        return table
+        table = self.vectors.new_zeros(entries, count + -count % self._groups)
+        table[:, :count] = self.vectors.T
+        norms = table.new_full((table.shape[1],), torch.inf)
+        norms[:count] = 0.5 * self.vectors.square().sum(-1)
+        return table, norms
 
     @property
     def _groups(self) -> int:
@@ -124,7 +131,8 @@ class Nearest:
         the k nearest groups: one pass finds those, and only their records are sorted.
         """
         # half the squared distance; |v|^2 / 2 is the same for every reference record and is left out
-        distance = torch.cat([v, torch.ones_like(v[:, :1])], -1) @ self._table
+        table, norms = self._table
+        distance = torch.addmm(norms, v, table, alpha=-1.0)
         by_group = distance.view(len(v), -1, self._groups)
         groups = by_group.amin(1).topk(min(k, self._groups), largest=False).indices
         members = (groups[:, :, None] + self._groups * torch.arange(by_group.shape[1])).flatten(1)
@@ -166,7 +174,7 @@ class LatentNeighbours:
         return replace(self, vectors=self.vectors[index], k=min(self.k, len(index)))
 
     def left_out(self, evaluation: Evaluation, own: Tensor) -> Tensor:
-        """(B,) nats of reference records at ``own`` (B,), each as if it were not among them."""
+        """(B,) nats of reference records at ``own`` (B,), or -1, each as if it were not among them."""
         return self._score(evaluation, own)
 
     def __call__(self, evaluation: Evaluation) -> Tensor:
@@ -178,9 +186,9 @@ class LatentNeighbours:
             return self._with_evidence(evaluation, self.terms_of_neighbours(evaluation, own)).sum(-1)
         return with_evidence(self.distance(evaluation, own), evaluation.inputs)
 
-    def distance(self, evaluation: Evaluation, own: Tensor | None = None) -> Tensor:
-        """(B,) nats: the score without the evidence and the mean surprise."""
-        return self._space.scores(self.embed(evaluation), own)
+    def distance(self, evaluation: Evaluation, own: Tensor | None = None, levels: Tensor | None = None) -> Tensor:
+        """(B,) nats: the score without evidence and mean surprise, less the mean of the neighbours' ``levels``."""
+        return self._space.scores(self.embed(evaluation), own, levels)
 
     def terms(self, evaluation: Evaluation) -> Tensor:
         """(B, Q + 1) nats."""
@@ -262,7 +270,7 @@ def latent_neighbours(
     Raises
     ------
     ConfigError
-        There are fewer than ``k`` reference records, k < 1, or ``blur`` (pixels, 0 to 10) is not for such records.
+        There are no more than ``k`` reference records, k < 1, or ``blur`` (pixels, 0 to 10) is not for such records.
     """
     if not 0 <= blur <= 10:
         raise ConfigError(f"score.blur must lie between 0 and 10 pixels. Got {blur!r}.")
@@ -271,8 +279,8 @@ def latent_neighbours(
     if saved is not None:
         return LatentNeighbours(saved["vectors"], saved["latent_scale"], k, blur, residuals, surprise)
     assert reference is not None
-    if not 1 <= k <= sum(len(part.inputs) for part in reference):
-        raise ConfigError(f"score.k must lie between 1 and the number of training records. Got {k!r}.")
+    if not 1 <= k < max(2, count := sum(len(part.inputs) for part in reference)):
+        raise ConfigError(f"score.k must be at least 1 and less than the {count} reference records. Got {k!r}.")
     scale = torch.cat([part.posterior.scale for part in reference]).mean(0)
     vectors = torch.cat([_embed(part, scale, blur, residuals) for part in reference])
     return LatentNeighbours(vectors, scale, k, blur, residuals, surprise)

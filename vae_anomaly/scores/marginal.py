@@ -3,16 +3,16 @@ r"""How rare each value is by itself, whatever the others are: a histogram of ev
 .. math:: m_q(x) = \log \max_v p_q(v) - \log p_q(x_q) \ge 0
 
 in nats: 0 for a column's most frequent value. A number that takes few values has a count for each of them, any other
-number equal bins over the range of the training records; half a record is added to each bin, and to what lies outside.
+number equal bins over the range of the training records; half a record is added to each cell, and to what lies outside.
 
-Legend: B records, M training records, F features, P features or residuals that have bins, E edges, Q columns.
+Legend: B records, M training records, F features, P features or residuals that have cells, Q columns.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -22,14 +22,22 @@ from vae_anomaly.scores.elbo import by_column
 from vae_anomaly.vae import Inputs, concatenated
 
 FEW, BINS = 10, 50
-EDGES = 2 * BINS
+CELLS = BINS + 2  # of a column: below, the bins, above; or below, each value and what lies after it
+EDGES = 2 * FEW
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """``edges`` (P, E) ascending, the largest number where there are fewer, and the ``nats`` (P, E + 1) between them;
-    ``most`` (P,) are the counts of the fullest bins."""
+    """The ``nats`` (P, CELLS) of each cell of P columns; ``most`` (P,) are the counts of the fullest cells.
 
+    A number x is in the cell 1 + floor((x - ``low``) ``per_unit``), of (P,) each, as far as there are cells. Of the S
+    columns with few values, at ``few`` (S,), it is the number of their ``edges`` (S, EDGES) that are not larger; they
+    ascend, and the largest number stands for infinity, which no file of tensors may hold.
+    """
+
+    low: Tensor
+    per_unit: Tensor
+    few: Tensor
     edges: Tensor
     nats: Tensor
     most: Tensor
@@ -37,36 +45,66 @@ class Histogram:
     @property
     def tensors(self) -> Mapping[str, Tensor]:
         """What was counted."""
-        return {"edges": self.edges, "nats": self.nats, "most": self.most}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def entries(self, x: Tensor, *, counted: bool = False) -> Tensor:
-        """(B, P) nats of ``x`` (B, P); of records that are ``counted`` each is left out: its own bin has one less."""
-        place = torch.searchsorted(self.edges, x.T.contiguous(), right=True)
-        entries = self.nats.gather(1, place).T
-        return without_own(entries, self.most) if counted else entries
-
-
-NOTHING = Histogram(torch.zeros(0, EDGES), torch.zeros(0, EDGES + 1), torch.ones(0))
-
-
-def without_own(entries: Tensor, most: Tensor) -> Tensor:
-    """``entries`` (B, P) as if each record's own bin had one less; ``most`` (P,) are the counts of the fullest ones."""
-    return (most / (most * (-entries).exp() - 1.0).clamp_min(0.5)).log().clamp_min(0.0)
+    def entries(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
+        """(B, P) nats of ``x`` (B, P); of records that were ``counted`` (B,) the own cells have one less."""
+        # arithmetic where it can be: a search costs ten times as much
+        place = ((x - self.low) * self.per_unit).floor_().clamp_(-1.0, BINS).add_(1.0).long()
+        if len(self.few):
+            place[:, self.few] = torch.searchsorted(self.edges, x[:, self.few].T.contiguous(), right=True).T
+        place.add_(CELLS * torch.arange(len(self.low)))
+        entries = self.nats.flatten().index_select(0, place.flatten()).view_as(place)
+        return without_own(entries, self.most, counted)
 
 
 def histogram(x: Tensor, observed: Tensor) -> Histogram:
     """Count the values of ``x`` (M, P) where ``observed`` (M, P) is 1."""
-    binned = x.shape[1]
-    # the largest number stands for infinity, which no file of tensors may hold
-    edges, nats = torch.full((binned, EDGES), torch.finfo(x.dtype).max), torch.zeros(binned, EDGES + 1)
-    most = torch.ones(binned)
-    for i in range(binned):
+    size = x.shape[1]
+    low, per_unit, nats, most = torch.zeros(size), torch.zeros(size), torch.zeros(size, CELLS), torch.ones(size)
+    few, edges = [], []
+    for i in range(size):
         column = x[observed[:, i] > 0, i]
-        if len(column):
-            found, count = _counted(column)
-            edges[i, : len(found)], most[i], between = found, count.max(), (count.max() / count).log()
-            nats[i, : len(between)], nats[i, len(between) :] = between, between[-1]
-    return Histogram(edges, nats, most)
+        if not len(column):
+            continue
+        distinct, counts = torch.unique(column, return_counts=True)
+        if len(distinct) <= FEW:
+            few.append(i)
+            edges.append(_around(distinct))
+            inside = torch.zeros(2 * len(distinct) + 1)
+            inside[1::2] = counts.float()
+        else:
+            bins = min(BINS, math.isqrt(len(column)) + 1)
+            low[i], per_unit[i] = distinct[0], bins / (distinct[-1] - distinct[0])
+            place = ((column - low[i]) * per_unit[i]).floor().clamp(0, bins - 1).long()
+            inside = torch.cat([torch.zeros(1), torch.bincount(place, minlength=bins), torch.zeros(1)])
+        count = inside + 0.5
+        most[i] = count.max()
+        nats[i] = (most[i] / 0.5).log()
+        nats[i, : len(count)] = (most[i] / count).log()
+    stacked = torch.stack(edges) if edges else torch.zeros(0, EDGES)
+    return Histogram(low, per_unit, torch.tensor(few, dtype=torch.int64), stacked, nats, most)
+
+
+def _around(distinct: Tensor) -> Tensor:
+    """(EDGES,) of a narrow cell around each of the few values; what lies between is as rare as what lies outside."""
+    gap = float(distinct.diff().min()) / 4 if len(distinct) > 1 else 1e-4
+    edges = torch.stack([distinct - gap, distinct + gap], 1).flatten()
+    return torch.cat([edges, edges.new_full((EDGES - len(edges),), torch.finfo(edges.dtype).max)])
+
+
+def without_own(entries: Tensor, most: Tensor, counted: Tensor | None) -> Tensor:
+    """``entries`` (B, P), of records that were ``counted`` (B,) as if their own bins had one less.
+
+    ``most`` (P,) are the counts of the fullest bins.
+    """
+    if counted is None:
+        return entries
+    without = (most / (most * (-entries).exp() - 1.0).clamp_min(0.5)).log().clamp_min(0.0)
+    return torch.where(counted[:, None], without, entries)
+
+
+EMPTY = histogram(torch.zeros(0, 0), torch.zeros(0, 0))
 
 
 @dataclass(frozen=True)
@@ -83,18 +121,17 @@ class Marginal:
         """What was counted."""
         return {**self.binned.tensors, "categories": self.categories, "most_of_category": self.most}
 
-    def terms(self, inputs: Inputs, layout: AnyLayout, *, counted: bool = False) -> Tensor:
-        """(B, Q) float64 nats of each column; 0 where the cell is missing.
+    def terms(self, inputs: Inputs, layout: AnyLayout, counted: Tensor | None = None) -> Tensor:
+        """(B, Q) float64 nats of each column; 0 where the cell is missing."""
+        return by_column(self.entries(inputs, counted).double(), layout.column_of_feature, layout.columns)
 
-        Of records that are ``counted`` each is left out: its own bin has one less.
-        """
-        binned = len(self.binned.edges)
-        categories = without_own(self.categories[None], self.most) if counted else self.categories[None]
-        parts = [self.binned.entries(inputs.x[:, :binned], counted=counted), categories * inputs.x[:, binned:]]
-        entries = torch.cat(parts, 1)
-        if inputs.observed is not None:
-            entries = entries * inputs.observed
-        return by_column(entries.double(), layout.column_of_feature, layout.columns)
+    def entries(self, inputs: Inputs, counted: Tensor | None = None) -> Tensor:
+        """(B, F) nats of each feature; of records that were ``counted`` (B,) the own cells have one less."""
+        binned = len(self.binned.low)
+        categories = without_own(self.categories[None], self.most, counted)
+        parts = [self.binned.entries(inputs.x[:, :binned], counted), categories * inputs.x[:, binned:]]
+        entries = torch.cat(parts, 1) if binned < inputs.x.shape[1] else parts[0]
+        return entries if inputs.observed is None else entries * inputs.observed
 
 
 def marginal(parts: Sequence[Inputs], layout: AnyLayout) -> Marginal:
@@ -102,7 +139,7 @@ def marginal(parts: Sequence[Inputs], layout: AnyLayout) -> Marginal:
     if layout.modality == "text":
         # a token is judged where it stands, and not by itself
         width = parts[0].x.shape[1]
-        return Marginal(NOTHING, torch.zeros(width), torch.ones(width))
+        return Marginal(EMPTY, torch.zeros(width), torch.ones(width))
     whole = concatenated(parts)
     x, observed = whole.x, torch.ones_like(whole.x) if whole.observed is None else whole.observed
     binned = layout.size("gaussian") + layout.size("bernoulli")
@@ -113,22 +150,3 @@ def marginal(parts: Sequence[Inputs], layout: AnyLayout) -> Marginal:
         categories[block], most[block] = (count.max() / count).log(), count.max()
         start += size
     return Marginal(histogram(x[:, :binned], observed[:, :binned]), categories, most)
-
-
-def _counted(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Edges (E,) of one column, and counts (E + 1,) between them."""
-    distinct, counts = torch.unique(values, return_counts=True)
-    if len(distinct) <= FEW:
-        # a narrow bin around each value; what lies between is as rare as what lies outside
-        gap = float(distinct.diff().min()) / 4 if len(distinct) > 1 else 1e-4
-        edges = torch.stack([distinct - gap, distinct + gap], 1).flatten()
-        inside = torch.zeros(len(edges) + 1)
-        inside[1::2] = counts.float()
-        count = inside + 0.5
-    else:
-        bins = min(BINS, math.isqrt(len(values)) + 1)
-        edges = torch.linspace(float(distinct[0]), float(distinct[-1]), bins + 1)
-        edges[-1] = torch.nextafter(distinct[-1], torch.tensor(torch.inf))
-        place = torch.searchsorted(edges, values, right=True)
-        count = torch.bincount(place, minlength=len(edges) + 1) + 0.5
-    return edges, count

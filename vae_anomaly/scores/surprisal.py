@@ -2,7 +2,9 @@ r"""Surprisal: how seldom a normal record is as strange as this one, in nats.
 
 Questions are asked of a record, and each answer is turned into nats by the scores that training records have:
 
-* is there a normal record like this one, reconstructed as well as this one is (:mod:`latent_neighbours`)?
+* is there a normal record like this one, reconstructed as well as this one is (:mod:`latent_neighbours`)? Half of what
+  its neighbours themselves score on average is taken off: where normal records lie far apart, being far from them is
+  less strange. Taking off all of it would compare densities as local outlier factors do, nothing is the density itself;
 * are its values rare by themselves (:mod:`marginal`)?
 * is how each of them was reconstructed rare by itself? It is the same of the residuals, and asked as far as columns are
   discrete: there many records are alike, and neighbours tell little.
@@ -20,25 +22,28 @@ is not averaged away by the others. It is told by columns in proportion: neighbo
 docs/detection.md says what was tried and what it gave.
 
 Legend: B records, M reference records, Q columns, J knots.
+Reference: Breunig, Kriegel, Ng and Sander, LOF: identifying density-based local outliers, SIGMOD 2000.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from vae_anomaly.errors import ConfigError
+from vae_anomaly.likelihoods import Layout
 from vae_anomaly.scores.elbo import by_column, with_evidence
 from vae_anomaly.scores.latent_neighbours import LatentNeighbours, latent_neighbours
-from vae_anomaly.scores.marginal import NOTHING, Histogram, Marginal, histogram, marginal
+from vae_anomaly.scores.marginal import EMPTY, Histogram, Marginal, histogram, marginal
 from vae_anomaly.vae import Evaluation, concatenated
 
 WEIGHT = 1 / 3  # of the values by themselves
+LOCAL = 0.5  # of the neighbours' own scores is taken off
 KNOTS, UPPER = 65, 0.1
 
 
@@ -71,10 +76,14 @@ def tail(scores: Tensor) -> Tail:
 
 @dataclass(frozen=True)
 class Surprisal:
-    """The questions, fitted, the weight of the last, and the tails of their scores; ``residuals`` are asked for where
-    ``discrete`` is not 0."""
+    """The questions, fitted, the weight of the last, and the tails of their scores.
+
+    ``levels`` (M,) is what is taken off for a reference record that is a neighbour; ``residuals`` are asked for where
+    ``discrete`` is not 0.
+    """
 
     neighbours: LatentNeighbours
+    levels: Tensor
     values: Marginal
     residuals: Histogram
     discrete: float
@@ -87,17 +96,18 @@ class Surprisal:
             "knots": torch.stack([tail.knots for tail in self.tails]),
             "slope": torch.stack([tail.slope for tail in self.tails]),
             "k": torch.tensor(self.neighbours.k),
+            "levels": self.levels,
             "discrete": torch.tensor(self.discrete, dtype=torch.float64),
         }
         residuals = {f"residual_{name}": tensor for name, tensor in self.residuals.tensors.items()}
         return {**self.neighbours.tensors, **self.values.tensors, **residuals, **own}
 
     def kept(self, index: Tensor) -> Surprisal:
-        """With only the reference records at ``index``; tails and counts stay as they are."""
-        return replace(self, neighbours=self.neighbours.kept(index))
+        """With only the reference records at ``index``; tails, counts and levels stay as they are."""
+        return replace(self, neighbours=self.neighbours.kept(index), levels=self.levels[index])
 
     def left_out(self, evaluation: Evaluation, own: Tensor) -> Tensor:
-        """(B,) nats of reference records at ``own`` (B,), each as if it were not among them."""
+        """(B,) nats of reference records at ``own`` (B,), or -1, each as if it were not among them."""
         return self._score(evaluation, own)
 
     def __call__(self, evaluation: Evaluation) -> Tensor:
@@ -105,8 +115,8 @@ class Surprisal:
         return self._score(evaluation, None)
 
     def _score(self, evaluation: Evaluation, own: Tensor | None) -> Tensor:
-        near = self.neighbours.distance(evaluation, own)
-        others = (terms.sum(-1) for terms in self.rarities(evaluation, counted=own is not None))
+        near = self.neighbours.distance(evaluation, own, self.levels)
+        others = (entries.sum(-1, dtype=torch.float64) for entries in self.rarities(evaluation, own))
         answers = [tail(score) for tail, score in zip(self.tails, (near, *others), strict=True)]
         weighted = [weight * nats.square() for weight, nats in zip(self._weights, answers, strict=True)]
         score = (sum(weighted[1:], weighted[0]) / sum(self._weights)).sqrt()
@@ -116,23 +126,27 @@ class Surprisal:
     def _weights(self) -> tuple[float, ...]:
         return (1.0, WEIGHT, self.discrete)[: len(self.tails)]
 
-    def rarities(self, evaluation: Evaluation, *, counted: bool = False) -> list[Tensor]:
-        """(B, Q) nats of the values by themselves, and of the residuals where they are asked for."""
-        inputs, layout = evaluation.inputs, evaluation.likelihood.layout
-        found = [self.values.terms(inputs, layout, counted=counted)]
+    def rarities(self, evaluation: Evaluation, own: Tensor | None = None) -> list[Tensor]:
+        """(B, F) nats of the values by themselves, and (B, R) of the residuals where they are asked for."""
+        inputs, counted = evaluation.inputs, None if own is None else own >= 0
+        found = [self.values.entries(inputs, counted)]
         if self.discrete:
             residuals = evaluation.likelihood.residuals(evaluation.seen.x, inputs.observed)
-            entries = self.residuals.entries(residuals, counted=counted)
+            entries = self.residuals.entries(residuals, counted)
             if inputs.observed is not None:
-                entries = entries * inputs.observed[:, layout.feature_of_residual]
-            found.append(by_column(entries.double(), layout.column_of_residual, layout.columns))
+                entries = entries * inputs.observed[:, evaluation.likelihood.layout.feature_of_residual]
+            found.append(entries)
         return found
 
     def terms(self, evaluation: Evaluation) -> Tensor:
         """(B, Q + 1) nats."""
-        near = self.neighbours.terms_of_neighbours(evaluation)
-        parts = [near, *(functional.pad(part, (0, 1)) for part in self.rarities(evaluation))]
-        answers = [tail(part.sum(-1)) for tail, part in zip(self.tails, parts, strict=True)]
+        layout = evaluation.likelihood.layout
+        owners = (layout.column_of_feature, layout.column_of_residual) if self.discrete else (layout.column_of_feature,)
+        by_cell = zip(self.rarities(evaluation), owners, strict=True)
+        rare = [by_column(entries.double(), column, layout.columns) for entries, column in by_cell]
+        parts = [self.neighbours.terms_of_neighbours(evaluation), *(functional.pad(part, (0, 1)) for part in rare)]
+        scores = [self.neighbours.distance(evaluation, None, self.levels), *(part.sum(-1) for part in parts[1:])]
+        answers = [tail(score) for tail, score in zip(self.tails, scores, strict=True)]
         squares = [weight * nats.square() for weight, nats in zip(self._weights, answers, strict=True)]
         # each part's share of the root mean square, divided as its own terms are
         scale = (sum(self._weights) * sum(squares[1:], squares[0]).clamp_min(1e-300)).rsqrt()
@@ -140,14 +154,14 @@ class Surprisal:
             part * (scale * square / part.sum(-1).clamp_min(1e-300))[:, None]
             for part, square in zip(parts, squares, strict=True)
         )
-        whole = sum(shares, torch.zeros_like(near))
+        whole = sum(shares, torch.zeros_like(parts[0]))
         if evaluation.inputs.evidence is not None:
             whole[:, :-1] += evaluation.inputs.evidence
         return whole
 
 
 @torch.no_grad()
-def surprisal(reference: Sequence[Evaluation] | None, saved: Mapping[str, Tensor] | None, *, k: int = 10) -> Surprisal:
+def surprisal(reference: Sequence[Evaluation] | None, saved: Mapping[str, Tensor] | None, *, k: int = 5) -> Surprisal:
     """Fit on the evaluations of the reference records, or rebuild from ``saved`` tensors.
 
     Parameters
@@ -164,32 +178,33 @@ def surprisal(reference: Sequence[Evaluation] | None, saved: Mapping[str, Tensor
     if saved is not None:
         near = latent_neighbours(None, saved, k=int(saved["k"]))
         binned, residuals = (
-            Histogram(*(saved[prefix + name] for name in ("edges", "nats", "most"))) for prefix in ("", "residual_")
+            Histogram(*(saved[prefix + field.name] for field in fields(Histogram))) for prefix in ("", "residual_")
         )
         tails = tuple(Tail(knots, slope) for knots, slope in zip(saved["knots"], saved["slope"], strict=True))
         values = Marginal(binned, saved["categories"], saved["most_of_category"])
-        return Surprisal(near, values, residuals, float(saved["discrete"]), tails)
+        return Surprisal(near, saved["levels"], values, residuals, float(saved["discrete"]), tails)
     assert reference is not None
     count = sum(len(part.inputs) for part in reference)
     near = latent_neighbours(reference, None, k=max(1, min(k, count - 1)))
     layout = reference[0].likelihood.layout
     values = marginal([part.inputs for part in reference], layout)
     discrete = layout.discrete if layout.modality == "table" else 0.0
-    fitted = Surprisal(near, values, _of_residuals(reference) if discrete else NOTHING, discrete, ())
-    distances, at = [], 0
-    for part in reference:
-        own = torch.arange(at, at + len(part.inputs))
+    own = torch.split(torch.arange(count), [len(part.inputs) for part in reference])
+    pairs = list(zip(reference, own, strict=True))
+
+    def distances(levels: Tensor | None) -> Tensor:
         # a single record has no other
-        distances.append(near.distance(part, own) if count > 1 else torch.zeros(1, dtype=torch.float64))
-        at += len(part.inputs)
-    rarities = zip(*(fitted.rarities(part, counted=True) for part in reference), strict=True)
-    scores = [torch.cat(distances), *(torch.cat(parts).sum(-1) for parts in rarities)]
+        return torch.cat([near.distance(*pair, levels) for pair in pairs]) if count > 1 else torch.zeros(1).double()
+
+    levels, residuals = LOCAL * distances(None), _of_residuals(reference, layout) if discrete else EMPTY
+    fitted = Surprisal(near, levels, values, residuals, discrete, ())
+    rarities = zip(*(fitted.rarities(*pair) for pair in pairs), strict=True)
+    scores = [distances(levels), *(torch.cat(parts).sum(-1, dtype=torch.float64) for parts in rarities)]
     return replace(fitted, tails=tuple(map(tail, scores)))
 
 
-def _of_residuals(reference: Sequence[Evaluation]) -> Histogram:
+def _of_residuals(reference: Sequence[Evaluation], layout: Layout) -> Histogram:
     """The histogram of the reference records' residuals."""
-    layout = reference[0].likelihood.layout
     residuals = torch.cat([part.likelihood.residuals(part.seen.x, part.inputs.observed) for part in reference])
     observed = concatenated([part.inputs for part in reference]).observed
     seen = torch.ones_like(residuals) if observed is None else observed[:, layout.feature_of_residual]
