@@ -32,7 +32,9 @@ from vae_anomaly.training import EpochLog, TrainingPlan, build_seeded, device_of
 from vae_anomaly.vae import VAE, Inputs, concatenated
 
 MIN_RECORDS = 8
-REFERENCE_RECORDS, REFERENCE_BYTES = 6_000, 256 << 20
+# Reference records: so many that scoring 40 columns costs 20 microseconds a record on one core, up to twice as many of
+# fewer columns, and fewer where they are so wide that they would not fit into memory.
+REFERENCE_RECORDS, REFERENCE_COLUMNS, REFERENCE_BYTES = 6_000, 40, 256 << 20
 DEFAULT_ALPHAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 
@@ -137,7 +139,7 @@ def _fit(
     parts = {name: preprocessor.encode(records.take(index)) for name, index in splits.items()}
     assert recipe.model is not None and recipe.score is not None
     models = parts_of(recipe.model)
-    most = max(1, min(REFERENCE_RECORDS, REFERENCE_BYTES // (4 * preprocessor.layout.features)))
+    most = _reference_records(preprocessor.layout.features)
     # held-out records are neighbours too: with few records every one counts
     everyone = np.concatenate(list(splits.values()))
     chosen = torch.from_numpy(np.random.default_rng(recipe.seed).permutation(len(everyone))[:most])
@@ -176,6 +178,13 @@ def _fit(
     return Fit(detector, epochs[0], plans[0], splits, held_out["validation"])
 
 
+def _reference_records(features: int) -> int:
+    """The most reference records of so many ``features``, at least 1."""
+    features = max(1, features)
+    narrow = min(2.0, max(1.0, REFERENCE_COLUMNS / features))
+    return max(1, min(round(REFERENCE_RECORDS * narrow), REFERENCE_BYTES // (4 * features)))
+
+
 def _taken(parts: Sequence[Inputs], chosen: torch.Tensor) -> Inputs:
     """The records at the positions ``chosen`` (M,) among all ``parts``, without their evidence."""
     pieces, order, start = [], [], 0
@@ -193,7 +202,8 @@ def _members(vaes: Sequence[VAE], reference: Reference, score: Part) -> tuple[Me
     Together they compare with as many as a single model would: several small samples say more than a small one
     (Aggarwal and Sathe, SIGKDD Explorations 17 (2015), doi 10.1145/2830544.2830549).
     """
-    count, each = len(reference.inputs), max(1, REFERENCE_RECORDS // len(vaes))
+    count = len(reference.inputs)
+    each = max(1, _reference_records(reference.inputs.x.shape[1]) // len(vaes))
     starts = torch.linspace(0, max(count - each, 0), len(vaes)).round().long()
     index = [None if count <= each else start + torch.arange(each) for start in starts]
     return fitted_members(vaes, reference.inputs, score, index)

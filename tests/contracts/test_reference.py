@@ -24,6 +24,7 @@ def sliced(make_records, schema) -> Detector:
     """An ensemble of three whose members each compare with a part of 300 reference records."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vae_anomaly.fitting.REFERENCE_RECORDS", 300)
+        patch.setattr("vae_anomaly.fitting.REFERENCE_COLUMNS", 1)
         return fit_detector(make_records(500), schema, Recipe(model=ENSEMBLE, training={"epochs": 2})).detector
 
 
