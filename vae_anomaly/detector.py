@@ -74,7 +74,7 @@ def parts_of(model: Part) -> tuple[Part, ...]:
 
 @dataclass(frozen=True)
 class Member:
-    """A trained VAE and the score that was fitted with it, on the reference records at ``index``, or on all of them."""
+    """A trained VAE and its score, fitted on the reference records at ``index``, ascending, or on all of them."""
 
     vae: VAE
     score: Score
@@ -84,9 +84,8 @@ class Member:
         """Where the reference records at ``own`` (B,) stand among its own; -1 for one that is none of them."""
         if self.index is None:
             return own
-        place = self.index.new_full((int(max(self.index.max(), own.max())) + 1,), -1)
-        place[self.index] = torch.arange(len(self.index))
-        return torch.where(own < 0, own, place[own.clamp_min(0)])
+        found = torch.searchsorted(self.index, own).clamp_max(len(self.index) - 1)
+        return torch.where(self.index[found] == own, found, -1)
 
     def kept(self, reference: Tensor) -> Member:
         """Of the reference records only those at ``reference`` (R,), ascending."""
@@ -392,7 +391,7 @@ def distinct(inputs: Inputs) -> tuple[Inputs, np.ndarray | None]:
 
 def _in_order(values: np.ndarray, order: list[int]) -> np.ndarray:
     """The columns of ``values`` (B, Q) in that order."""
-    return values if order == sorted(order) else values[:, order]
+    return values if order == list(range(len(order))) else values[:, order]
 
 
 def padded(inputs: Inputs, rows: int) -> Inputs:

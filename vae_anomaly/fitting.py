@@ -32,9 +32,9 @@ from vae_anomaly.training import EpochLog, TrainingPlan, build_seeded, device_of
 from vae_anomaly.vae import VAE, Inputs, concatenated
 
 MIN_RECORDS = 8
-# Reference records: so many that scoring 40 columns costs 20 microseconds a record on one core, up to twice as many of
-# fewer columns, and fewer where they are so wide that they would not fit into memory.
-REFERENCE_RECORDS, REFERENCE_COLUMNS, REFERENCE_BYTES = 6_000, 40, 256 << 20
+# Reference records: so many that scoring 40 features costs 20 microseconds a record on one core, up to twice as many of
+# fewer features, and fewer where they are so wide that they would not fit into memory.
+REFERENCE_RECORDS, REFERENCE_FEATURES, REFERENCE_BYTES = 6_000, 40, 256 << 20
 DEFAULT_ALPHAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 
@@ -75,7 +75,10 @@ class Recipe:
             model = Part(*default_model(given[0], context=given[1], options=model.options))
         usual, options = default_score(parts_of(model)[0].kind, given[0])
         kind = score.kind or usual
-        own = options if kind == usual else {}
+        own = dict(options) if kind == usual else {}
+        if kind == "surprisal" and self.training.get("contamination_robust"):
+            # anomalies among the neighbours lie far apart themselves, which would excuse those that are like them
+            own["local"] = 0.0
         return replace(self, model=model, score=Part(kind, {**own, **score.options}))
 
 
@@ -142,7 +145,9 @@ def _fit(
     most = _reference_records(preprocessor.layout.features)
     # held-out records are neighbours too: with few records every one counts
     everyone = np.concatenate(list(splits.values()))
-    chosen = torch.from_numpy(np.random.default_rng(recipe.seed).permutation(len(everyone))[:most])
+    contamination = float(recipe.training.get("contamination_robust", 0.0))
+    drawn = np.random.default_rng(recipe.seed).permutation(len(everyone))[: math.ceil(most / (1.0 - contamination))]
+    chosen = torch.from_numpy(drawn)
     inputs = _taken(list(parts.values()), chosen)
     vaes, epochs = [], []
     plans = [_plan(model, recipe, len(parts["training"])) for model in models]
@@ -159,7 +164,7 @@ def _fit(
     unset, provenance = Threshold(recipe.threshold, 0.5, np.zeros(1)), _provenance(recipe, records)
     members = _members(vaes, reference, recipe.score)
     detector = Detector(schema, preprocessor, recipe.model, recipe.score, members, unset, reference, provenance)
-    if contamination := plans[0].contamination_robust:
+    if contamination:
         likely = most_likely(-torch.from_numpy(detector.scores(inputs, torch.arange(len(inputs)))), contamination)
         chosen, reference = chosen[likely], Reference(inputs[likely], tuple(reference.record_ids[i] for i in likely))
         detector = replace(detector, members=_members(vaes, reference, recipe.score), reference=reference)
@@ -181,7 +186,7 @@ def _fit(
 def _reference_records(features: int) -> int:
     """The most reference records of so many ``features``, at least 1."""
     features = max(1, features)
-    narrow = min(2.0, max(1.0, REFERENCE_COLUMNS / features))
+    narrow = min(2.0, max(1.0, REFERENCE_FEATURES / features))
     return max(1, min(round(REFERENCE_RECORDS * narrow), REFERENCE_BYTES // (4 * features)))
 
 

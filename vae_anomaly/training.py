@@ -177,7 +177,7 @@ def train(
             total += loss.item() * len(rows)
             done += 1
         _guard(total, epoch, "training loss")
-        found = validation_elbo(vae, validation)
+        found = validation_elbo(vae, validation, plan.contamination_robust)
         _guard(found.elbo, epoch, "validation ELBO")
         # while beta warms up the validation ELBO rewards an autoencoder: only later epochs compete
         eligible = done / steps >= objective.warmup
@@ -286,16 +286,19 @@ class HeldOut(NamedTuple):
 
 
 @torch.no_grad()
-def validation_elbo(vae: VAE, inputs: Inputs) -> HeldOut:
-    """ELBO, log-likelihood, KL and active units of ``inputs``."""
-    likelihood, parts = 0.0, []
+def validation_elbo(vae: VAE, inputs: Inputs, contamination: float = 0.0) -> HeldOut:
+    """ELBO, log-likelihood, KL and active units of ``inputs``, without the least likely ``contamination`` of them."""
+    likelihoods, parts = [], []
     for start in range(0, len(inputs), CHUNK):
         rows = inputs[slice(start, start + CHUNK)]
         evaluation = evaluate(vae, rows)
-        likelihood += float(evaluation.likelihood.log_prob(evaluation.seen.x, rows.observed).sum())
+        likelihoods.append(evaluation.likelihood.log_prob(evaluation.seen.x, rows.observed).double())
         parts.append(torch.stack([evaluation.kl, evaluation.z]))
-    kl, mean = torch.cat(parts, 1).double()
-    likelihood, by_dimension = likelihood / len(inputs), kl.mean(0)
+    each, (kl, mean) = torch.cat(likelihoods), torch.cat(parts, 1).double()
+    if contamination:
+        kept = most_likely(each - kl.sum(1), contamination)
+        each, kl, mean = each[kept], kl[kept], mean[kept]
+    likelihood, by_dimension = float(each.mean()), kl.mean(0)
     total = float(by_dimension.sum())
     active = int((mean.var(0, correction=0) > ACTIVE_VARIANCE).sum())
     return HeldOut(likelihood - total, likelihood, total, tuple(by_dimension.tolist()), active)

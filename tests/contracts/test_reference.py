@@ -9,9 +9,10 @@ import torch
 
 from vae_anomaly import VAEDetector
 from vae_anomaly.detector import Detector, Member, Part
+from vae_anomaly.explain import explain
 from vae_anomaly.fitting import Recipe, fit_detector
 from vae_anomaly.scores import SCORES
-from vae_anomaly.scores.surprisal import LOCAL
+from vae_anomaly.scores.surprisal import tail
 from vae_anomaly.training import most_likely
 from vae_anomaly.vae import evaluate
 
@@ -24,7 +25,7 @@ def sliced(make_records, schema) -> Detector:
     """An ensemble of three whose members each compare with a part of 300 reference records."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vae_anomaly.fitting.REFERENCE_RECORDS", 300)
-        patch.setattr("vae_anomaly.fitting.REFERENCE_COLUMNS", 1)
+        patch.setattr("vae_anomaly.fitting.REFERENCE_FEATURES", 1)
         return fit_detector(make_records(500), schema, Recipe(model=ENSEMBLE, training={"epochs": 2})).detector
 
 
@@ -79,7 +80,7 @@ def test_levels_are_half_of_what_reference_records_score_themselves(fitted):
         seen = evaluate(detector.vae, reference)
         own = torch.arange(len(reference))
         plain = score.neighbours.distance(seen, own)
-        np.testing.assert_allclose(score.levels, LOCAL * plain, rtol=1e-6)
+        np.testing.assert_allclose(score.levels, 0.5 * plain, rtol=1e-6)
         near = score.neighbours.nearest(seen)
         relative = score.neighbours.distance(seen, None, score.levels)
         expected = score.neighbours.distance(seen) - score.levels[near].mean(1)
@@ -122,6 +123,47 @@ def test_a_matrix_scores_as_its_data_frame_does_with_numbers_of_two_values():
     assert odd > usual + 3  # a half was never seen
 
 
+# ------------------------------------------------------------- records that repeat
+
+
+@pytest.mark.parametrize("levels", [2, 3, 7])
+def test_records_that_repeat_have_finite_reasons_that_sum_to_the_score(levels):
+    g = np.random.default_rng(levels)
+    X = np.minimum(g.geometric(0.7, (300, 6)) - 1, levels - 1).astype(float)
+    X[200:] = X[:100]
+    fit = VAEDetector(random_state=0, training={"steps": 60}).fit(X)
+    records, _ = fit._records(np.vstack([X[:40], X[:5] + 9.0]), reset=False)
+    found = fit.detector_.detect(records).score
+    terms = fit.detector_.terms(fit.detector_.encode(records))
+    np.testing.assert_allclose(terms.sum(1), found, rtol=1e-9, atol=1e-9)
+    assert (terms >= -1e-9).all()
+    for explanation, score in zip(explain(fit.detector_, records), found, strict=True):
+        assert sum(reason.nats for reason in explanation.reasons) == pytest.approx(score, rel=1e-6)
+
+
+def test_the_most_normal_score_has_no_surprise_however_many_share_it():
+    told = tail(torch.cat([torch.zeros(900), torch.linspace(1.0, 5.0, 100)]).double())
+    assert told(torch.tensor([-1e-16, 0.0, 1e-16], dtype=torch.float64)).max() < 1e-12
+    assert told(torch.tensor([2.0], dtype=torch.float64)).item() > 2.0
+    score = torch.tensor([0.0, 3.0], dtype=torch.float64, requires_grad=True)
+    told(score).sum().backward()
+    assert score.grad.isfinite().all() and score.grad[1] > 0
+
+
+def test_a_binary_number_that_was_never_so_has_a_note():
+    g = np.random.default_rng(5)
+    X = (g.random((300, 8)) > 0.8) * 1.0
+    fit = VAEDetector(random_state=0, training={"steps": 60}).fit(X)
+    odd = X[:1].copy()
+    odd[0, 2] = 7.0
+    records, _ = fit._records(odd, reset=False)
+    (explanation,) = explain(fit.detector_, records)
+    reason = next(r for r in explanation.reasons if r.column == "x2")
+    assert (reason.found, reason.note) == ("7", "never seen in training")
+    assert reason.expected.startswith(("0 (", "1 ("))
+    assert explanation.reasons[0] == reason
+
+
 # ------------------------------------------------------------- contamination
 
 
@@ -145,5 +187,6 @@ def test_anomalies_among_training_records_are_found_out():
     kept = X[[int(i) for i in fits[0.1].detector_.reference.record_ids]]
     lost = {tuple(row) for row in far} - {tuple(row) for row in kept}
     assert len(lost) > 80
+    assert [float(fit.detector_.members[0].score.levels.abs().max()) > 0 for fit in fits.values()] == [True, False]
     sigma = {c: float(fit.detector_.vae.likelihood.sigma.detach().mean()) for c, fit in fits.items()}
     assert sigma[0.1] < sigma[0.0]

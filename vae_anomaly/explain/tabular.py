@@ -73,7 +73,8 @@ def _reasons(
         # numbers come first, so that a number's residual stands where its feature does
         deviation = float(off[at]) if state.kind == "number" and observed else None
         text, value = _expected(state, expected[:, part]), found[state.column][row]
-        note = _note(state, x, observed)
+        evidence = 0.0 if inputs.evidence is None else float(inputs.evidence[row, i])
+        note = _note(state, x, observed, evidence)
         reasons.append(Contribution(state.column, float(terms[i]), value, text, deviation, note))
         at += state.size
     reasons.append(Contribution(COMBINATION, float(terms[-1]), "", "", None, "values that are unusual together"))
@@ -96,10 +97,12 @@ def _expected(state: ColumnState, features: np.ndarray) -> str:
     return f"about {seconds // 3600 % 24:02d}:{seconds // 60 % 60:02d} {state.timezone or 'UTC'}"
 
 
-def _note(state: ColumnState, x: np.ndarray, observed: bool) -> str:
+def _note(state: ColumnState, x: np.ndarray, observed: bool, evidence: float) -> str:
     if not observed:
         return "missing"
-    if state.kind == "category" and not x.any():
+    # of a binary number the features are those of the nearer value, and only the evidence says that it is another
+    other = state.kind == "binary" and evidence > state.present_nats + 1e-6
+    if other or (state.kind == "category" and not x.any()):
         return "never seen in training"
     if state.kind == "number" and state.low is not None and state.high is not None:
         value = decode_number(state, float(x[0]))

@@ -17,7 +17,7 @@ Back to values (``decode``): a number by the inverse map, an integer where every
 binary number at 0.5; the likeliest category; of a timestamp, of which the model knows no date, the weekday and the time
 as text, ``"Tue 14:05"``, in its time zone.
 
-A missing cell is masked: it has no likelihood term and is 0 for the encoder. What no network gives is counted as
+A missing cell is masked: it has no likelihood term and is a feature of 0 for the encoder. What no network gives is counted as
 *evidence*, in nats, by columns: a missing cell where cells are rarely missing (or the reverse) costs
 :math:`\log(p_\mathrm{common}/p_\mathrm{rare})` with Laplace's rule, a value never seen in training costs
 :math:`-\log((n_1 + 1)/(n + 2))` with n_1 the number of values seen once (Good and Turing's estimate of unseen mass),
@@ -535,8 +535,9 @@ def _decode_number(state: ColumnState, x: np.ndarray) -> np.ndarray:
 
 def _decode_binary(state: ColumnState, x: np.ndarray) -> np.ndarray:
     assert state.low is not None and state.high is not None
-    values = np.where(x[:, 0] >= 0.5, state.high, state.low)
-    return values.clip(-LARGEST_INTEGRAL, LARGEST_INTEGRAL).astype(np.int64) if state.integral else values
+    values: np.ndarray = np.where(x[:, 0] >= 0.5, state.high, state.low)
+    exact = state.integral and max(abs(state.low), abs(state.high)) <= LARGEST_INTEGRAL
+    return values.astype(np.int64) if exact else values
 
 
 def _decode_boolean(state: ColumnState, x: np.ndarray) -> np.ndarray:

@@ -75,7 +75,7 @@ def histogram(x: Tensor, observed: Tensor) -> Histogram:
             inside[1::2] = counts.float()
         else:
             bins = min(BINS, math.isqrt(len(column)) + 1)
-            low[i], per_unit[i] = distinct[0], bins / (distinct[-1] - distinct[0])
+            low[i], per_unit[i] = distinct[0], bins / (distinct[-1] - distinct[0]).clamp_min(1e-30)
             place = ((column - low[i]) * per_unit[i]).floor().clamp(0, bins - 1).long()
             inside = torch.cat([torch.zeros(1), torch.bincount(place, minlength=bins), torch.zeros(1)])
         count = inside + 0.5

@@ -43,8 +43,8 @@ from vae_anomaly.scores.marginal import EMPTY, Histogram, Marginal, histogram, m
 from vae_anomaly.vae import Evaluation, concatenated
 
 WEIGHT = 1 / 3  # of the values by themselves
-LOCAL = 0.5  # of the neighbours' own scores is taken off
 KNOTS, UPPER = 65, 0.1
+SAME = 1e-9  # nats: a difference of scores that is rounding
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,12 @@ class Tail:
     def __call__(self, score: Tensor) -> Tensor:
         """(B,) nats of ``score`` (B,), at least 0 and ascending."""
         nats = -torch.log1p(-torch.linspace(0.0, 1.0 - UPPER, KNOTS, dtype=torch.float64))
-        right = torch.searchsorted(self.knots, score.detach(), right=True).clamp(1, KNOTS - 1)
+        # of several knots at one score the first: the share of those that are as strange, and not of those above
+        right = torch.searchsorted(self.knots, score.detach() - SAME).clamp(1, KNOTS - 1)
         low, high = self.knots[right - 1], self.knots[right]
-        share = ((score - low) / (high - low).clamp_min(1e-300)).clamp(0.0, 1.0)
+        # where knots are as good as the same no slope is told: a gradient would be infinite
+        wide = torch.where(high - low > SAME, high - low, 1.0)
+        share = ((score - low) / wide).clamp(0.0, 1.0)
         within = nats[right - 1] + share * (nats[right] - nats[right - 1])
         return within + self.slope * (score - self.knots[-1]).clamp_min(0.0)
 
@@ -117,14 +120,17 @@ class Surprisal:
     def _score(self, evaluation: Evaluation, own: Tensor | None) -> Tensor:
         near = self.neighbours.distance(evaluation, own, self.levels)
         others = (entries.sum(-1, dtype=torch.float64) for entries in self.rarities(evaluation, own))
-        answers = [tail(score) for tail, score in zip(self.tails, (near, *others), strict=True)]
-        weighted = [weight * nats.square() for weight, nats in zip(self._weights, answers, strict=True)]
-        score = (sum(weighted[1:], weighted[0]) / sum(self._weights)).sqrt()
-        return with_evidence(score, evaluation.inputs)
+        first, *more = self._squares([near, *others])
+        return with_evidence((sum(more, first) / sum(self._weights)).sqrt(), evaluation.inputs)
 
     @property
     def _weights(self) -> tuple[float, ...]:
         return (1.0, WEIGHT, self.discrete)[: len(self.tails)]
+
+    def _squares(self, scores: Sequence[Tensor]) -> list[Tensor]:
+        """(B,) weighted square of the surprise in the score (B,) that each question gives."""
+        asked = zip(self._weights, self.tails, scores, strict=True)
+        return [weight * tail(score).square() for weight, tail, score in asked]
 
     def rarities(self, evaluation: Evaluation, own: Tensor | None = None) -> list[Tensor]:
         """(B, F) nats of the values by themselves, and (B, R) of the residuals where they are asked for."""
@@ -145,36 +151,43 @@ class Surprisal:
         by_cell = zip(self.rarities(evaluation), owners, strict=True)
         rare = [by_column(entries.double(), column, layout.columns) for entries, column in by_cell]
         parts = [self.neighbours.terms_of_neighbours(evaluation), *(functional.pad(part, (0, 1)) for part in rare)]
-        scores = [self.neighbours.distance(evaluation, None, self.levels), *(part.sum(-1) for part in parts[1:])]
-        answers = [tail(score) for tail, score in zip(self.tails, scores, strict=True)]
-        squares = [weight * nats.square() for weight, nats in zip(self._weights, answers, strict=True)]
+        near = self.neighbours.distance(evaluation, None, self.levels)
+        squares = self._squares([near, *(part.sum(-1) for part in parts[1:])])
         # each part's share of the root mean square, divided as its own terms are
         scale = (sum(self._weights) * sum(squares[1:], squares[0]).clamp_min(1e-300)).rsqrt()
-        shares = (
-            part * (scale * square / part.sum(-1).clamp_min(1e-300))[:, None]
-            for part, square in zip(parts, squares, strict=True)
-        )
+        shares = (_divided(scale * square, part) for part, square in zip(parts, squares, strict=True))
         whole = sum(shares, torch.zeros_like(parts[0]))
         if evaluation.inputs.evidence is not None:
             whole[:, :-1] += evaluation.inputs.evidence
         return whole
 
 
+def _divided(amount: Tensor, terms: Tensor) -> Tensor:
+    """``amount`` (B,) in the proportions of ``terms`` (B, Q + 1), as the last entry where all of these are 0."""
+    total = terms.sum(-1, keepdim=True)
+    told = total > SAME
+    last = functional.pad(amount[:, None], (terms.shape[1] - 1, 0))
+    return torch.where(told, amount[:, None] * terms / torch.where(told, total, 1.0), last)
+
+
 @torch.no_grad()
-def surprisal(reference: Sequence[Evaluation] | None, saved: Mapping[str, Tensor] | None, *, k: int = 5) -> Surprisal:
+def surprisal(
+    reference: Sequence[Evaluation] | None, saved: Mapping[str, Tensor] | None, *, k: int = 5, local: float = 0.5
+) -> Surprisal:
     """Fit on the evaluations of the reference records, or rebuild from ``saved`` tensors.
 
     Parameters
     ----------
     k : neighbours, at least 1; with fewer reference records all but one.
+    local : the share of the neighbours' own scores that is taken off, in [0, 1].
 
     Raises
     ------
     ConfigError
-        ``k`` is below 1.
+        ``k`` is below 1, or ``local`` no such share.
     """
-    if k < 1:
-        raise ConfigError(f"score.k must be at least 1. Got {k!r}.")
+    if k < 1 or not 0 <= local <= 1:
+        raise ConfigError(f"score.k must be at least 1 and score.local between 0 and 1. Got {k!r} and {local!r}.")
     if saved is not None:
         near = latent_neighbours(None, saved, k=int(saved["k"]))
         binned, residuals = (
@@ -196,7 +209,7 @@ def surprisal(reference: Sequence[Evaluation] | None, saved: Mapping[str, Tensor
         # a single record has no other
         return torch.cat([near.distance(*pair, levels) for pair in pairs]) if count > 1 else torch.zeros(1).double()
 
-    levels, residuals = LOCAL * distances(None), _of_residuals(reference, layout) if discrete else EMPTY
+    levels, residuals = local * distances(None), _of_residuals(reference, layout) if discrete else EMPTY
     fitted = Surprisal(near, levels, values, residuals, discrete, ())
     rarities = zip(*(fitted.rarities(*pair) for pair in pairs), strict=True)
     scores = [distances(levels), *(torch.cat(parts).sum(-1, dtype=torch.float64) for parts in rarities)]
