@@ -464,7 +464,7 @@ def test_squares_are_the_same_bits_however_few_are_held(wide, k, monkeypatch):
         assert max(len(apart) for apart, _ in space._apart(v, None)) == most
         found.append(np.column_stack([space.terms(v).numpy(), space.scores(v).numpy()]))
     assert all(same(each, found[0]) for each in found)
-    half = 0.5 * (v[:, None] - space.vectors[space.indices(v)]).double().square()
+    half = 0.5 * (v[:, None] - space.vectors[space.indices(v)]).square().double()
     weight = torch.softmax(-half.sum(-1), 1)
     np.testing.assert_allclose(found[0][:, :wide], (weight[..., None] * half).sum(1), rtol=1e-12)
     np.testing.assert_allclose(found[0][:, :-1].sum(1), found[0][:, -1], rtol=1e-9)

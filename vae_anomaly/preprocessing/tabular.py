@@ -17,8 +17,8 @@ Back to values (``decode``): a number by the inverse map, an integer where every
 binary number at 0.5; the likeliest category; of a timestamp, of which the model knows no date, the weekday and the time
 as text, ``"Tue 14:05"``, in its time zone.
 
-A missing cell is masked: it has no likelihood term and is a feature of 0 for the encoder. What no network gives is counted as
-*evidence*, in nats, by columns: a missing cell where cells are rarely missing (or the reverse) costs
+A missing cell is masked: it has no likelihood term and is a feature of 0 for the encoder. What no network gives is
+counted as *evidence*, in nats, by columns: a missing cell where cells are rarely missing (or the reverse) costs
 :math:`\log(p_\mathrm{common}/p_\mathrm{rare})` with Laplace's rule, a value never seen in training costs
 :math:`-\log((n_1 + 1)/(n + 2))` with n_1 the number of values seen once (Good and Turing's estimate of unseen mass),
 and of a binary number :math:`\log(1 + d)` more, d its distance from the nearer value in units of their difference.

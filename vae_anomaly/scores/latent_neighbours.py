@@ -279,7 +279,8 @@ def latent_neighbours(
     if saved is not None:
         return LatentNeighbours(saved["vectors"], saved["latent_scale"], k, blur, residuals, surprise)
     assert reference is not None
-    if not 1 <= k < max(2, count := sum(len(part.inputs) for part in reference)):
+    count = sum(len(part.inputs) for part in reference)
+    if not 1 <= k < max(2, count):
         raise ConfigError(f"score.k must be at least 1 and less than the {count} reference records. Got {k!r}.")
     scale = torch.cat([part.posterior.scale for part in reference]).mean(0)
     vectors = torch.cat([_embed(part, scale, blur, residuals) for part in reference])
