@@ -145,12 +145,12 @@ def _fit(
     most = _reference_records(preprocessor.layout.features)
     # held-out records are neighbours too: with few records every one counts
     everyone = np.concatenate(list(splits.values()))
-    contamination = float(recipe.training.get("contamination_robust", 0.0))
+    plans = [_plan(model, recipe, len(parts["training"])) for model in models]
+    contamination = plans[0].contamination_robust
     drawn = np.random.default_rng(recipe.seed).permutation(len(everyone))[: math.ceil(most / (1.0 - contamination))]
     chosen = torch.from_numpy(drawn)
     inputs = _taken(list(parts.values()), chosen)
     vaes, epochs = [], []
-    plans = [_plan(model, recipe, len(parts["training"])) for model in models]
     for i, (model, plan) in enumerate(zip(models, plans, strict=True)):
 
         def tell(log: EpochLog, before: int = sum(p.epochs for p in plans[:i])) -> None:

@@ -64,6 +64,14 @@ class TrainingPlan:
     clip: float = 0.0
     contamination_robust: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Raise :class:`ConfigError` where most records of a minibatch would be left out."""
+        if not 0 <= self.contamination_robust < 0.5:
+            raise ConfigError(
+                "training.contamination_robust must be the share of anomalies, at least 0 and below 0.5."
+                f" Got {self.contamination_robust!r}."
+            )
+
     @staticmethod
     def for_records(
         records: int,

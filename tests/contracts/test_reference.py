@@ -9,6 +9,7 @@ import torch
 
 from vae_anomaly import VAEDetector
 from vae_anomaly.detector import Detector, Member, Part
+from vae_anomaly.errors import ConfigError
 from vae_anomaly.explain import explain
 from vae_anomaly.fitting import Recipe, fit_detector
 from vae_anomaly.scores import SCORES
@@ -79,12 +80,12 @@ def test_levels_are_half_of_what_reference_records_score_themselves(fitted):
     with torch.no_grad():
         seen = evaluate(detector.vae, reference)
         own = torch.arange(len(reference))
-        plain = score.neighbours.distance(seen, own)
+        plain, _ = score.neighbours.distance(seen, own)
         np.testing.assert_allclose(score.levels, 0.5 * plain, rtol=1e-6)
-        near = score.neighbours.nearest(seen)
-        relative = score.neighbours.distance(seen, None, score.levels)
-        expected = score.neighbours.distance(seen) - score.levels[near].mean(1)
-    np.testing.assert_allclose(relative, expected, rtol=1e-6, atol=1e-6)
+        distance, near = score.neighbours.distance(seen)
+        relative = score._relative(distance, near)
+    assert torch.equal(near, score.neighbours.nearest(seen))
+    np.testing.assert_allclose(relative, distance - score.levels[near].mean(1), rtol=1e-6, atol=1e-6)
 
 
 def test_calibration_records_in_the_reference_keep_the_false_alarm_rate_if_they_are_left_out():
@@ -172,6 +173,12 @@ def test_the_likeliest_are_kept_in_their_order():
     assert most_likely(elbo, 0.4).tolist() == [0, 2, 3]
     assert most_likely(elbo, 0.19).tolist() == [0, 1, 2, 3, 4]
     assert most_likely(elbo[:1], 0.49).tolist() == [0]
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.5, 1.0])
+def test_a_share_of_anomalies_that_would_leave_too_few_is_refused(share):
+    with pytest.raises(ConfigError, match=rf"contamination_robust must .* Got {share}"):
+        VAEDetector(training={"contamination_robust": share}).fit(np.random.default_rng(0).normal(size=(60, 3)))
 
 
 def test_anomalies_among_training_records_are_found_out():

@@ -462,7 +462,7 @@ def test_squares_are_the_same_bits_however_few_are_held(wide, k, monkeypatch):
     for most in (1, 3, 5, BLOCK):
         monkeypatch.setattr(sys.modules[Nearest.__module__], "DIFFERENCES", most * k * wide)
         assert max(len(apart) for apart, _ in space._apart(v, None)) == most
-        found.append(np.column_stack([space.terms(v).numpy(), space.scores(v).numpy()]))
+        found.append(np.column_stack([space.terms(v)[0].numpy(), space.scores(v)[0].numpy()]))
     assert all(same(each, found[0]) for each in found)
     half = 0.5 * (v[:, None] - space.vectors[space.indices(v)]).square().double()
     weight = torch.softmax(-half.sum(-1), 1)

@@ -62,29 +62,30 @@ class Nearest:
         """(B, k) positions of the nearest vectors, nearest first."""
         return torch.cat([self._of_block(rows, self.k) for rows in _blocks(v)])
 
-    def scores(self, v: Tensor, own: Tensor | None = None, levels: Tensor | None = None) -> Tensor:
+    def scores(self, v: Tensor, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B,) float64 nats: -log of the mean kernel on the k nearest; a vector ``own`` (B,) is not among them.
 
-        The mean over the nearest of their ``levels`` (M,) is taken off.
+        And (B, k): which these are, nearest first.
         """
-        parts = []
+        parts, nearest = [], []
         for apart, near in self._apart(v, own):
-            score = math.log(self.k) - torch.logsumexp(-0.5 * apart.square().sum(-1, dtype=torch.float64), -1)
-            parts.append(score if levels is None else score - levels[near].mean(-1))
-        return torch.cat(parts)
+            parts.append(math.log(self.k) - torch.logsumexp(-0.5 * apart.square().sum(-1, dtype=torch.float64), -1))
+            nearest.append(near)
+        return torch.cat(parts), torch.cat(nearest)
 
-    def terms(self, v: Tensor, own: Tensor | None = None) -> Tensor:
+    def terms(self, v: Tensor, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, V + 1) float64 nats that sum to :meth:`scores`: half the weighted squared differences to the k nearest,
-        entry by entry, and KL(w, 1/k)."""
-        parts = []
-        for apart, _ in self._apart(v, own):
+        entry by entry, and KL(w, 1/k). And (B, k) the nearest."""
+        parts, nearest = [], []
+        for apart, near in self._apart(v, own):
             half = 0.5 * apart.square().double()
             # by logarithms: a weight that is 0 has a gradient all the same
             logarithm = torch.log_softmax(-half.sum(-1), -1)
             weight = logarithm.exp()
             apart = math.log(self.k) + (weight * logarithm).sum(-1, keepdim=True)
             parts.append(torch.cat([(weight[..., None] * half).sum(1), apart], -1))
-        return torch.cat(parts)
+            nearest.append(near)
+        return torch.cat(parts), torch.cat(nearest)
 
     def _others(self, v: Tensor, own: Tensor | None) -> Tensor:
         """(B, k) nearest of one block, without ``own``."""
@@ -183,26 +184,27 @@ class LatentNeighbours:
 
     def _score(self, evaluation: Evaluation, own: Tensor | None) -> Tensor:
         if self.surprise:
-            return self._with_evidence(evaluation, self.terms_of_neighbours(evaluation, own)).sum(-1)
-        return with_evidence(self.distance(evaluation, own), evaluation.inputs)
+            return self._with_evidence(evaluation, self.terms_of_neighbours(evaluation, own)[0]).sum(-1)
+        return with_evidence(self.distance(evaluation, own)[0], evaluation.inputs)
 
-    def distance(self, evaluation: Evaluation, own: Tensor | None = None, levels: Tensor | None = None) -> Tensor:
-        """(B,) nats: the score without evidence and mean surprise, less the mean of the neighbours' ``levels``."""
-        return self._space.scores(self.embed(evaluation), own, levels)
+    def distance(self, evaluation: Evaluation, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B,) nats: the score without evidence and mean surprise; and (B, k) the nearest reference records."""
+        return self._space.scores(self.embed(evaluation), own)
 
     def terms(self, evaluation: Evaluation) -> Tensor:
         """(B, Q + 1) nats."""
-        return self._with_evidence(evaluation, self.terms_of_neighbours(evaluation))
+        return self._with_evidence(evaluation, self.terms_of_neighbours(evaluation)[0])
 
-    def terms_of_neighbours(self, evaluation: Evaluation, own: Tensor | None = None) -> Tensor:
-        """(B, Q + 1) nats, none negative, that sum to :meth:`distance`."""
-        entries, latent = self._space.terms(self.embed(evaluation), own), len(self.latent_scale)
+    def terms_of_neighbours(self, evaluation: Evaluation, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, Q + 1) nats, none negative, that sum to :meth:`distance`; and (B, k) the nearest reference records."""
+        entries, near = self._space.terms(self.embed(evaluation), own)
+        latent = len(self.latent_scale)
         layout = evaluation.likelihood.layout
         columns = torch.zeros(len(entries), layout.columns, dtype=entries.dtype)
         if self.residuals:
             columns = by_column(entries[:, latent:-1], layout.column_of_residual, layout.columns)
         rest = entries[:, :latent].sum(-1, keepdim=True) + entries[:, -1:]
-        return torch.cat([columns, rest], -1)
+        return torch.cat([columns, rest], -1), near
 
     def _with_evidence(self, evaluation: Evaluation, terms: Tensor) -> Tensor:
         layout = evaluation.likelihood.layout

@@ -118,10 +118,14 @@ class Surprisal:
         return self._score(evaluation, None)
 
     def _score(self, evaluation: Evaluation, own: Tensor | None) -> Tensor:
-        near = self.neighbours.distance(evaluation, own, self.levels)
+        distance, near = self.neighbours.distance(evaluation, own)
         others = (entries.sum(-1, dtype=torch.float64) for entries in self.rarities(evaluation, own))
-        first, *more = self._squares([near, *others])
+        first, *more = self._squares([self._relative(distance, near), *others])
         return with_evidence((sum(more, first) / sum(self._weights)).sqrt(), evaluation.inputs)
+
+    def _relative(self, distance: Tensor, near: Tensor) -> Tensor:
+        """(B,) nats of ``distance`` (B,), less the mean level of the nearest (B, k)."""
+        return distance - self.levels[near].mean(-1)
 
     @property
     def _weights(self) -> tuple[float, ...]:
@@ -150,9 +154,10 @@ class Surprisal:
         owners = (layout.column_of_feature, layout.column_of_residual) if self.discrete else (layout.column_of_feature,)
         by_cell = zip(self.rarities(evaluation), owners, strict=True)
         rare = [by_column(entries.double(), column, layout.columns) for entries, column in by_cell]
-        parts = [self.neighbours.terms_of_neighbours(evaluation), *(functional.pad(part, (0, 1)) for part in rare)]
-        near = self.neighbours.distance(evaluation, None, self.levels)
-        squares = self._squares([near, *(part.sum(-1) for part in parts[1:])])
+        distances, near = self.neighbours.terms_of_neighbours(evaluation)
+        parts = [distances, *(functional.pad(part, (0, 1)) for part in rare)]
+        first, *others = (part.sum(-1) for part in parts)
+        squares = self._squares([self._relative(first, near), *others])
         # each part's share of the root mean square, divided as its own terms are
         scale = (sum(self._weights) * sum(squares[1:], squares[0]).clamp_min(1e-300)).rsqrt()
         shares = (_divided(scale * square, part) for part, square in zip(parts, squares, strict=True))
@@ -205,14 +210,14 @@ def surprisal(
     own = torch.split(torch.arange(count), [len(part.inputs) for part in reference])
     pairs = list(zip(reference, own, strict=True))
 
-    def distances(levels: Tensor | None) -> Tensor:
-        # a single record has no other
-        return torch.cat([near.distance(*pair, levels) for pair in pairs]) if count > 1 else torch.zeros(1).double()
-
-    levels, residuals = local * distances(None), _of_residuals(reference, layout) if discrete else EMPTY
-    fitted = Surprisal(near, levels, values, residuals, discrete, ())
+    # a single record has no other
+    found = [near.distance(*pair) for pair in pairs] if count > 1 else [(torch.zeros(1).double(), own[0][:, None])]
+    distance, nearest = (torch.cat(parts) for parts in zip(*found, strict=True))
+    residuals = _of_residuals(reference, layout) if discrete else EMPTY
+    fitted = Surprisal(near, local * distance, values, residuals, discrete, ())
     rarities = zip(*(fitted.rarities(*pair) for pair in pairs), strict=True)
-    scores = [distances(levels), *(torch.cat(parts).sum(-1, dtype=torch.float64) for parts in rarities)]
+    others = (torch.cat(parts).sum(-1, dtype=torch.float64) for parts in rarities)
+    scores = [fitted._relative(distance, nearest), *others]
     return replace(fitted, tails=tuple(map(tail, scores)))
 
 
