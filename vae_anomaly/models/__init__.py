@@ -41,7 +41,7 @@ class Model:
 
 
 # half a deviation of noise: what is learned is where the record would be without it, and not to copy it
-NOISY: dict[str, Any] = {"steps": 1500, "patience": 1000, "input_noise": 0.5}
+NOISY: dict[str, Any] = {"steps": 3000, "patience": 1000, "input_noise": 0.5}
 
 MODELS: dict[str, Model] = {
     "mlp": Model(mlp_vae, FACTORISED, training=NOISY),
