@@ -7,9 +7,10 @@ from flows.job import session
 from vae_anomaly import pipelines
 from vae_anomaly.demo import DemoRun
 from vae_anomaly.errors import ArtifactError, ReviewError
-from vae_anomaly.pipelines import FitOutcome, Progress, Workspace
+from vae_anomaly.pipelines import FitOutcome
 from vae_anomaly.registry_review import Promotion
 from vae_anomaly.tracking import Tracker
+from vae_anomaly.workspace import Progress, Workspace
 
 
 def run_demo(ws: Workspace, progress: Progress) -> DemoRun:

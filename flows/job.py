@@ -25,7 +25,7 @@ from prefect.states import Failed
 
 from flows.server import local_server
 from vae_anomaly.errors import ConfigError, VaeAnomalyError
-from vae_anomaly.pipelines import Progress, Workspace, silent
+from vae_anomaly.workspace import Progress, Workspace, silent
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")

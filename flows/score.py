@@ -27,9 +27,10 @@ from prefect.states import Completed
 
 from flows.job import failure, from_this_process, in_process, publish, work, worth_a_retry
 from flows.server import RUNNER, bind_to_parent
-from vae_anomaly import pipelines
-from vae_anomaly.pipelines import Progress, ScoreOutcome, Workspace, silent
+from vae_anomaly import scoring
+from vae_anomaly.scoring import ScoreOutcome
 from vae_anomaly.store.files import Busy
+from vae_anomaly.workspace import Progress, Workspace, silent
 
 
 @task(
@@ -42,7 +43,7 @@ from vae_anomaly.store.files import Busy
 )
 def score_task(monitor: str, mlflow: str | None) -> dict[str, Any] | State[Any]:
     """Score; see :func:`vae_anomaly.pipelines.score`."""
-    return work(pipelines.score if from_this_process() else score_alone, counts, monitor=monitor, mlflow=mlflow)
+    return work(scoring.score if from_this_process() else score_alone, counts, monitor=monitor, mlflow=mlflow)
 
 
 @flow(name="vae-anomaly-score", persist_result=False, validate_parameters=False)
@@ -62,7 +63,7 @@ def score_alone(ws: Workspace, progress: Progress) -> ScoreOutcome | None:
             held.enter_context(store.lock(store.root, patience=0))
         except Busy:
             return None
-        return pipelines.score(ws, progress)
+        return scoring.score(ws, progress)
 
 
 def _final(counts: Any) -> State[Any]:
@@ -101,7 +102,7 @@ def counts(outcome: ScoreOutcome | None) -> dict[str, Any]:
     }
 
 
-def _row(batch: pipelines.BatchOutcome) -> dict[str, Any]:
+def _row(batch: scoring.BatchOutcome) -> dict[str, Any]:
     c, q = batch.commit, batch.quarantine
     return {
         "batch": batch.name,

@@ -28,7 +28,7 @@ from zoneinfo import ZoneInfo
 from flows.server import RUNNER, local_server, serving_env, start_child, stop_child
 from vae_anomaly.config import redacted
 from vae_anomaly.errors import ConfigError
-from vae_anomaly.pipelines import Workspace
+from vae_anomaly.workspace import Workspace
 
 _log = logging.getLogger("flows.serve")
 STOP_SECONDS = 6.0

@@ -10,7 +10,8 @@ from prefect.client.schemas.objects import State
 
 from flows.job import failure, in_process, publish, work
 from vae_anomaly import pipelines
-from vae_anomaly.pipelines import FitOutcome, Progress, Workspace, silent
+from vae_anomaly.pipelines import FitOutcome
+from vae_anomaly.workspace import Progress, Workspace, silent
 
 
 # no retry: the same records and the same seed give the same failure

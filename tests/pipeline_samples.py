@@ -44,6 +44,7 @@ split: {validation: 0.15, calibration: 0.4}
 model: {kind: mlp, hidden: [16], latent: 3}
 training: {steps: 150}
 threshold: {alpha: 0.05}
+execution: {engine: inline}
 """
 MODEL = "vae-anomaly.shops"
 

@@ -25,7 +25,9 @@ from vae_anomaly.console import progress_display, say, say_json, show_score, sho
 from vae_anomaly.errors import ConfigError, VaeAnomalyError
 
 if TYPE_CHECKING:
-    from vae_anomaly.pipelines import FitOutcome, Look, ScoreOutcome, Workspace
+    from vae_anomaly.pipelines import FitOutcome, Look
+    from vae_anomaly.scoring import ScoreOutcome
+    from vae_anomaly.workspace import Workspace
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 internal error; 2 wrong usage or configuration; 3 a file was quarantined, a batch failed, an
@@ -96,7 +98,7 @@ def _fail(line: str, code: int) -> None:
 
 
 def _open(monitor: Path, mlflow: Path | None) -> Workspace:
-    from vae_anomaly.pipelines import Workspace
+    from vae_anomaly.workspace import Workspace
 
     return Workspace.open(monitor, mlflow)
 
@@ -238,11 +240,11 @@ def rollback(
 @app.command()
 def score(monitor: Monitor, mlflow: MlflowFile = None, flow: Flow = False, as_json: Json = False) -> None:
     """Score every new batch in the inbox with the champion; a second run has nothing to do."""
-    from vae_anomaly import pipelines
+    from vae_anomaly import scoring
 
     ws = _open(monitor, mlflow)
     with progress_display() as progress:
-        run = _flow("score", ws) if flow else pipelines.score
+        run = _flow("score", ws) if flow else scoring.score
         outcome = run(ws, progress)
     say_json(score_summary(outcome)) if as_json else show_score(ws, outcome)
     if not outcome.ok:
@@ -290,20 +292,28 @@ def report(
 
 @app.command()
 def status(monitor: Monitor, as_json: Json = False) -> None:
-    """Show where every file stands: pending, committed, quarantined, superseded, duplicate."""
-    from vae_anomaly import pipelines
-    from vae_anomaly.store.records import Commit
+    """Show where every file stands: pending, failed, committed, quarantined, superseded, duplicate."""
+    from vae_anomaly import scoring
+    from vae_anomaly.store.records import Attempts, Commit
 
     ws = _open(monitor, None)
-    states = pipelines.status(ws)
+    states = scoring.status(ws)
     if as_json:
-        say_json([{"name": s.name, "batch_id": s.batch_id, "sha256": s.sha256, "state": s.state} for s in states])
+        say_json(
+            [
+                {"name": s.name, "batch_id": s.batch_id, "sha256": s.sha256, "state": s.state}
+                | ({"attempts": s.record.count, "problem": s.record.problem} if isinstance(s.record, Attempts) else {})
+                for s in states
+            ]
+        )
         return
     rows = []
     for s in states:
         said = ""
         if isinstance(s.record, Commit):
             said = f"{s.record.flagged:,} of {s.record.scored:,} flagged, model version {s.record.model.version}"
+        elif isinstance(s.record, Attempts):
+            said = f"attempt {s.record.count} of {scoring.TRIES}: {s.record.problem}"
         elif s.record:
             said = f"{s.record.rule}{f': {s.record.column}' if s.record.column else ''}. {s.record.remedy}"
         rows.append([s.name, s.state, s.batch_id, said])
@@ -335,7 +345,7 @@ def serve(
     mlflow: MlflowFile = None,
 ) -> None:
     """Keep running: start a Prefect server (or use PREFECT_API_URL) and score on each monitor's schedule."""
-    from vae_anomaly.pipelines import Workspace
+    from vae_anomaly.workspace import Workspace
 
     workspaces = [Workspace.open(m, mlflow) for m in monitors]
     _flows("serve", workspaces[0]).serve_monitors(workspaces, say=say)

@@ -439,9 +439,23 @@ class FileSinkConfig(_Section):
 SinkConfig = Annotated[LogSinkConfig | FileSinkConfig, Field(discriminator="kind")]
 
 
+ENGINE = r"^(inline|processes:[1-9]\d{0,2}|dask:([1-9]\d{0,2}|(tcp|tls)://\S+))$"
+
+
 class ExecutionConfig(_Section):
     """How the work is carried out; the scores do not depend on it."""
 
+    engine: str = Field(
+        default="processes:1",
+        pattern=ENGINE,
+        description="Who scores: inline, processes:N, dask:N or dask:tcp://HOST:PORT (the extra `dask`).",
+    )
+    memory_gb: Number = Field(
+        default=8.0, gt=0, le=1_000_000, description="Memory that a worker may use for a batch, in GB."
+    )
+    patience: Number = Field(
+        default=300.0, gt=0, le=1_000_000, description="Seconds without progress after which a worker is ended."
+    )
     threads: Count = Field(default=1, le=1024, description="Threads for the computation, at least 1.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from vae_anomaly.pipelines import ScoreOutcome, Workspace
+    from vae_anomaly.scoring import ScoreOutcome
+    from vae_anomaly.workspace import Workspace
 
 
 @contextmanager
@@ -37,11 +38,11 @@ def progress_display() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _plain_progress() -> Callable[[str, int, int], None]:
-    said: list[str] = []
+    said: set[str] = set()
 
     def show(stage: str, done: int, total: int) -> None:
-        if stage not in said[-1:]:
-            said.append(stage)
+        if stage not in said:
+            said.add(stage)
             sys.stderr.write(f"{stage} ...\n")
             sys.stderr.flush()
 

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from vae_anomaly.console import say, say_json, show_score, shown
-from vae_anomaly.pipelines import FitOutcome, ScoreOutcome, Workspace, read_records
+from vae_anomaly.pipelines import FitOutcome
 from vae_anomaly.registry import lookup
+from vae_anomaly.scoring import ScoreOutcome
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.score_files import read_scores
 from vae_anomaly.store.sources import open_delivery
+from vae_anomaly.worker import read_records
+from vae_anomaly.workspace import Workspace
 
 MLFLOW = """\
 # Everything is embedded: SQLite and a folder. See mlflow.yml at the top of the project for all settings.
@@ -88,7 +91,8 @@ def quality(ws: Workspace) -> Quality:
 
 def show_demo(ws: Workspace, run: DemoRun, *, as_json: bool, seconds: float) -> None:
     """Print the table, how good it was, and where to look next."""
-    from vae_anomaly.pipelines import last_reports, load_champion
+    from vae_anomaly.pipelines import last_reports
+    from vae_anomaly.scoring import load_champion
     from vae_anomaly.tracking import Tracker
 
     detector, model = load_champion(ws, Tracker(ws.mlflow))

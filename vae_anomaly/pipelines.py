@@ -7,152 +7,48 @@ What takes longer than a second reports its progress to a callback ``progress(st
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
-import importlib.metadata
-import json
 import logging
 import os
-import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel
 
 from vae_anomaly.batch import Records, concatenate
-from vae_anomaly.config import MlflowConfig, MonitorConfig, config_digest, load_mlflow, load_monitor
-from vae_anomaly.errors import ConfigError, DataError, StoreError, VaeAnomalyError, suggestion
+from vae_anomaly.errors import ConfigError, DataError, suggestion
 from vae_anomaly.report.html import to_html
-from vae_anomaly.report.markdown import to_markdown
-from vae_anomaly.report.model import QuarantineNotice, Report
-from vae_anomaly.schema import Column, Schema, check
-from vae_anomaly.sinks import Alert, deliver
-from vae_anomaly.store.commits import BatchState, HashCache, Ledger
-from vae_anomaly.store.files import Store, names
+from vae_anomaly.report.model import Report
+from vae_anomaly.schema import check
+from vae_anomaly.scoring import load_version, read_report
+from vae_anomaly.store.commits import Ledger
+from vae_anomaly.store.files import names
 from vae_anomaly.store.records import (  # fmt: skip
-    BatchRef,
     Commit,
-    Labelled,
-    ModelRef,
-    Quarantine,
-    ThresholdRef,
-    provenance,
-    read_record,
-    report_ref,
-    scores_ref,
 )
-from vae_anomaly.store.score_files import ScoreWriter, score_table
 from vae_anomaly.store.sources import (  # fmt: skip
     IMAGES,
-    Delivery,
-    FolderDelivery,
     InboxFile,
-    batch_id,
-    format_suffix,
     list_inbox,
     open_delivery,
     read_chunks,
     read_header,
 )
+from vae_anomaly.worker import read_records
+from vae_anomaly.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
     from vae_anomaly.detector import Detector
-    from vae_anomaly.fitting import Fit, Recipe
+    from vae_anomaly.fitting import Fit
     from vae_anomaly.metrics import Assessment
     from vae_anomaly.registry_review import Promotion, Review
-    from vae_anomaly.tracking import Registered, Tracker
+    from vae_anomaly.tracking import Registered
 
 _log = logging.getLogger(__name__)
-Progress = Callable[[str, int, int], None]
 LARGEST = 1e30  # of a training value; preprocessing refuses it as well, but knows no file and no row
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """A progress callback that shows nothing."""
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """One monitor and everything that follows from its two configuration files."""
-
-    monitor: MonitorConfig
-    mlflow: MlflowConfig
-
-    @staticmethod
-    def open(monitor: str | Path, mlflow: str | Path | None = None) -> Workspace:
-        """Load ``monitor.yml`` (or the folder that holds it) and its ``mlflow.yml``."""
-        config = load_monitor(monitor)
-        return Workspace(config, load_mlflow(mlflow, config.path.parent))
-
-    @property
-    def schema(self) -> Schema:
-        """The data contract of the monitor."""
-        label = self.monitor.label
-        return Schema(
-            tuple(Column(name, **column.model_dump()) for name, column in self.monitor.columns.items()),
-            record_id=self.monitor.record_id,
-            label=label.column if label else None,
-            anomalous=label.anomalous if label else (),
-            ignore=self.monitor.ignore,
-        )
-
-    @property
-    def store(self) -> Store:
-        """Where the results lie."""
-        return Store(self.monitor.output)
-
-    @property
-    def contract_digest(self) -> str:
-        """What decides whether a file is readable: the columns that are read and how files are written."""
-        read = dataclasses.replace(self.schema, label=None, anomalous=(), ignore=())
-        how = json.dumps(self.monitor.source.model_dump(include={"csv", "lines"}), sort_keys=True)
-        return hashlib.sha256(f"{read.digest}|{how}".encode()).hexdigest()
-
-    @property
-    def folders(self) -> bool:
-        """Whether a folder, of image files, may be a delivery."""
-        return self.schema.modality == "image"
-
-    @property
-    def model_cache(self) -> Path:
-        """Verified copies of detectors."""
-        return self.monitor.output / "models"
-
-    @property
-    def recipe(self) -> Recipe:
-        """What is fitted, from the configuration."""
-        from vae_anomaly.detector import Part
-        from vae_anomaly.fitting import Recipe
-
-        m = self.monitor
-        return Recipe(
-            model=Part(m.model.kind or "", m.model.options),
-            score=Part(m.score.kind or "", m.score.options),
-            objective=_given(m.objective),
-            training=_given(m.training),
-            threshold=m.threshold.method,
-            alpha=m.threshold.alpha,
-            validation=m.split.validation,
-            calibration=m.split.calibration,
-            seed=m.seed,
-            threads=m.execution.threads,
-            device=m.execution.device,
-        ).resolved(self.schema)
-
-
-def _given(section: BaseModel) -> dict[str, Any]:
-    """The values that are set; None follows from the model."""
-    return section.model_dump(exclude_none=True)
-
-
-def code_version() -> str:
-    """The installed version of this package."""
-    return importlib.metadata.version("vae-anomaly")
 
 
 # ---- fit ----
@@ -215,14 +111,6 @@ def read_training(ws: Workspace, progress: Progress = silent) -> Training:
             parts += (_sane(records, path.name) for records in read_records(delivery, ws))
     progress("reading training records", len(files), len(files))
     return Training(concatenate(parts), digests)
-
-
-def read_records(delivery: Delivery, ws: Workspace) -> Iterator[Records]:
-    """The rows of a delivery through the data contract, so many at a time that they fit into memory."""
-    first, schema, source = 0, ws.schema, ws.monitor.source
-    for table in read_chunks(delivery, schema, source.csv, pattern=source.lines.pattern):
-        yield check(table, schema, first_row=first, file=delivery.name)
-        first += table.num_rows
 
 
 def _sane(records: Records, file: str) -> Records:
@@ -319,377 +207,6 @@ def example_frame(ws: Workspace, rows: int = 5) -> Any:
     return frame.to_pandas()
 
 
-# ---- score ----
-
-Verdict = Literal["committed", "quarantined", "failed"]
-
-
-@dataclass(frozen=True)
-class BatchOutcome:
-    """What became of one file in this run."""
-
-    name: str
-    verdict: Verdict
-    commit: Commit | None = None
-    quarantine: Quarantine | None = None
-    problem: str = ""
-    report: Path | None = None
-
-
-@dataclass(frozen=True)
-class ScoreOutcome:
-    """One scoring run: what was done, what was done before, and what is still being written."""
-
-    batches: tuple[BatchOutcome, ...]
-    already: int
-    waiting: tuple[str, ...]
-    model: ModelRef | None
-    undelivered: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether every batch of this run was committed and every alert delivered."""
-        return not self.undelivered and all(b.verdict == "committed" for b in self.batches)
-
-
-def score(ws: Workspace, progress: Progress = silent) -> ScoreOutcome:
-    """Score every batch in the inbox that has no committed result, with the champion.
-
-    A file that breaks the contract is quarantined, one that cannot be read now is tried again by the next run; the
-    others go on. The model is resolved once. What an earlier run left unfinished is finished first.
-
-    Raises
-    ------
-    ArtifactError
-        There is work and no champion, or it does not verify or fit the schema; nothing is scored then.
-    ConfigError
-        The inbox does not exist, or the output cannot be written.
-    """
-    store = ws.store.prepare(ws.monitor.name)
-    ledger, cache = Ledger(store), HashCache(store)
-    undelivered = deliver_outbox(ws, ledger)
-    listing = _settled(ws, progress)
-    done = _known(ledger, ws.contract_digest)
-    scorer: _Scorer | None = None
-    outcomes, already = [], 0
-    for i, file in enumerate(listing.ready):
-        if _is_done(done, _cached_hash(cache, file), file.name):
-            already += 1
-            continue
-        progress(f"scoring {file.name}", i, len(listing.ready))
-        outcome, sha256, scorer = _score_file(ws, ledger, cache, file, done, scorer)
-        done.add(sha256)
-        if outcome is None:
-            already += 1
-        else:
-            outcomes.append(outcome)
-    cache.save()
-    undelivered = deliver_outbox(ws, ledger) if outcomes else undelivered
-    result = ScoreOutcome(
-        tuple(_with_report(store, o) for o in outcomes),
-        already,
-        tuple(f.name for f in listing.waiting),
-        scorer.model if scorer else None,
-        tuple(undelivered),
-    )
-    if scorer and outcomes:
-        progress("logging the run", 0, 1)
-        scorer.log(result)
-    return result
-
-
-def _settled(ws: Workspace, progress: Progress) -> Any:
-    """The inbox, after at most one settling time has been waited for files that have just arrived."""
-    source = ws.monitor.source
-    listing = list_inbox(source.inbox, settle_seconds=source.settle_seconds, folders=ws.folders)
-    if listing.waiting and source.settle_seconds <= 10:
-        progress("waiting for new files to settle", 0, 1)
-        time.sleep(source.settle_seconds + 0.05)
-        listing = list_inbox(source.inbox, settle_seconds=source.settle_seconds, folders=ws.folders)
-    return listing
-
-
-def _known(ledger: Ledger, contract_digest: str) -> set[str]:
-    """Contents that need no work: committed, or quarantined under the present contract."""
-    refused = {q.sha256 for q in ledger.quarantines() if q.contract_digest == contract_digest}
-    return {c.sha256 for c in ledger.commits()} | refused
-
-
-def _is_done(done: set[str], sha256: str | None, name: str) -> bool:
-    return sha256 is not None and not done.isdisjoint((sha256, _named(sha256, name)))
-
-
-def _named(sha256: str, name: str) -> str:
-    """What stands for content that was refused for its suffix: under another one it may well be readable."""
-    return hashlib.sha256(f"{format_suffix(name)}|{sha256}".encode()).hexdigest()
-
-
-def _cached_hash(cache: HashCache, file: InboxFile) -> str | None:
-    try:
-        return cache.get(file.name, os.lstat(file.path))
-    except OSError:
-        return None
-
-
-def _score_file(
-    ws: Workspace, ledger: Ledger, cache: HashCache, file: InboxFile, done: set[str], scorer: _Scorer | None
-) -> tuple[BatchOutcome | None, str, _Scorer | None]:
-    """Score, quarantine or fail one file: its outcome (None when its content is known), its sha256, the scorer."""
-    sha256 = ""
-    try:
-        state, now = os.lstat(file.path), time.time_ns()
-        with open_delivery(file.path, folders=ws.folders) as delivery:
-            sha256 = delivery.sha256
-            if not isinstance(delivery, FolderDelivery):  # its own state says nothing of its files'
-                cache.put(file.name, state, sha256=sha256, now_ns=now)
-            if _is_done(done, sha256, file.name):
-                return None, sha256, scorer
-            scorer = scorer or _Scorer(ws)
-            return scorer.score(ledger, delivery), sha256, scorer
-    except DataError as error:
-        # a link or a device has no content to hash: its identity stands for it
-        identity = sha256 or hashlib.sha256(f"{file.name}|{_identity(file.path)}".encode()).hexdigest()
-        identity = _named(identity, file.name) if error.rule in ("unknown_format", "wrong_format") else identity
-        if identity in done:
-            return None, identity, scorer
-        return _quarantine(ws, ledger, file, identity, error), identity, scorer
-    except (OSError, StoreError) as error:
-        return BatchOutcome(file.name, "failed", problem=f"{error} It will be tried again."), sha256, scorer
-    except VaeAnomalyError:
-        raise
-    except Exception as error:
-        _log.debug("batch %r failed", file.name, exc_info=True)
-        problem = f"internal error {type(error).__name__}; the other batches went on. Run with --debug to see it."
-        return BatchOutcome(file.name, "failed", problem=problem), sha256, scorer
-
-
-def _identity(path: Path) -> str:
-    """The state of what has no content to hash; of a folder also that of each file in it, by name."""
-    states = [os.lstat(path)]
-    for name in sorted(os.listdir(path)) if stat.S_ISDIR(states[0].st_mode) else []:
-        with contextlib.suppress(FileNotFoundError):
-            states.append(os.lstat(path / name))
-    return "|".join(f"{s.st_mode}|{s.st_size}|{s.st_mtime_ns}" for s in states)
-
-
-def _quarantine(ws: Workspace, ledger: Ledger, file: InboxFile, sha256: str, error: DataError) -> BatchOutcome:
-    size = os.lstat(file.path).st_size
-    ref = BatchRef(batch_id(file.name, sha256), file.name, sha256, size)
-    # the path is relative to monitor.yml's folder, so that the record is the same wherever the project lies
-    path = os.path.relpath(file.path, ws.monitor.path.parent)
-    record = Quarantine.of(error, ref, dataset=ws.monitor.name, path=path, contract_digest=ws.contract_digest)
-    ledger.quarantine(record)
-    return BatchOutcome(file.name, "quarantined", quarantine=record, problem=str(error))
-
-
-class _Scorer:
-    """The champion, resolved once for a run, and how it scores one delivery."""
-
-    def __init__(self, ws: Workspace) -> None:
-        from vae_anomaly.tracking import Tracker
-
-        self.ws, self.tracker = ws, Tracker(ws.mlflow)
-        self.detector, self.model = load_champion(ws, self.tracker)
-        threshold = self.detector.threshold
-        self.threshold = ThresholdRef(threshold.version, threshold.value, threshold.alpha)
-        self.seen: list[np.ndarray] = []
-
-    def score(self, ledger: Ledger, delivery: Delivery) -> BatchOutcome | None:
-        from vae_anomaly.summary import BatchSummary
-        from vae_anomaly.training import limited_threads
-
-        ref = BatchRef(batch_id(delivery.name, delivery.sha256), delivery.name, delivery.sha256, delivery.size)
-        origin = self._origin(ref)
-        summary = BatchSummary(self.detector)
-        extra = self._extra_columns(delivery)
-        with limited_threads(self.ws.monitor.execution.threads), ScoreWriter(ledger.store, origin) as writer:
-            for records in read_records(delivery, self.ws):
-                found = self.detector.detect(records)
-                summary.add(records, found)
-                writer.write(
-                    score_table(
-                        ref.id,
-                        records.first_row,
-                        record_ids=records.record_ids,
-                        status=found.status,
-                        score=found.score,
-                        p_value=found.p_value,
-                        is_anomaly=found.is_anomaly,
-                        model_version=self.model.version,
-                        threshold_version=self.threshold.version,
-                    )
-                )
-            scores = writer.close()
-            delivery.assert_unchanged()
-            report = summary.report(
-                monitor=self.ws.monitor.name,
-                batch_id=ref.id,
-                batch_name=ref.name,
-                batch_sha256=ref.sha256,
-                extra_columns=extra,
-                notes=_superseding(ledger, ref),
-                provenance={**origin, "schema_digest": self.detector.schema.digest},
-            )
-        content = report.to_json().encode()
-        commit = Commit(
-            dataset=self.ws.monitor.name,
-            batch=ref,
-            rows=summary.rows,
-            scored=summary.scored,
-            unscorable=report.unscorable,
-            flagged=summary.flagged,
-            expected_flagged=report.expected_flagged,
-            scores=scores_ref(ref.id, scores),
-            report=report_ref(ref.id, content),
-            model=self.model,
-            threshold=self.threshold,
-            config_digest=config_digest(self.ws.monitor),
-            contract_digest=self.ws.contract_digest,
-            code_version=code_version(),
-            alert=report.has_something_to_say,
-            labelled=Labelled(summary.anomalies, summary.found) if summary.labelled else None,
-        )
-        if not ledger.commit(commit, scores, report=content):
-            return None
-        self.seen.append(summary.scores)
-        return BatchOutcome(delivery.name, "committed", commit=commit)
-
-    def _origin(self, ref: BatchRef) -> dict[str, str]:
-        return provenance(
-            self.ws.monitor.name,
-            ref,
-            model=self.model,
-            threshold=self.threshold,
-            config_digest=config_digest(self.ws.monitor),
-            contract_digest=self.ws.contract_digest,
-            code_version=code_version(),
-        )
-
-    def _extra_columns(self, delivery: Delivery) -> list[str]:
-        if isinstance(delivery, FolderDelivery):  # its columns are ours
-            return []
-        schema, source = self.ws.schema, self.ws.monitor.source
-        known = {*schema.required, *schema.ignore, schema.label}
-        header = read_header(delivery, source.csv, pattern=source.lines.pattern)
-        return [name for name, _ in header if name not in known]
-
-    def log(self, outcome: ScoreOutcome) -> None:
-        """One MLflow run for the scoring job; best effort."""
-        commits = [b.commit for b in outcome.batches if b.commit]
-        counts = {
-            "batches.committed": len(commits),
-            "batches.quarantined": sum(b.verdict == "quarantined" for b in outcome.batches),
-            "batches.failed": sum(b.verdict == "failed" for b in outcome.batches),
-            "records": sum(c.rows for c in commits),
-            "records.flagged": sum(c.flagged for c in commits),
-            "records.flagged_expected": sum(c.expected_flagged for c in commits),
-            "records.unscorable": sum(c.rows - c.scored for c in commits),
-        }
-        tags = {"model.version": self.model.version, "model.digest": self.model.digest}
-        reports = [b.report for b in outcome.batches if b.report]
-        self.tracker.log_scoring(self.ws.monitor.name, metrics=counts | self._quantiles(), tags=tags, files=reports)
-
-    def _quantiles(self) -> dict[str, float]:
-        """Quantiles of the scores of this run's batches (of a sample of them where there are very many)."""
-        scores = np.concatenate(self.seen) if self.seen else np.zeros(0)
-        return {f"score.q{q}": float(np.quantile(scores, q / 100)) for q in (5, 50, 95, 99)} if scores.size else {}
-
-
-def _superseding(ledger: Ledger, ref: BatchRef) -> list[str]:
-    """What the report says of batches that came under the same name with other content."""
-    store, ending = ledger.store, len("-0123456789ab.json")
-    like = [file for file in names(store.commits) if file[:-ending] == ref.id[: -len("-0123456789ab")]]
-    earlier = [c.batch_id for c in (read_record(store.commits / file, Commit) for file in like) if c.name == ref.name]
-    said = "a file of this name with other content was scored before, and its scores are kept."
-    return [f"Supersedes {', '.join(earlier)}: {said}"] if earlier else []
-
-
-def load_champion(ws: Workspace, tracker: Tracker) -> tuple[Detector, ModelRef]:
-    """The serving detector, verified, from the local cache or the registry, with the present ``alpha``.
-
-    Warns where monitor.yml asks for another model or score than the champion has.
-    """
-    from vae_anomaly.registry import lookup
-    from vae_anomaly.thresholds import THRESHOLDS
-
-    detector, model = _load(ws, tracker, "champion")
-    wanted = ws.monitor.threshold
-    if wanted.alpha != detector.threshold.alpha:
-        method = lookup("threshold.method", THRESHOLDS, wanted.method)
-        detector = dataclasses.replace(detector, threshold=method(detector.threshold.calibration, alpha=wanted.alpha))
-    recipe = ws.recipe
-    if (recipe.model, recipe.score) != (detector.model, detector.score_part):
-        _log.warning(
-            "champion %s has %s and %s, and scores with them; monitor.yml asks for %s and %s: fit and promote for that",
-            *(model.version, detector.model, detector.score_part, recipe.model, recipe.score),
-        )
-    return detector, model
-
-
-def _load(ws: Workspace, tracker: Tracker, which: str) -> tuple[Detector, ModelRef]:
-    """A registered version, verified, whose columns are those of monitor.yml."""
-    from vae_anomaly.detector import Detector, require_schema
-
-    found = tracker.resolve(ws.monitor.name, which, cache=ws.model_cache)
-    detector = Detector.load(tracker.fetch(found, ws.model_cache), digest=found.digest)
-    require_schema(detector, ws.schema)
-    return detector, ModelRef(found.name, found.version, found.digest)
-
-
-def deliver_outbox(ws: Workspace, ledger: Ledger) -> list[str]:
-    """Render reports and deliver alerts that the records call for and that are not done; returns what failed."""
-    store, problems = ledger.store, []
-    with store.lock(store.outbox):
-        for commit in ledger.unrendered():
-            try:
-                html = to_html(read_report(store, commit.batch_id)).encode()
-                store.replace(html, store.file(store.reports, commit.batch_id, ".html"))
-            except StoreError as error:
-                problems.append(f"report of batch {commit.batch_id}: {error}")
-        sinks: dict[str, dict[str, Any]] = {s.kind: s.model_dump(exclude={"kind"}) for s in ws.monitor.sinks}
-        for alert in ledger.pending_alerts(list(sinks)):
-            try:
-                deliver(_alert(ws, store, alert.record), alert.sink, **sinks[alert.sink])
-                ledger.mark_delivered(alert.record.batch_id, alert.sink, idempotency_key=alert.record.idempotency_key)
-            except (VaeAnomalyError, OSError) as error:
-                problems.append(f"sink {alert.sink!r}, batch {alert.record.batch_id}: {error}")
-    return problems
-
-
-def _alert(ws: Workspace, store: Store, record: Commit | Quarantine) -> Alert:
-    key = record.idempotency_key
-    if isinstance(record, Commit):
-        report = read_report(store, record.batch_id)
-        paths = tuple(store.file(store.reports, record.batch_id, suffix) for suffix in (".html", ".json"))
-        return Alert(ws.monitor.name, record.batch_id, key, report.verdict, to_markdown(report), paths)
-    fields = (record.rule, record.problem, record.remedy, record.column, tuple(record.first_rows), record.count)
-    notice = QuarantineNotice(ws.monitor.name, record.batch_id, record.name, *fields)
-    reason = store.file(store.quarantine, record.batch_id, ".json")
-    return Alert(ws.monitor.name, record.batch_id, key, notice.verdict, to_markdown(notice), (reason,), "quarantined")
-
-
-def read_report(store: Store, batch: str) -> Report:
-    """The report value of a committed batch; raises :class:`StoreError` where it is missing or altered."""
-    path = store.file(store.reports, batch, ".json")
-    try:
-        return Report.from_dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            f"{str(path)!r} must be the report of a committed batch. Got {type(error).__name__} on reading it. Run"
-            " 'vae-anomaly check' to see what to do."
-        ) from error
-
-
-def _with_report(store: Store, outcome: BatchOutcome) -> BatchOutcome:
-    """The outcome with the file to open: the HTML report, or the reason file."""
-    record = outcome.commit or outcome.quarantine
-    if record is None:
-        return outcome
-    kind = (store.reports, ".html") if outcome.commit else (store.quarantine, ".json")
-    path = store.file(kind[0], record.batch_id, kind[1])
-    return BatchOutcome(**{**vars(outcome), "report": path if path.exists() else None})
-
-
 # ---- look ----
 
 
@@ -718,22 +235,6 @@ def render(ws: Workspace, batch: str) -> tuple[Report, Path]:
     return report, page
 
 
-def status(ws: Workspace) -> list[BatchState]:
-    """Where every file stands that was ever seen; pending ones are hashed, nothing is changed."""
-    ledger, inbox = Ledger(ws.store), []
-    refused = {record.sha256 for record in ledger.quarantines()}
-    for file in list_inbox(ws.monitor.source.inbox, settle_seconds=0, folders=ws.folders).ready:
-        try:
-            with open_delivery(file.path, folders=ws.folders) as delivery:
-                named = _named(delivery.sha256, file.name)
-                inbox.append((file.name, named if named in refused else delivery.sha256))
-        except DataError:
-            inbox.append((file.name, hashlib.sha256(f"{file.name}|{_identity(file.path)}".encode()).hexdigest()))
-        except OSError:
-            continue
-    return ledger.state(inbox, ws.contract_digest)
-
-
 def last_reports(ws: Workspace) -> list[Path]:
     """All HTML reports, by name."""
     reports = ws.store.reports
@@ -749,7 +250,7 @@ def review(ws: Workspace, *, version: str | None = None, now: float | None = Non
     from vae_anomaly.tracking import Tracker
 
     ws.store.prepare(ws.monitor.name)
-    _load(ws, Tracker(ws.mlflow), version or "candidate")
+    load_version(ws, Tracker(ws.mlflow), version or "candidate")
     training = normal_records(read_training(ws).records)
     return registry_review.review(ws.monitor, ws.mlflow, records=training, recipe=ws.recipe, version=version,
                                   cache=ws.model_cache, now=now or time.time())  # fmt: skip
@@ -762,7 +263,7 @@ def promote(
     from vae_anomaly import registry_review
     from vae_anomaly.tracking import Tracker
 
-    _load(ws, Tracker(ws.mlflow), version or "candidate")
+    load_version(ws, Tracker(ws.mlflow), version or "candidate")
 
     return registry_review.promote(
         ws.monitor, ws.mlflow, by=by, version=version, reason=reason, force=force, now=time.time()
@@ -979,7 +480,7 @@ def _looked_through(ws: Workspace, version: str | None) -> tuple[Detector, dict[
             tracker.resolve(ws.monitor.name, which, cache=ws.model_cache)
         except ArtifactError:
             which = "candidate"
-    detector, model = _load(ws, tracker, which)
+    detector, model = load_version(ws, tracker, which)
     return detector, {"version": model.version}
 
 

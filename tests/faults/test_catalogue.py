@@ -32,16 +32,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pipeline_samples import MONITOR, copy, deliver, parquet, shared_store, table, write_monitor
 from store_samples import tree
 
-from vae_anomaly import pipelines
+from vae_anomaly import pipelines, scoring
 from vae_anomaly.errors import ConfigError, DataError
 from vae_anomaly.fitting import Fit, fit_detector
-from vae_anomaly.pipelines import BatchOutcome, Workspace
 from vae_anomaly.report.model import Report
 from vae_anomaly.schema import check as check_records
+from vae_anomaly.scoring import BatchOutcome
 from vae_anomaly.store.check import check
 from vae_anomaly.store.records import Commit, Quarantine
 from vae_anomaly.store.score_files import SCORE_SCHEMA, read_scores
 from vae_anomaly.tracking import Tracker
+from vae_anomaly.workspace import Workspace
 
 MARK, NUMBER = "zq-private", 8765432.25  # no other text of a test, record or message holds them
 MARKS = (MARK, "8765432")
@@ -117,7 +118,7 @@ class Run:
         return found
 
     def report(self, name: str) -> Report:
-        return pipelines.read_report(self.ws.store, self.commit(name).batch_id)
+        return scoring.read_report(self.ws.store, self.commit(name).batch_id)
 
     def scores(self, name: str) -> pa.Table:
         path = self.ws.store.root / self.commit(name).scores.file
@@ -150,7 +151,7 @@ def files_of(ws: Workspace, commit: Commit) -> dict[str, str]:
 def score(ws: Workspace) -> dict[str, BatchOutcome]:
     """One scoring run that is not recorded in MLflow and not synced."""
     with mock.patch.object(Tracker, "log_scoring"), mock.patch.object(os, "fsync"):
-        return {outcome.name: outcome for outcome in pipelines.score(ws).batches}
+        return {outcome.name: outcome for outcome in scoring.score(ws).batches}
 
 
 @functools.cache
@@ -178,7 +179,7 @@ def scored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Callable[..., Ru
         assert check(ws.store) == []
         assert tree(ws.monitor.source.inbox) == before
         assert [o.problem for o in found.outcomes.values() if o.verdict == "failed"] == []
-        states = {(s.name, s.sha256): s.state for s in pipelines.status(ws)}
+        states = {(s.name, s.sha256): s.state for s in scoring.status(ws)}
         assert "pending" not in states.values()
         assert score(ws) == {}  # a second run has nothing to do
         for name in found.outcomes:
@@ -483,7 +484,7 @@ def test_a53_a_copy_is_not_scored_again(scored: Callable[..., Run]) -> None:
     assert {name for name in run.outcomes if name != CANARY} == {"a.parquet"}
     again = scored(**{"c.parquet": good()})
     assert again.outcomes == {}
-    states = {s.name: s.state for s in pipelines.status(run.ws)}
+    states = {s.name: s.state for s in scoring.status(run.ws)}
     assert states == {"a.parquet": "committed", "b.parquet": "duplicate", "c.parquet": "duplicate", CANARY: "committed"}
 
 
@@ -496,7 +497,7 @@ def test_a54_new_content_under_an_old_name_is_a_new_batch_and_told(scored: Calla
     (note,) = second.report("b.parquet").notes
     assert first.commit("b.parquet").batch_id in note
     assert second.commit("b.parquet").alert
-    found = {s.batch_id: s.state for s in pipelines.status(first.ws) if s.name == "b.parquet"}
+    found = {s.batch_id: s.state for s in scoring.status(first.ws) if s.name == "b.parquet"}
     assert found == {first.commit("b.parquet").batch_id: "superseded", second.commit("b.parquet").batch_id: "committed"}
 
 
@@ -504,7 +505,7 @@ def test_a54_a_file_that_was_mended_is_scored(scored: Callable[..., Run]) -> Non
     first = scored(**{"b.csv": as_csv(marked().drop_columns(["fee"]))})
     second = scored(**{"b.csv": as_csv(good())})
     assert second.commit("b.csv").scored == ROWS
-    found = {s.batch_id: s.state for s in pipelines.status(first.ws) if s.name == "b.csv"}
+    found = {s.batch_id: s.state for s in scoring.status(first.ws) if s.name == "b.csv"}
     assert found == {first.refusal("b.csv").batch_id: "superseded", second.commit("b.csv").batch_id: "committed"}
 
 
@@ -518,7 +519,7 @@ def test_a56_a_refused_file_is_read_under_the_suffix_of_its_format(
     (first.ws.monitor.source.inbox / wrong).rename(first.ws.monitor.source.inbox / right)
     second = scored()
     assert second.commit(right).scored == ROWS
-    assert {s.name: s.state for s in pipelines.status(first.ws)} == {
+    assert {s.name: s.state for s in scoring.status(first.ws)} == {
         **{wrong: "quarantined", right: "committed", CANARY: "committed"}
     }
 
@@ -528,7 +529,7 @@ def test_a57_hidden_and_unfinished_names_are_ignored(scored: Callable[..., Run])
     ignored += [f"b.csv{s}" for s in (".tmp", ".part", ".partial", ".crdownload", ".swp")]
     run = scored(**dict.fromkeys(ignored, b"\0"))
     assert set(run.outcomes) == {CANARY}
-    assert [s.name for s in pipelines.status(run.ws)] == [CANARY]
+    assert [s.name for s in scoring.status(run.ws)] == [CANARY]
 
 
 def test_a58_a_link_or_a_pipe_is_refused_once(scored: Callable[..., Run], tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class Phases:
 
     def watch(self) -> None:
         """Note the phase from here on; called in the child."""
-        from vae_anomaly import pipelines, tracking
+        from vae_anomaly import scoring, tracking, worker
         from vae_anomaly.store import commits, files, score_files
 
         self._enter("starting")
@@ -82,14 +82,14 @@ class Phases:
             (files.Store, "prepare", "preparing"),
             (tracking.Tracker, "resolve", "resolving"),
             (tracking.Tracker, "fetch", "loading"),
-            (pipelines._Scorer, "score", "scoring"),
+            (worker.Scorer, "score", "scoring"),
             (score_files.ScoreWriter, "close", "writing scores"),
             (commits.Ledger, "commit", "committing"),
             (commits.Ledger, "quarantine", "quarantining"),
             (commits.Ledger, "mark_delivered", "marking"),
             (files.Store, "publish", "publishing"),
-            (pipelines, "deliver_outbox", "rendering"),
-            (pipelines, "deliver", "alerting"),
+            (scoring, "deliver_outbox", "rendering"),
+            (scoring, "deliver", "alerting"),
             (tracking.Tracker, "log_scoring", "logging"),
         ]
         for owner, name, phase in watched:
@@ -157,8 +157,9 @@ class Rounds:
 
     def score(self) -> int:
         """In a child: one run; 0 where it ended as it should."""
-        from vae_anomaly import pipelines
+        from vae_anomaly import scoring
         from vae_anomaly.sinks import SINKS
+        from vae_anomaly.workspace import Workspace
 
         def told(alert: Any) -> None:
             with self.told.open("a") as file:
@@ -166,7 +167,7 @@ class Rounds:
 
         SINKS["log"] = told
         self.phases.watch()
-        outcome = pipelines.score(pipelines.Workspace.open(self.folder))
+        outcome = scoring.score(Workspace.open(self.folder))
         return int(any(b.verdict == "failed" for b in outcome.batches) or bool(outcome.undelivered))
 
     def results(self) -> dict[str, str]:
@@ -274,14 +275,15 @@ def job(name: str, rounds: Rounds) -> dict[str, Any]:
 def program(folder: Path) -> None:
     import torch
 
-    from vae_anomaly import pipelines
+    from vae_anomaly import scoring
     from vae_anomaly.explain import tabular
+    from vae_anomaly.workspace import Workspace
 
     torch.set_num_threads(1)
     # once, before all forks: imports, templates, the tracking store (NullPool keeps no connection open); gradients
     # would start threads
     with mock.patch.object(tabular, "latent_shares", lambda detector, inputs, _: np.zeros((len(inputs), 6))):
-        pipelines.score(pipelines.Workspace.open(folder))
+        scoring.score(Workspace.open(folder))
     for thread in set(threading.enumerate()) - {threading.main_thread()}:
         thread.join(10)
     assert threading.active_count() == 1, "a fork would lose threads"

@@ -23,7 +23,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def open_monitor(place: Path) -> Callable[[str], Any]:
     """``open_monitor(name)``: a new monitor with training records and an empty inbox."""
-    from vae_anomaly.pipelines import Workspace
+    from vae_anomaly.workspace import Workspace
 
     def made(name: str) -> Workspace:
         folder = place / name

@@ -18,6 +18,7 @@ training: {{steps: 150}}
 threshold: {{method: conformal, alpha: 0.05}}
 schedule: {{cron: "* * * * *", timezone: Europe/Berlin}}
 sinks: [{{kind: file}}]
+execution: {{engine: inline}}
 """
 MLFLOW = "registry: {review: {gates: {min_corruption_recall: 0, max_false_alarm_ratio: 20}}}\n"
 

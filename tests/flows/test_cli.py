@@ -25,9 +25,10 @@ import pipeline_samples as samples
 from pipeline_samples import PROGRAM, Said, cli, copy, deliver, program, table, write_monitor
 from store_samples import tree
 
-from vae_anomaly import pipelines
+from vae_anomaly import pipelines, scoring
 from vae_anomaly.config import load_monitor
 from vae_anomaly.demo import DemoRun, prepare_demo, show_demo
+from vae_anomaly.worker import Scorer
 
 COMMANDS = ("init", "fit", "review", "promote", "rollback", "score", "report", "status", "check", "serve", "demo")
 BROKEN = b"id,amount\n1,2\n"
@@ -463,7 +464,7 @@ def test_an_error_of_ours_is_one_line_and_says_so(folder: Path, monkeypatch: pyt
     def broken(ws: Any) -> None:
         raise ValueError("could not convert 'zq-private'")
 
-    monkeypatch.setattr(pipelines, "status", broken)
+    monkeypatch.setattr(scoring, "status", broken)
     said = cli("status", folder)
     assert said.code == 1
     assert said.err == "internal error: ValueError. --debug shows what and where.\n"
@@ -471,20 +472,20 @@ def test_an_error_of_ours_is_one_line_and_says_so(folder: Path, monkeypatch: pyt
 
 
 def test_an_error_of_ours_in_a_batch_costs_this_batch_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = pipelines._Scorer.score
+    real = Scorer.score
 
-    def broken(self: Any, ledger: Any, delivery: Any) -> Any:
+    def broken(self: Scorer, delivery: Any, tell: Any) -> str:
         if delivery.name == "mon.parquet":
             raise RuntimeError("zq-private")
-        return real(self, ledger, delivery)
+        return real(self, delivery, tell)
 
     deliver(folder, **{"mon.parquet": table(30, 3), "tue.parquet": table(30, 4)})
-    monkeypatch.setattr(pipelines._Scorer, "score", broken)
+    monkeypatch.setattr(Scorer, "score", broken)
     said = cli("score", folder, "--json")
     assert (said.code, [b["verdict"] for b in json.loads(said.out)["batches"]]) == (3, ["failed", "committed"])
     assert "internal error RuntimeError" in said.out
     assert "zq-private" not in said.out + said.err
-    monkeypatch.setattr(pipelines._Scorer, "score", real)
+    monkeypatch.setattr(Scorer, "score", real)
     assert cli("score", folder).code == 0
 
 
@@ -545,7 +546,7 @@ def test_the_demonstration_without_prefect(
     fitted, reviewed = pipelines.fit(ws), pipelines.review(ws)
     assert reviewed.passed
     promoted = pipelines.promote(ws, by="demo")
-    show_demo(ws, DemoRun(fitted, promoted, pipelines.score(ws)), as_json=False, seconds=12.3)
+    show_demo(ws, DemoRun(fitted, promoted, scoring.score(ws)), as_json=False, seconds=12.3)
     text = capsys.readouterr().out
     assert re.search(r"AUROC 0\.9\d\d; \d+ of \d+ labelled anomalies found; \d+ of \d+ normal records flagged", text)
     assert re.search(r"2026-01-08\.parquet .*truncated", text)
@@ -553,7 +554,7 @@ def test_the_demonstration_without_prefect(
     assert len(re.findall(r"^  .*/reports/2026-01-0\d-\w+\.html$", text, re.M)) == 3
     assert "mlflow ui --backend-store-uri sqlite:////" in text
     again = prepare_demo(tmp_path)
-    show_demo(again, DemoRun(None, None, pipelines.score(again)), as_json=True, seconds=1.0)
+    show_demo(again, DemoRun(None, None, scoring.score(again)), as_json=True, seconds=1.0)
     found = json.loads(capsys.readouterr().out)
     assert (found["scored"], found["already_done"], found["anomalies"] > 100) == (0, 5, True)
     assert found["auroc"] > 0.9

@@ -84,7 +84,7 @@ def test_the_demonstration_commits_what_can_be_read_and_quarantines_the_rest(dem
 
 def test_a_second_demonstration_finds_everything_done(demo: Any) -> None:
     from flows.demo import run_demo
-    from vae_anomaly.pipelines import silent
+    from vae_anomaly.workspace import silent
 
     ws, first = demo.ws, demo.run
     files = {p: p.read_bytes() for p in ws.store.root.rglob("*") if p.is_file()}
@@ -146,7 +146,7 @@ def test_what_the_user_has_to_mend_is_raised_as_without_prefect(
 
 def test_only_what_may_heal_is_tried_again(demo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows import score
-    from vae_anomaly import pipelines
+    from vae_anomaly import pipelines, scoring
 
     calls: list[str] = []
 
@@ -156,7 +156,7 @@ def test_only_what_may_heal_is_tried_again(demo: Any, monkeypatch: pytest.Monkey
             raise OSError(28, "No space left on device")
         return original(ws, progress)
 
-    original = pipelines.score
+    original = scoring.score
     monkeypatch.setattr(pipelines, "score", failing)
     monkeypatch.setattr(score.score_task, "retry_delay_seconds", 0)
     assert score.run(demo.ws).ok
@@ -166,7 +166,7 @@ def test_only_what_may_heal_is_tried_again(demo: Any, monkeypatch: pytest.Monkey
 def test_a_server_that_does_not_answer_is_named(demo: Any, tmp_path: Path) -> None:
     code = (
         f"from pathlib import Path; from flows.settings import hermetic; hermetic(Path({str(tmp_path)!r}));"
-        "from flows import score; from vae_anomaly.pipelines import Workspace;"
+        "from flows import score; from vae_anomaly.workspace import Workspace;"
         f"score.run(Workspace.open({str(demo.ws.monitor.path)!r}))"
     )
     done = python(code, PREFECT_API_URL="http://127.0.0.1:9/api")

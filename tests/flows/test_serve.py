@@ -134,7 +134,7 @@ def test_a_scheduled_run_commits_and_nothing_is_left(demo: Any, serve: Callable[
 def test_a_signal_in_the_middle_of_a_run_ends_all_and_loses_nothing(
     demo: Any, serve: Callable[[Any], Served], number: int, code: int
 ) -> None:
-    from vae_anomaly import pipelines
+    from vae_anomaly import scoring
 
     ws, batch = demo.ws, f"signal-{number}"
     deliver(ws.monitor.source.inbox, batch, seed=20 + number)
@@ -142,7 +142,7 @@ def test_a_signal_in_the_middle_of_a_run_ends_all_and_loses_nothing(
     served.until(lambda: "Beginning flow run" in served.said(), 150)
     assert len(served.processes()) >= 3
     assert served.ends(number, within=10) == code
-    pipelines.score(ws)
+    scoring.score(ws)
     assert committed(ws, batch)
 
 

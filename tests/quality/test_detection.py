@@ -11,9 +11,10 @@ from sklearn.metrics import roc_auc_score
 
 from vae_anomaly.batch import Records, concatenate
 from vae_anomaly.fitting import fit_detector
-from vae_anomaly.pipelines import Workspace, read_training
+from vae_anomaly.pipelines import read_training
 from vae_anomaly.schema import check
 from vae_anomaly.store.sources import open_delivery, read_chunks
+from vae_anomaly.workspace import Workspace
 
 DATA = Path(__file__).parents[2] / "data"
 BATCHES = {

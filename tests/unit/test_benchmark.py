@@ -29,10 +29,10 @@ from vae_anomaly.estimator import from_images
 from vae_anomaly.fitting import Recipe
 from vae_anomaly.likelihoods import PixelLayout
 from vae_anomaly.models import build_model
-from vae_anomaly.pipelines import Workspace
 from vae_anomaly.preprocessing.tabular import TabularPreprocessor
 from vae_anomaly.samples import write_regions
 from vae_anomaly.schema import Column, Schema
+from vae_anomaly.workspace import Workspace
 
 SIDE = 6
 

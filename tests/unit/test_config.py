@@ -340,7 +340,7 @@ def test_faults_of_columns(column: str, expected: str) -> None:
 
 @pytest.mark.parametrize("entries", [(IMAGE, SITE), (TEXT, SITE), (COUNT, SITE)])
 def test_what_the_configuration_accepts_is_a_schema(entries: tuple[str, ...]) -> None:
-    from vae_anomaly.pipelines import Workspace
+    from vae_anomaly.workspace import Workspace
 
     schema = Workspace(columns(*entries), MlflowConfig()).schema
     assert [(c.name, c.kind, c.context) for c in schema.columns][1] == ("k", "category", True)
@@ -478,7 +478,7 @@ def test_digest_sees_what_determines_the_scores(text: str) -> None:
     ],
 )
 def test_both_digests_see_what_a_column_is(entries: tuple[str, ...], change: tuple[str, str]) -> None:
-    from vae_anomaly.pipelines import Workspace
+    from vae_anomaly.workspace import Workspace
 
     one, other = columns(*entries), columns(*(entry.replace(*change) for entry in entries))
     assert config_digest(one) != config_digest(other)
@@ -487,7 +487,7 @@ def test_both_digests_see_what_a_column_is(entries: tuple[str, ...], change: tup
 
 
 def test_the_contract_has_the_pattern_of_lines() -> None:
-    from vae_anomaly.pipelines import Workspace
+    from vae_anomaly.workspace import Workspace
 
     lines = BASE.replace("source: {training: training, inbox: inbox}", LINES % "(?P<a>.*)")
     contracts = {Workspace(config, MlflowConfig()).contract_digest for config in (monitor(), monitor(base=lines))}

@@ -12,12 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vae_anomaly import pipelines
+from vae_anomaly import scoring, worker
 from vae_anomaly.batch import OK, Records
 from vae_anomaly.config import MlflowConfig, parse_monitor
 from vae_anomaly.errors import DataError
 from vae_anomaly.images import decode, encode
-from vae_anomaly.pipelines import BatchOutcome, Workspace, example_frame, read_training, score, status, training_files
+from vae_anomaly.pipelines import example_frame, read_training, training_files
+from vae_anomaly.scoring import score, status
+from vae_anomaly.store.records import ModelRef
+from vae_anomaly.worker import read_records
+from vae_anomaly.workspace import Workspace
 
 IMAGES = "columns: {image: {kind: image, size: [2, 3]}}"
 LINES = "columns: {message: {kind: text}}"
@@ -33,7 +37,7 @@ def workspace(tmp_path: Path) -> Callable[..., Workspace]:
 
     def make(columns: str = IMAGES, lines: str = "null") -> Workspace:
         source = f"source: {{training: training, inbox: inbox, settle_seconds: 0, lines: {{pattern: {lines}}}}}"
-        text = f"name: m\n{source}\n{columns}\nsinks: []\n"
+        text = f"name: m\n{source}\n{columns}\nsinks: []\nexecution: {{engine: inline}}\n"
         return Workspace(parse_monitor(text, tmp_path / "monitor.yml"), MlflowConfig())
 
     return make
@@ -47,27 +51,25 @@ def fill(folder: Path, *names: str) -> Path:
 
 
 class Reader:
-    """Stands where the champion would score: reads the records of each delivery."""
+    """Stands where a worker would score: reads the records of each delivery."""
 
     read: dict[str, list[Records]]
-    model = None
 
     def __init__(self, ws: Workspace) -> None:
         self.ws = ws
 
-    def score(self, ledger: Any, delivery: Any) -> BatchOutcome:
-        self.read[delivery.name] = list(pipelines.read_records(delivery, self.ws))
+    def score(self, delivery: Any, tell: Any) -> str:
+        self.read[delivery.name] = list(read_records(delivery, self.ws))
         delivery.assert_unchanged()
-        return BatchOutcome(delivery.name, "failed", problem="not scored")
-
-    def log(self, outcome: Any) -> None:
-        """Nothing."""
+        raise OSError("not scored")
 
 
 @pytest.fixture
 def reader(monkeypatch: pytest.MonkeyPatch) -> type[Reader]:
     Reader.read = {}
-    monkeypatch.setattr(pipelines, "_Scorer", Reader)
+    model = ModelRef("vae-anomaly.m", "1", "0" * 64)
+    monkeypatch.setattr(scoring, "_fetched", lambda ws, tracker, which: (model, ws.store.root))
+    monkeypatch.setattr(worker, "scorer_of", lambda setting: Reader(setting.workspace))
     return Reader
 
 
@@ -154,7 +156,7 @@ def test_a_file_rewritten_in_a_folder_is_seen(
     workspace: Callable[..., Workspace], tmp_path: Path, reader: type[Reader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.time_ns
-    monkeypatch.setattr(pipelines.time, "time_ns", lambda: now() + 10**10)  # all files are old enough for the cache
+    monkeypatch.setattr(scoring.time, "time_ns", lambda: now() + 10**10)  # all files are old enough for the cache
     ws, day = workspace(), fill(tmp_path / "inbox" / "day", "a.png")
     np.save(tmp_path / "inbox" / "array.npy", PIXELS)
     before = {row.name: row.sha256 for row in status(ws)}

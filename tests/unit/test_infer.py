@@ -32,9 +32,10 @@ from vae_anomaly.batch import Records
 from vae_anomaly.config import MonitorConfig, parse_monitor
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.infer import ROWS, infer_monitor, pictures, reading, write_monitor
-from vae_anomaly.pipelines import Workspace, read_training
+from vae_anomaly.pipelines import read_training
 from vae_anomaly.schema import PLACEHOLDERS, Column, Schema, check
 from vae_anomaly.store import sources
+from vae_anomaly.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 N = 400

@@ -20,11 +20,13 @@ from vae_anomaly.batch import Records, concatenate
 from vae_anomaly.benchmark.measuring import Method, Split
 from vae_anomaly.benchmark.methods import knn, ours
 from vae_anomaly.errors import ConfigError
-from vae_anomaly.pipelines import Workspace, read_records, read_training
+from vae_anomaly.pipelines import read_training
 from vae_anomaly.preprocessing import PREPROCESSORS
 from vae_anomaly.samples import write_regions
 from vae_anomaly.schema import Schema
 from vae_anomaly.store.sources import list_inbox, open_delivery
+from vae_anomaly.worker import read_records
+from vae_anomaly.workspace import Workspace
 
 
 @contextmanager

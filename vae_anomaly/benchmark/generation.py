@@ -42,11 +42,12 @@ from vae_anomaly.benchmark.mnist import Digits
 from vae_anomaly.estimator import from_images
 from vae_anomaly.fitting import fit_detector
 from vae_anomaly.latent import generate
-from vae_anomaly.pipelines import Workspace, normal_records, read_training
+from vae_anomaly.pipelines import normal_records, read_training
 from vae_anomaly.preprocessing import PREPROCESSORS, Preprocessor
 from vae_anomaly.preprocessing.tabular import WEEKDAYS
 from vae_anomaly.samples import WRITERS
 from vae_anomaly.schema import Schema, check
+from vae_anomaly.workspace import Workspace
 
 TABLES = ("breast_cancer", "payments")
 FOLDS, TREES, COMPONENTS = 5, 300, 50

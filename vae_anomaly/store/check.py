@@ -6,7 +6,7 @@ I2        exactly once: one commit for each key, each row of a batch once and in
 I3        whole files: everything named is there, complete, with its sha256; nothing else lies in the folders
 I4        no silent wrongness: scores and p-values are in range, a flag is what threshold and alpha say
 I5        provenance: columns and metadata of the scores, and the store's monitor, are those of the commit
-I6        loud: every delivery marker belongs to a record
+I6        loud: every delivery marker belongs to a record, every count of attempts to a file that is still to do
 ========= ============================================================================================
 
 A finding of severity ``note`` is what a killed run leaves: the next run finishes or replaces it.
@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from vae_anomaly.batch import OK
 from vae_anomaly.errors import ConfigError, StoreError
 from vae_anomaly.store.files import Store, is_alive, names, owner_of, safe_id, sha256_of
-from vae_anomaly.store.records import Commit, FileRef, Quarantine, read_record
+from vae_anomaly.store.records import Attempts, Commit, FileRef, Quarantine, read_record
 from vae_anomaly.store.score_files import SCORE_SCHEMA, read_scores, score_schema
 
 _SUFFIXES = {
@@ -37,6 +37,7 @@ _SUFFIXES = {
     "reports": (".json", ".html"),
     "quarantine": (".json",),
     "outbox": (".json",),
+    "attempts": (".json",),
 }
 _NEXT_RUN = "Nothing to do: the next run finishes or replaces it."
 _MOVE = "Move it to another folder; the store holds its own files only."
@@ -68,7 +69,9 @@ def check(store: Store) -> list[Finding]:
     findings = [*_strangers(store), *_temporaries(store)]
     commits, broken = _records(store.commits, Commit, f"Restore it from a backup. {_DELETE}")
     refusals, unreadable = _records(store.quarantine, Quarantine, _DELETE)
-    findings += [*broken, *unreadable, *_keys(commits), *_twice(commits, refusals)]
+    attempts, illegible = _records(store.attempts, Attempts, "If you delete it, the file's attempts count from one.")
+    findings += [*broken, *unreadable, *illegible, *_keys(commits), *_twice(commits, refusals)]
+    findings += _attempts(attempts, commits, refusals)
     findings += _monitor(store, [*commits, *refusals])
     for commit in commits:
         findings += [*_scores(store, commit), *_report(store, commit)]
@@ -127,6 +130,16 @@ def _twice(commits: list[Commit], refusals: list[Quarantine]) -> Iterator[Findin
         if batch := scored.get((refusal.sha256, refusal.contract_digest)):
             problem = f"The same content was committed under the same contract, as {batch}."
             yield Finding("I1", f"quarantine/{refusal.batch_id}.json", problem, "Delete the one that is wrong.")
+
+
+def _attempts(attempts: list[Attempts], commits: list[Commit], refusals: list[Quarantine]) -> Iterator[Finding]:
+    ended = {c.sha256 for c in commits} | {q.sha256 for q in refusals}
+    for attempt in attempts:
+        path = f"attempts/{attempt.batch_id}.json"
+        if attempt.count < 1:
+            yield Finding("I6", path, f"The count must be at least 1. Got {attempt.count}.", "Delete it.")
+        if attempt.sha256 in ended:
+            yield Finding("I6", path, "The file has come to an end since.", _NEXT_RUN, "note")
 
 
 def _monitor(store: Store, records: list[Commit | Quarantine]) -> Iterator[Finding]:

@@ -11,27 +11,40 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from vae_anomaly.errors import StoreError
-from vae_anomaly.store.files import Store, names, safe_id
-from vae_anomaly.store.records import Commit, Quarantine, Record, dump, parse, read_record, report_ref, scores_ref
+from vae_anomaly.store.files import Store, discard, names, safe_id
+from vae_anomaly.store.records import (  # fmt: skip
+    Attempts,
+    Commit,
+    Quarantine,
+    Record,
+    dump,
+    parse,
+    read_record,
+    report_ref,
+    scores_ref,
+)
 from vae_anomaly.store.score_files import ScoreFile
 from vae_anomaly.store.sources import batch_id
 
-State = Literal["pending", "committed", "quarantined", "superseded", "duplicate"]
+State = Literal["pending", "failed", "committed", "quarantined", "superseded", "duplicate"]
 
 
 class BatchState(NamedTuple):
-    """Where one version of a file stands; ``record`` is what says so, of the same content for a duplicate."""
+    """Where one version of a file stands; ``record`` is what says so, of the same content for a duplicate.
+
+    A file that failed is pending, too: it is tried again.
+    """
 
     name: str
     sha256: str
     batch_id: str
     state: State
-    record: Commit | Quarantine | None
+    record: Commit | Quarantine | Attempts | None
 
 
 class PendingAlert(NamedTuple):
@@ -66,6 +79,30 @@ class Ledger:
         found = _read_all(self.store.quarantine, Quarantine, ending=f"-{sha256[:12]}.json")
         return next((q for q in found if (q.sha256, q.contract_digest) == (sha256, contract_digest)), None)
 
+    def attempts(self) -> Iterator[Attempts]:
+        """All files that failed and are tried again; :class:`StoreError` names a record that is broken."""
+        return _read_all(self.store.attempts, Attempts)
+
+    def attempted(self, attempt: Attempts) -> Attempts:
+        """Record one more failed attempt; what is recorded now, with the count of all under this contract."""
+        with self.store.lock(self.store.commits):
+            final = self.store.file(self.store.attempts, attempt.batch_id, ".json")
+            before = read_record(final, Attempts) if final.exists() else None
+            if before and before.contract_digest == attempt.contract_digest:
+                attempt = replace(attempt, count=before.count + attempt.count)
+            self.store.replace(attempt.to_json(), final)
+        return attempt
+
+    def forget(self, batch: str) -> None:
+        """Forget the attempts at a batch id that has come to an end."""
+        discard(self.store.file(self.store.attempts, batch, ".json"))
+
+    def recover(self) -> None:
+        """Forget attempts at what has come to an end: a killed run may have left them."""
+        for attempt in self.attempts():
+            if self.committed(attempt.sha256) or self.quarantined(attempt.sha256, attempt.contract_digest):
+                self.forget(attempt.batch_id)
+
     def commit(self, commit: Commit, scores: ScoreFile, *, report: bytes) -> bool:
         """Publish scores, report and record in this order; False when the content was committed before.
 
@@ -83,6 +120,7 @@ class Ledger:
                 store.publish(scores.tmp, store.file(store.scores, id, ".parquet"), replaceable=rest)
                 store.publish(report, store.file(store.reports, id, ".json"), replaceable=rest)
                 store.publish(content, record)
+                self.forget(id)
             return True
         finally:
             with contextlib.suppress(OSError):  # then the next run deletes it
@@ -95,6 +133,7 @@ class Ledger:
                 return False
             final = self.store.file(self.store.quarantine, record.batch_id, ".json")
             self.store.publish(record.to_json(), final, replaceable=True)
+            self.forget(record.batch_id)
         return True
 
     def state(self, inbox: Iterable[tuple[str, str]], contract_digest: str) -> list[BatchState]:
@@ -105,13 +144,14 @@ class Ledger:
         here = set(inbox)
         commits = {commit.sha256: commit for commit in self.commits()}
         refusals = {q.sha256: q for q in self.quarantines() if q.sha256 not in commits}
+        failed = {a.sha256: a for a in self.attempts() if a.contract_digest == contract_digest}
         rows: list[BatchState] = []
         first: dict[str, str] = {}
         for name, sha256 in sorted(here):
             refusal = refusals.get(sha256)
             if refusal and refusal.contract_digest != contract_digest:
                 refusal = None
-            rows.append(_arrived(name, sha256, commits.get(sha256) or refusal, first))
+            rows.append(_arrived(name, sha256, commits.get(sha256) or refusal, first, failed.get(sha256)))
         records: list[Commit | Quarantine] = [*commits.values(), *refusals.values()]
         current = {r.name: r.sha256 for r in sorted(records, key=self._written)} | dict(here)
         for record in records:
@@ -122,7 +162,7 @@ class Ledger:
 
     def pending(self, inbox: Iterable[tuple[str, str]], contract_digest: str) -> list[BatchState]:
         """The work list, by name; equal contents are in it once."""
-        return [row for row in self.state(inbox, contract_digest) if row.state == "pending"]
+        return [row for row in self.state(inbox, contract_digest) if row.state in ("pending", "failed")]
 
     def unrendered(self) -> list[Commit]:
         """Commits with something to say whose HTML report is not there (yet)."""
@@ -210,13 +250,16 @@ def _kind(record: Commit | Quarantine) -> State:
     return "committed" if isinstance(record, Commit) else "quarantined"
 
 
-def _arrived(name: str, sha256: str, record: Commit | Quarantine | None, first: dict[str, str]) -> BatchState:
+def _arrived(
+    name: str, sha256: str, record: Commit | Quarantine | None, first: dict[str, str], failed: Attempts | None
+) -> BatchState:
     """The state of a file in the inbox; ``first`` collects the names under which pending contents came first."""
     if record:
         state: State = _kind(record) if record.name == name else "duplicate"
         return BatchState(name, sha256, record.batch_id, state, record)
     other = first.setdefault(sha256, name)
-    return BatchState(name, sha256, batch_id(other, sha256), "pending" if other == name else "duplicate", None)
+    state = "duplicate" if other != name else "failed" if failed else "pending"
+    return BatchState(name, sha256, batch_id(other, sha256), state, failed)
 
 
 def _checked(commit: Commit, scores: ScoreFile, report: bytes) -> bytes:

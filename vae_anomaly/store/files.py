@@ -67,18 +67,19 @@ class Store:
     reports: Path = field(init=False)
     quarantine: Path = field(init=False)
     outbox: Path = field(init=False)
+    attempts: Path = field(init=False)
     alerts: Path = field(init=False)
     tmp: Path = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("scores", "commits", "reports", "quarantine", "outbox", "alerts"):
+        for name in ("scores", "commits", "reports", "quarantine", "outbox", "attempts", "alerts"):
             object.__setattr__(self, name, self.root / name)
         object.__setattr__(self, "tmp", self.root / "_tmp")
 
     @property
     def folders(self) -> tuple[Path, ...]:
         """Every folder but the temporary one and the alerts, which are the file sink's."""
-        return self.scores, self.commits, self.reports, self.quarantine, self.outbox
+        return self.scores, self.commits, self.reports, self.quarantine, self.outbox, self.attempts
 
     def prepare(self, monitor: str) -> Store:
         """Make the folders, see that they can be written, delete what dead processes left; returns the store itself.

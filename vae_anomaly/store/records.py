@@ -175,7 +175,23 @@ class Quarantine:
         return dump(asdict(self))
 
 
-Record = TypeVar("Record", Commit, Quarantine)
+@dataclass(frozen=True)
+class Attempts:
+    """A file that failed ``count`` times so that it may itself be the cause; ``problem`` is the last one."""
+
+    batch_id: str
+    name: str
+    sha256: str
+    contract_digest: str
+    count: int
+    problem: str
+
+    def to_json(self) -> bytes:
+        """The record's bytes."""
+        return dump(asdict(self))
+
+
+Record = TypeVar("Record", Commit, Quarantine, Attempts)
 
 
 def provenance(
@@ -230,7 +246,7 @@ def parse(content: bytes, kind: type[Record], id: str) -> Record:
     stated = json.loads(content, parse_constant=_no_constant)
     _expect(isinstance(stated, dict) and stated.get("format") == FORMAT, f"format must be {FORMAT}")
     derived = {"format", "key"} if kind is Commit else {"format"}
-    record: Record = _decode(kind, {k: v for k, v in stated.items() if k not in derived}, "record")
+    record: Record = decode(kind, {k: v for k, v in stated.items() if k not in derived}, "record")
     _expect(record.batch_id == id, "the file's name must be the batch id")
     _expect(id.endswith(f"-{record.sha256[:12]}"), "the batch id must end with the head of the content's sha256")
     if isinstance(record, Commit):
@@ -245,21 +261,21 @@ def dump(value: Mapping[str, Any]) -> bytes:
     return (json.dumps({"format": FORMAT, **value}, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
+def decode(kind: Any, value: Any, where: str) -> Any:
     """``value`` from JSON as ``kind``: a dataclass of plain types, exactly."""
     if isinstance(kind, type) and is_dataclass(kind):
         hints = _hints(kind)
         _expect(isinstance(value, dict) and value.keys() == hints.keys(), f"{where} must have the fields {list(hints)}")
-        return kind(**{name: _decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+        return kind(**{name: decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
     origin = get_origin(kind)
     if origin is UnionType:
-        return None if value is None else _decode(get_args(kind)[0], value, where)
+        return None if value is None else decode(get_args(kind)[0], value, where)
     if origin is Mapping:
         _expect(isinstance(value, dict), f"{where} must be an object")
-        return {name: _decode(get_args(kind)[1], entry, f"{where}.{name}") for name, entry in value.items()}
+        return {name: decode(get_args(kind)[1], entry, f"{where}.{name}") for name, entry in value.items()}
     if origin is Sequence:
         _expect(isinstance(value, list), f"{where} must be a list")
-        return tuple(_decode(get_args(kind)[0], entry, where) for entry in value)
+        return tuple(decode(get_args(kind)[0], entry, where) for entry in value)
     if kind is float and type(value) is int:
         return float(value)
     _expect(type(value) is kind, f"{where} must be a {kind.__name__}")

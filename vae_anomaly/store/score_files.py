@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,11 +133,14 @@ class ScoreWriter:
         self._waiting, self._held = table.slice(rows).to_batches(), table.num_rows - rows
 
 
-def read_scores(path: Path) -> Iterator[pa.Table]:
-    """The row groups of a score file, page checksums verified; raises :class:`StoreError` that names the file."""
+def read_scores(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The row groups of a score file, all of their columns or these, page checksums verified.
+
+    Raises :class:`StoreError` that names the file.
+    """
     with _parquet_file(path) as file:
         for group in range(file.num_row_groups):
-            yield file.read_row_group(group, use_threads=False)
+            yield file.read_row_group(group, columns=columns, use_threads=False)
 
 
 def score_schema(path: Path) -> pa.Schema:

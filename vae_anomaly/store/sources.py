@@ -191,6 +191,9 @@ def batch_id(name: str, sha256: str) -> str:
 # ---------------------------------------------------------------- one delivery
 
 
+State = tuple[int, int, int]  # size, time of modification, inode
+
+
 class DeliveryChanged(OSError):
     """The file changed while it was read; the next run may try again."""
 
@@ -210,6 +213,11 @@ class FileDelivery:
         """The file's name."""
         return self.path.name
 
+    @property
+    def state(self) -> State:
+        """By which the file is known again."""
+        return _state(os.fstat(self.file.fileno()))
+
     def stream(self, stop: int | None = None) -> io.RawIOBase:
         """The content from the start (up to the offset ``stop``); streams do not disturb each other."""
         return _View(self.file, self.size if stop is None else min(stop, self.size))
@@ -226,11 +234,11 @@ class FileDelivery:
 
 
 class Member(NamedTuple):
-    """A file of a folder; ``state`` is its size, time of modification and inode."""
+    """A file of a folder."""
 
     name: str
     sha256: str
-    state: tuple[int, int, int]
+    state: State
 
 
 @dataclass(frozen=True)
@@ -251,6 +259,11 @@ class FolderDelivery:
     def size(self) -> int:
         """Bytes of all members."""
         return sum(member.state[0] for member in self.members)
+
+    @property
+    def state(self) -> tuple[()]:
+        """Nothing: what its files are says only their content."""
+        return ()
 
     def read(self, member: Member) -> bytes:
         """A member's content, which is what was hashed; raises :class:`DeliveryChanged` where it is no longer."""
@@ -281,8 +294,13 @@ Delivery = FileDelivery | FolderDelivery
 
 
 @contextmanager
-def open_delivery(path: Path, *, folders: bool = False) -> Iterator[Delivery]:
+def open_delivery(
+    path: Path, *, folders: bool = False, known: tuple[str, tuple[int, ...]] | None = None
+) -> Iterator[Delivery]:
     """Open ``path`` once, read its digest and verify it against ``<name>.sha256`` where that file exists.
+
+    ``known`` are the digest and the state of a file that was opened, and verified, just now: while it has that state it
+    is not hashed again.
 
     Raises :class:`DataError`: ``not_a_file`` for links, pipes and devices, and for folders unless ``folders`` are
     wanted, ``checksum_mismatch``; for a folder, whose files may have such side files as well, also ``empty_file``,
@@ -299,8 +317,11 @@ def open_delivery(path: Path, *, folders: bool = False) -> Iterator[Delivery]:
             return
         file, info = _open_regular(path)
         stack.enter_context(file)
-        content = hashlib.file_digest(_View(file, info.st_size), "sha256").hexdigest()
-        _verify(path, content)
+        if known and known[1] == _state(info):
+            content = known[0]
+        else:
+            content = hashlib.file_digest(_View(file, info.st_size), "sha256").hexdigest()
+            _verify(path, content)
         yield FileDelivery(path, content, info.st_size, info.st_mtime_ns, file)
 
 
@@ -336,7 +357,7 @@ def _members(path: Path, folder: int) -> Iterator[Member]:
         yield Member(name, content, _state(info))
 
 
-def _state(info: os.stat_result) -> tuple[int, int, int]:
+def _state(info: os.stat_result) -> State:
     return info.st_size, info.st_mtime_ns, info.st_ino
 
 
@@ -505,6 +526,8 @@ def _reading(delivery: Delivery) -> Iterator[None]:
         yield
     except DataError:
         delivery.assert_unchanged()
+        raise
+    except MemoryError:  # Arrow's is one of its own errors, too
         raise
     except (*PARSER_ERRORS, OSError) as error:
         if isinstance(error, OSError) and (error.errno or isinstance(error, DeliveryChanged)):

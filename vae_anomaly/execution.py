@@ -1,0 +1,303 @@
+"""Where jobs are carried out: in this process, in processes beside it, or by a Dask cluster.
+
+=====================  ============================================================================================
+``inline``             here; nothing stands between this process and a file that kills its parser
+``processes:N``        in N worker processes, which hold what parses foreign files apart from the run that decides
+``dask:N``             in N local Dask workers, each of which keeps such a process
+``dask:tcp://H:P``     the same by the workers of a running scheduler, which see the same files under the same paths
+=====================  ============================================================================================
+
+A worker process has limits on its memory, its open files and the time without progress. Where it dies or is ended, the
+job has failed, and the next one gets a new process. Scores do not depend on the engine: not one bit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import re
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from vae_anomaly.config import ExecutionConfig
+from vae_anomaly.worker import Ended, Job, Tell, perform
+
+_log = logging.getLogger(__name__)
+Run = Callable[[Iterable[Job]], Iterator[tuple[Job, Ended]]]
+OPEN_FILES = 256
+LONGEST_ANSWER = 2**20
+START = 120.0  # seconds for a worker to import what it needs
+AHEAD = 64  # jobs that wait on a cluster whose size is not ours to know
+PR_SET_PDEATHSIG = 1
+
+
+def silent(job: Job, rows: int) -> None:
+    """Progress of a job that nobody is shown."""
+
+
+@contextmanager
+def engine(config: ExecutionConfig, tell: Callable[[Job, int], None] = silent) -> Iterator[Run]:
+    """What carries out jobs: a function from jobs to what came of each, in their order; it looks a few ahead.
+
+    ``tell`` hears how many rows of a job are scored, from any thread, where the engine knows.
+    """
+    kind, _, where = config.engine.partition(":")
+    limits = Limits(config.threads, config.memory_gb, config.patience)
+    if kind == "inline":
+        yield lambda jobs: ((job, perform(job, partial(tell, job))) for job in jobs)
+    elif kind == "processes":
+        with _processes(int(where), limits, tell) as run:
+            yield run
+    else:
+        with _dask(where, limits) as run:
+            yield run
+
+
+def _in_order(pool: Executor, work: Callable[[Job], Ended], ahead: int, jobs: Iterable[Job]) -> Iterator[Any]:
+    """What ``pool`` makes of the jobs, in their order, with at most ``ahead`` of them under way."""
+    flying: deque[tuple[Job, Future[Ended]]] = deque()
+    for job in jobs:
+        flying.append((job, pool.submit(work, job)))
+        if len(flying) >= ahead:
+            done, future = flying.popleft()
+            yield done, future.result()
+    for done, future in flying:
+        yield done, future.result()
+
+
+# ---------------------------------------------------------------- worker processes
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of a worker process: computing threads, GB of memory beyond what it starts with, seconds without progress."""
+
+    threads: int
+    memory_gb: float
+    patience: float
+
+
+class WorkerDied(Exception):
+    """A worker process gave no answer; the message says what became of it."""
+
+
+class Worker:
+    """A process that carries out one job after another: :func:`main` is what it runs.
+
+    It dies with the thread that started it. Its standard error goes nowhere, for what a library says when it aborts may
+    quote a record, but for ``--debug``; log messages come as answers.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self._rest, self._ready = limits, b"", False
+        threads = str(limits.threads)
+        self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-m", "vae_anomaly.execution", str(os.getpid()), str(limits.memory_gb)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if _log.isEnabledFor(logging.DEBUG) else subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+            start_new_session=True,  # Ctrl-C is the parent's
+            bufsize=0,
+        )
+
+    def carry_out(self, job: Job, tell: Tell) -> Ended:
+        """What comes of ``job``; raises :class:`WorkerDied`, after which another worker is needed."""
+        try:
+            assert self._process.stdin is not None
+            self._process.stdin.write(f"{job.to_json()}\n".encode())
+            while True:
+                answer = json.loads(self._line(self._limits.patience if self._ready else START))
+                self._ready = True
+                if "ended" in answer:
+                    return Ended.from_json(json.dumps(answer["ended"]))
+                if "log" in answer:
+                    level, name, message = answer["log"]
+                    logging.getLogger(str(name)).log(int(level), "%s", message)
+                else:
+                    tell(int(answer["rows"]))
+        except WorkerDied:
+            raise
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise WorkerDied(self._epitaph()) from error
+
+    def _line(self, patience: float) -> bytes:
+        assert self._process.stdout is not None
+        handle, deadline = self._process.stdout.fileno(), time.monotonic() + patience
+        while b"\n" not in self._rest:
+            ready, _, _ = select.select([handle], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                self.end()
+                raise WorkerDied(f"it was ended after {patience:g} s without progress.")
+            read = os.read(handle, 65536)
+            self._rest += read
+            if not read or len(self._rest) > LONGEST_ANSWER:
+                raise WorkerDied(self._epitaph())
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+    def _epitaph(self) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=1)
+        code = self._process.returncode
+        self.end()
+        if code is None:
+            return "it was ended because its answer made no sense."
+        return f"it died of {signal.Signals(-code).name}." if code < 0 else f"it ended with exit code {code}."
+
+    def end(self) -> None:
+        """Kill the process, whatever it does: a store survives that."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                with suppress(OSError):
+                    pipe.close()
+
+
+class Crew:
+    """``count`` workers, of which a job takes one that is idle; one that died is replaced."""
+
+    def __init__(self, count: int, limits: Limits) -> None:
+        self._limits, self._closed = limits, False
+        self._all = {Worker(limits) for _ in range(count)}  # all start at once, and import while others work
+        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for worker in self._all:
+            self._idle.put(worker)
+
+    def carry_out(self, job: Job, tell: Tell) -> Ended:
+        """What comes of ``job``; where its worker dies, it has failed, and that counts."""
+        worker = self._idle.get()
+        try:
+            return worker.carry_out(job, tell)
+        except WorkerDied as death:
+            self._all.discard(worker)
+            if not self._closed:
+                worker = Worker(self._limits)
+                self._all.add(worker)
+            return Ended(problem=f"the process that read it gave no answer: {death}", counts=not self._closed)
+        finally:
+            self._idle.put(worker)
+
+    def close(self) -> None:
+        """End all workers; a job that is under way fails."""
+        self._closed = True
+        for worker in list(self._all):
+            worker.end()
+
+
+@contextmanager
+def _processes(count: int, limits: Limits, tell: Callable[[Job, int], None]) -> Iterator[Run]:
+    crew = Crew(count, limits)
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            yield partial(_in_order, pool, lambda job: crew.carry_out(job, partial(tell, job)), 2 * count)
+        finally:
+            crew.close()
+            pool.shutdown(cancel_futures=True)
+
+
+def main() -> None:
+    """A worker process: jobs come on standard input, one a line; rows, log messages and results go to the output."""
+    parent, memory_gb = int(sys.argv[1]), float(sys.argv[2])
+    _die_with(parent)
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # whatever a library prints is no answer
+
+    def answer(**what: Any) -> None:
+        answers.write(json.dumps(what).encode() + b"\n")
+
+    class ToParent(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            answer(log=[record.levelno, record.name, record.getMessage()])
+
+    logging.basicConfig(level=logging.WARNING, handlers=[ToParent()])
+    import vae_anomaly.summary  # noqa: F401 - the heavy libraries, while the parent asks for the model
+
+    _limit(memory_gb)
+    answer(rows=0)
+    for line in sys.stdin.buffer:
+        ended = perform(Job.from_json(line), lambda rows: answer(rows=rows))
+        answer(ended=json.loads(ended.to_json()))
+
+
+def _die_with(parent: int) -> None:
+    """See to it that the kernel kills this process when its parent is gone, where the kernel is Linux."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _limit(memory_gb: float) -> None:
+    """Bound this process: data beyond what it has now, open files, and no core files."""
+    status = Path("/proc/self/status")
+    found = re.search(r"^VmData:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.exists() else None
+    data = int(found[1]) * 1024 if found else 2**30
+    for kind, most in (
+        (resource.RLIMIT_DATA, data + int(memory_gb * 1e9)),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, hard = resource.getrlimit(kind)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (most, most))
+
+
+# ---------------------------------------------------------------- Dask
+
+
+@contextmanager
+def _dask(where: str, limits: Limits) -> Iterator[Run]:
+    try:
+        from dask.distributed import Client, LocalCluster
+    except ImportError as error:
+        from vae_anomaly.errors import ConfigError
+
+        raise ConfigError(
+            "execution.engine must be one that is installed. Got dask, which is not. Install the extra `dask`."
+        ) from error
+    if not _log.isEnabledFor(logging.DEBUG):  # else a dozen lines of who has met whom
+        logging.getLogger("distributed").setLevel(logging.ERROR)
+    cluster: Any = where
+    if where.isdecimal():  # on loopback, and without pages for others to look at
+        options = {"threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
+        cluster = LocalCluster(n_workers=int(where), **options)  # type: ignore[no-untyped-call]
+    ahead = 2 * int(where) if where.isdecimal() else AHEAD
+    with Client(cluster) as client:  # type: ignore[no-untyped-call]
+        pool = client.get_executor(pure=False, retries=3)
+        try:
+            yield partial(_in_order, pool, partial(_on_dask, limits), ahead)
+        finally:
+            if not isinstance(cluster, str):
+                cluster.close()
+
+
+def _on_dask(limits: Limits, job: Job) -> Ended:
+    """Carry out a job in the process that a Dask worker keeps beside it."""
+    return _crew(limits).carry_out(job, lambda rows: None)
+
+
+@lru_cache(maxsize=1)
+def _crew(limits: Limits) -> Crew:
+    return Crew(1, limits)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,428 @@
+"""One scoring run: which deliveries need work, what comes of them, and what is told of it; and where each file stands.
+
+What a delivery's records are worth is a worker's to say (:mod:`vae_anomaly.worker`); a run decides what is to do,
+records refusals and failed attempts, and then finishes what follows from the commits: pages, alerts, tracking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from vae_anomaly.errors import DataError, StoreError, VaeAnomalyError
+from vae_anomaly.execution import engine
+from vae_anomaly.report.html import to_html
+from vae_anomaly.report.markdown import to_markdown
+from vae_anomaly.report.model import QuarantineNotice, Report
+from vae_anomaly.sinks import Alert, deliver
+from vae_anomaly.store.commits import BatchState, HashCache, Ledger
+from vae_anomaly.store.files import Store
+from vae_anomaly.store.records import (  # fmt: skip
+    Attempts,
+    BatchRef,
+    Commit,
+    ModelRef,
+    Quarantine,
+    read_record,
+)
+from vae_anomaly.store.score_files import read_scores
+from vae_anomaly.store.sources import (  # fmt: skip
+    Delivery,
+    FolderDelivery,
+    InboxFile,
+    batch_id,
+    format_suffix,
+    list_inbox,
+    open_delivery,
+)
+from vae_anomaly.worker import STOPPING, Ended, Job, Setting, serving
+from vae_anomaly.workspace import Progress, Workspace, silent
+
+if TYPE_CHECKING:
+    from vae_anomaly.detector import Detector
+    from vae_anomaly.tracking import Tracker
+
+_log = logging.getLogger(__name__)
+TRIES = 3  # of a file that may itself be why it fails
+KEPT_SCORES = 200_000
+
+
+Verdict = Literal["committed", "quarantined", "failed"]
+
+
+@dataclass(frozen=True)
+class BatchOutcome:
+    """What became of one file in this run."""
+
+    name: str
+    verdict: Verdict
+    commit: Commit | None = None
+    quarantine: Quarantine | None = None
+    problem: str = ""
+    report: Path | None = None
+
+
+@dataclass(frozen=True)
+class ScoreOutcome:
+    """One scoring run: what was done, what was done before, and what is still being written."""
+
+    batches: tuple[BatchOutcome, ...]
+    already: int
+    waiting: tuple[str, ...]
+    model: ModelRef | None
+    undelivered: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every batch of this run was committed and every alert delivered."""
+        return not self.undelivered and all(b.verdict == "committed" for b in self.batches)
+
+
+def score(ws: Workspace, progress: Progress = silent) -> ScoreOutcome:
+    """Score every batch in the inbox that has no committed result, with the champion.
+
+    A file that breaks the contract is quarantined, one that cannot be read now is tried again by the next run; the
+    others go on. The model is resolved once. What an earlier run left unfinished is finished first.
+
+    Raises
+    ------
+    ArtifactError
+        There is work and no champion, or it does not verify or fit the schema; nothing is scored then.
+    ConfigError
+        The inbox does not exist, or the output cannot be written.
+    """
+    store = ws.store.prepare(ws.monitor.name)
+    ledger, cache = Ledger(store), HashCache(store)
+    ledger.recover()
+    undelivered = deliver_outbox(ws, ledger)
+    listing = _settled(ws, progress)
+    run = _Run(ws, ledger, cache, listing.ready, progress)
+    outcomes = run.score()
+    cache.save()
+    undelivered = deliver_outbox(ws, ledger) if outcomes else undelivered
+    result = ScoreOutcome(
+        tuple(_with_report(store, o) for o in outcomes),
+        run.already,
+        tuple(f.name for f in listing.waiting),
+        run.model,
+        tuple(undelivered),
+    )
+    if run.model and outcomes:
+        progress("logging the run", 0, 1)
+        run.log(result)
+    return result
+
+
+def _settled(ws: Workspace, progress: Progress) -> Any:
+    """The inbox, after at most one settling time has been waited for files that have just arrived."""
+    source = ws.monitor.source
+    listing = list_inbox(source.inbox, settle_seconds=source.settle_seconds, folders=ws.folders)
+    if listing.waiting and source.settle_seconds <= 10:
+        progress("waiting for new files to settle", 0, 1)
+        time.sleep(source.settle_seconds + 0.05)
+        listing = list_inbox(source.inbox, settle_seconds=source.settle_seconds, folders=ws.folders)
+    return listing
+
+
+def _known(ledger: Ledger, contract_digest: str) -> set[str]:
+    """Contents that need no work: committed, or quarantined under the present contract."""
+    refused = {q.sha256 for q in ledger.quarantines() if q.contract_digest == contract_digest}
+    return {c.sha256 for c in ledger.commits()} | refused
+
+
+def _is_done(done: set[str], sha256: str | None, name: str) -> bool:
+    return sha256 is not None and not done.isdisjoint((sha256, _named(sha256, name)))
+
+
+def _named(sha256: str, name: str) -> str:
+    """What stands for content that was refused for its suffix: under another one it may well be readable."""
+    return hashlib.sha256(f"{format_suffix(name)}|{sha256}".encode()).hexdigest()
+
+
+def _cached_hash(cache: HashCache, file: InboxFile) -> str | None:
+    try:
+        return cache.get(file.name, os.lstat(file.path))
+    except OSError:
+        return None
+
+
+class _Run:
+    """One scoring run: which deliveries need work, and what becomes of them."""
+
+    def __init__(
+        self, ws: Workspace, ledger: Ledger, cache: HashCache, ready: Sequence[InboxFile], progress: Progress
+    ) -> None:
+        self.ws, self.ledger, self.cache, self.progress = ws, ledger, cache, progress
+        self.ready = ready
+        self.model: ModelRef | None = None
+        self.already = 0
+        self._setting: Setting | None = None
+        self._tracker: Tracker | None = None
+        self._done = _known(ledger, ws.contract_digest)
+        self._outcomes: dict[str, BatchOutcome] = {}
+        self._left: list[InboxFile] = []  # of contents that are under way under another name
+
+    def score(self) -> list[BatchOutcome]:
+        """Carry out all work; the outcomes, by file name."""
+        todo = [file for file in self.ready if not self._is_known(_cached_hash(self.cache, file), file)]
+        if todo:
+            with engine(self.ws.monitor.execution, self._tell) as run:
+                while todo:
+                    self._left = []
+                    for job, ended in run(self._jobs(todo)):
+                        self._end(job, ended)
+                    todo = self._left
+        return [self._outcomes[name] for name in sorted(self._outcomes)]
+
+    def _is_known(self, sha256: str | None, file: InboxFile) -> bool:
+        known = _is_done(self._done, sha256, file.name)
+        self.already += known
+        return known
+
+    def _tell(self, job: Job, rows: int) -> None:
+        self.progress(f"scoring {Path(job.path).name}", rows, 0)
+
+    def _jobs(self, todo: Sequence[InboxFile]) -> Iterator[Job]:
+        """A job for each content that is new, as the files are hashed; what cannot be opened has ended here."""
+        under_way: set[str] = set()
+        for i, file in enumerate(todo):
+            self.progress(f"scoring {file.name}", i, len(todo))
+            try:
+                state, now = os.lstat(file.path), time.time_ns()
+                with open_delivery(file.path, folders=self.ws.folders) as delivery:
+                    job = self._job(delivery, file, under_way, state, now)
+            except DataError as error:
+                self._refused(file, "", error)
+            except (OSError, StoreError) as error:
+                self._failed(file.name, str(error))
+            else:
+                if job:
+                    yield job
+
+    def _job(
+        self, delivery: Delivery, file: InboxFile, under_way: set[str], state: os.stat_result, now: int
+    ) -> Job | None:
+        sha256 = delivery.sha256
+        if not isinstance(delivery, FolderDelivery):  # its own state says nothing of its files'
+            self.cache.put(file.name, state, sha256=sha256, now_ns=now)
+        if self._is_known(sha256, file):
+            return None
+        if sha256 in under_way:
+            self._left.append(file)
+            return None
+        under_way.add(sha256)
+        return Job(self._resolved(), str(file.path), sha256, delivery.state)
+
+    def _resolved(self) -> Setting:
+        """The champion, resolved when the first job needs it."""
+        if self._setting is None:
+            from vae_anomaly.tracking import Tracker
+
+            self._tracker = Tracker(self.ws.mlflow)
+            self.model, folder = _fetched(self.ws, self._tracker, "champion")
+            self._setting = Setting.of(self.ws, self.model, folder)
+        return self._setting
+
+    def _end(self, job: Job, ended: Ended) -> None:
+        """Record what came of a job."""
+        file = InboxFile(Path(job.path), Path(job.path).name)
+        if ended.stops:
+            raise STOPPING[ended.stops](ended.problem)
+        if ended.refusal:
+            self._refused(file, job.sha256, ended.refusal.error)
+            return
+        if ended.problem is not None:
+            self._attempted(file, job.sha256, ended) if ended.counts else self._failed(file.name, ended.problem)
+            return
+        self._done.add(job.sha256)
+        if ended.batch:
+            commit = read_record(self.ledger.store.file(self.ledger.store.commits, ended.batch, ".json"), Commit)
+            self._outcomes[file.name] = BatchOutcome(file.name, "committed", commit=commit)
+        else:
+            self.already += 1
+
+    def _failed(self, name: str, problem: str) -> None:
+        self._outcomes[name] = BatchOutcome(name, "failed", problem=f"{problem} It will be tried again.")
+
+    def _attempted(self, file: InboxFile, sha256: str, ended: Ended) -> None:
+        """A failure of which the file may be the cause: after ``TRIES`` of them the queue goes on without it."""
+        id, contract = batch_id(file.name, sha256), self.ws.contract_digest
+        problem = ended.problem or ""
+        tried = self.ledger.attempted(Attempts(id, file.name, sha256, contract, 1, problem))
+        if tried.count < TRIES:
+            self._failed(file.name, f"{problem} Attempt {tried.count} of {TRIES}.")
+            return
+        error = DataError(
+            "poison",
+            f"a file must be scored in one of {TRIES} attempts. All failed, the last: {problem}",
+            file=file.name,
+            remedy="Look into the file, and deliver it mended. If the program is to blame, mend that, delete this"
+            " record, and the next run tries again.",
+        )
+        self._refused(file, sha256, error)
+
+    def _refused(self, file: InboxFile, sha256: str, error: DataError) -> None:
+        """Quarantine a delivery, unless its content, or what stands for it, is quarantined."""
+        # a link or a device has no content to hash: its identity stands for it
+        try:
+            identity = sha256 or hashlib.sha256(f"{file.name}|{_identity(file.path)}".encode()).hexdigest()
+            identity = _named(identity, file.name) if error.rule in ("unknown_format", "wrong_format") else identity
+            if identity in self._done:
+                self.already += 1
+                return
+            self._outcomes[file.name] = _quarantine(self.ws, self.ledger, file, identity, error)
+            self._done.add(identity)
+        except (OSError, StoreError) as problem:
+            self._failed(file.name, str(problem))
+
+    def log(self, outcome: ScoreOutcome) -> None:
+        """One MLflow run for the scoring job; best effort."""
+        assert self.model is not None and self._tracker is not None
+        commits = [b.commit for b in outcome.batches if b.commit]
+        counts = {
+            "batches.committed": len(commits),
+            "batches.quarantined": sum(b.verdict == "quarantined" for b in outcome.batches),
+            "batches.failed": sum(b.verdict == "failed" for b in outcome.batches),
+            "records": sum(c.rows for c in commits),
+            "records.flagged": sum(c.flagged for c in commits),
+            "records.flagged_expected": sum(c.expected_flagged for c in commits),
+            "records.unscorable": sum(c.rows - c.scored for c in commits),
+        }
+        tags = {"model.version": self.model.version, "model.digest": self.model.digest}
+        reports = [b.report for b in outcome.batches if b.report]
+        metrics = counts | _quantiles(self.ledger.store, commits)
+        self._tracker.log_scoring(self.ws.monitor.name, metrics=metrics, tags=tags, files=reports)
+
+
+def _quantiles(store: Store, commits: Sequence[Commit]) -> dict[str, float]:
+    """Quantiles of the scores in these batches (of a sample of them where there are very many)."""
+    step = 1 + sum(c.rows for c in commits) // KEPT_SCORES
+    parts = [np.zeros(0)]
+    with contextlib.suppress(StoreError):  # the scores are committed: `check` is who complains
+        for commit in commits:
+            scores = (part["score"].to_numpy() for part in read_scores(store.root / commit.scores.file, ["score"]))
+            parts += [part[np.isfinite(part)][::step] for part in scores]
+    kept = np.concatenate(parts)
+    return {f"score.q{q}": float(np.quantile(kept, q / 100)) for q in (5, 50, 95, 99)} if kept.size else {}
+
+
+def _identity(path: Path) -> str:
+    """The state of what has no content to hash; of a folder also that of each file in it, by name."""
+    states = [os.lstat(path)]
+    for name in sorted(os.listdir(path)) if stat.S_ISDIR(states[0].st_mode) else []:
+        with contextlib.suppress(FileNotFoundError):
+            states.append(os.lstat(path / name))
+    return "|".join(f"{s.st_mode}|{s.st_size}|{s.st_mtime_ns}" for s in states)
+
+
+def _quarantine(ws: Workspace, ledger: Ledger, file: InboxFile, sha256: str, error: DataError) -> BatchOutcome:
+    size = os.lstat(file.path).st_size
+    ref = BatchRef(batch_id(file.name, sha256), file.name, sha256, size)
+    # the path is relative to monitor.yml's folder, so that the record is the same wherever the project lies
+    path = os.path.relpath(file.path, ws.monitor.path.parent)
+    record = Quarantine.of(error, ref, dataset=ws.monitor.name, path=path, contract_digest=ws.contract_digest)
+    ledger.quarantine(record)
+    return BatchOutcome(file.name, "quarantined", quarantine=record, problem=str(error))
+
+
+def load_champion(ws: Workspace, tracker: Tracker) -> tuple[Detector, ModelRef]:
+    """The serving detector, verified, from the local cache or the registry, with the present ``alpha``."""
+    model, folder = _fetched(ws, tracker, "champion")
+    return serving(ws, model, folder), model
+
+
+def _fetched(ws: Workspace, tracker: Tracker, which: str) -> tuple[ModelRef, Path]:
+    """A registered version, and the folder with its verified files."""
+    found = tracker.resolve(ws.monitor.name, which, cache=ws.model_cache)
+    return ModelRef(found.name, found.version, found.digest), tracker.fetch(found, ws.model_cache)
+
+
+def load_version(ws: Workspace, tracker: Tracker, which: str) -> tuple[Detector, ModelRef]:
+    """A registered version, verified, whose columns are those of monitor.yml."""
+    from vae_anomaly.detector import Detector, require_schema
+
+    model, folder = _fetched(ws, tracker, which)
+    detector = Detector.load(folder, digest=model.digest)
+    require_schema(detector, ws.schema)
+    return detector, model
+
+
+def deliver_outbox(ws: Workspace, ledger: Ledger) -> list[str]:
+    """Render reports and deliver alerts that the records call for and that are not done; returns what failed."""
+    store, problems = ledger.store, []
+    with store.lock(store.outbox):
+        for commit in ledger.unrendered():
+            try:
+                html = to_html(read_report(store, commit.batch_id)).encode()
+                store.replace(html, store.file(store.reports, commit.batch_id, ".html"))
+            except StoreError as error:
+                problems.append(f"report of batch {commit.batch_id}: {error}")
+        sinks: dict[str, dict[str, Any]] = {s.kind: s.model_dump(exclude={"kind"}) for s in ws.monitor.sinks}
+        for alert in ledger.pending_alerts(list(sinks)):
+            try:
+                deliver(_alert(ws, store, alert.record), alert.sink, **sinks[alert.sink])
+                ledger.mark_delivered(alert.record.batch_id, alert.sink, idempotency_key=alert.record.idempotency_key)
+            except (VaeAnomalyError, OSError) as error:
+                problems.append(f"sink {alert.sink!r}, batch {alert.record.batch_id}: {error}")
+    return problems
+
+
+def _alert(ws: Workspace, store: Store, record: Commit | Quarantine) -> Alert:
+    key = record.idempotency_key
+    if isinstance(record, Commit):
+        report = read_report(store, record.batch_id)
+        paths = tuple(store.file(store.reports, record.batch_id, suffix) for suffix in (".html", ".json"))
+        return Alert(ws.monitor.name, record.batch_id, key, report.verdict, to_markdown(report), paths)
+    fields = (record.rule, record.problem, record.remedy, record.column, tuple(record.first_rows), record.count)
+    notice = QuarantineNotice(ws.monitor.name, record.batch_id, record.name, *fields)
+    reason = store.file(store.quarantine, record.batch_id, ".json")
+    return Alert(ws.monitor.name, record.batch_id, key, notice.verdict, to_markdown(notice), (reason,), "quarantined")
+
+
+def read_report(store: Store, batch: str) -> Report:
+    """The report value of a committed batch; raises :class:`StoreError` where it is missing or altered."""
+    path = store.file(store.reports, batch, ".json")
+    try:
+        return Report.from_dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{str(path)!r} must be the report of a committed batch. Got {type(error).__name__} on reading it. Run"
+            " 'vae-anomaly check' to see what to do."
+        ) from error
+
+
+def _with_report(store: Store, outcome: BatchOutcome) -> BatchOutcome:
+    """The outcome with the file to open: the HTML report, or the reason file."""
+    record = outcome.commit or outcome.quarantine
+    if record is None:
+        return outcome
+    kind = (store.reports, ".html") if outcome.commit else (store.quarantine, ".json")
+    path = store.file(kind[0], record.batch_id, kind[1])
+    return BatchOutcome(**{**vars(outcome), "report": path if path.exists() else None})
+
+
+def status(ws: Workspace) -> list[BatchState]:
+    """Where every file stands that was ever seen; pending ones are hashed, nothing is changed."""
+    ledger, inbox = Ledger(ws.store), []
+    refused = {record.sha256 for record in ledger.quarantines()}
+    for file in list_inbox(ws.monitor.source.inbox, settle_seconds=0, folders=ws.folders).ready:
+        try:
+            with open_delivery(file.path, folders=ws.folders) as delivery:
+                named = _named(delivery.sha256, file.name)
+                inbox.append((file.name, named if named in refused else delivery.sha256))
+        except DataError:
+            inbox.append((file.name, hashlib.sha256(f"{file.name}|{_identity(file.path)}".encode()).hexdigest()))
+        except OSError:
+            continue
+    return ledger.state(inbox, ws.contract_digest)

@@ -1,0 +1,314 @@
+"""Score one delivery and commit it: what a worker does, in this process, in one beside it or on another machine.
+
+A :class:`Job` is all that a worker needs to know, as plain values, and an :class:`Ended` all that it answers; both
+travel as JSON and are read back strictly. The truth is in the store: a job that is carried out twice finds the commit
+of the first time and changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vae_anomaly.config import MlflowConfig, MonitorConfig, config_digest
+from vae_anomaly.errors import ArtifactError, ConfigError, DataError, StoreError, VaeAnomalyError
+from vae_anomaly.schema import check
+from vae_anomaly.store.commits import Ledger
+from vae_anomaly.store.files import names
+from vae_anomaly.store.records import (  # fmt: skip
+    BatchRef,
+    Commit,
+    Labelled,
+    ModelRef,
+    ThresholdRef,
+    decode,
+    provenance,
+    read_record,
+    report_ref,
+    scores_ref,
+)
+from vae_anomaly.store.score_files import ScoreWriter, score_table
+from vae_anomaly.store.sources import (  # fmt: skip
+    Delivery,
+    DeliveryChanged,
+    FolderDelivery,
+    batch_id,
+    open_delivery,
+    read_chunks,
+    read_header,
+)
+from vae_anomaly.workspace import Workspace, code_version
+
+if TYPE_CHECKING:
+    from vae_anomaly.batch import Records
+    from vae_anomaly.detector import Detector
+
+_log = logging.getLogger(__name__)
+Tell = Callable[[int], None]
+STOPPING: dict[str, type[VaeAnomalyError]] = {kind.__name__: kind for kind in (ArtifactError, ConfigError)}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the jobs of a run share: monitor.yml by value, and the detector that serves, in ``folder``."""
+
+    monitor: str
+    path: str
+    model: ModelRef
+    folder: str
+
+    @staticmethod
+    def of(ws: Workspace, model: ModelRef, folder: Path) -> Setting:
+        """The setting of ``ws`` with the verified detector in ``folder``."""
+        return Setting(ws.monitor.model_dump_json(), str(ws.monitor.path), model, str(folder))
+
+    @property
+    def workspace(self) -> Workspace:
+        """The workspace that this was made of, but for where the registry is: no worker asks it."""
+        monitor = MonitorConfig.model_validate(json.loads(self.monitor), context={"path": Path(self.path)})
+        return Workspace(monitor, MlflowConfig())
+
+
+@dataclass(frozen=True)
+class Job:
+    """Score the delivery at ``path``, which had this content, and this size, time of modification and inode."""
+
+    setting: Setting
+    path: str
+    sha256: str
+    state: Sequence[int]
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Job:
+        """What :meth:`to_json` wrote; raises :class:`ValueError`."""
+        job: Job = decode(Job, json.loads(text), "job")
+        return job
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A :class:`DataError` as plain values."""
+
+    rule: str
+    file: str | None
+    column: str | None
+    first_rows: Sequence[int]
+    count: int | None
+    problem: str
+    remedy: str
+
+    @staticmethod
+    def of(error: DataError) -> Refusal:
+        """The error as values."""
+        where = error.file, error.column, error.rows, None if error.count is None else int(error.count)
+        return Refusal(error.rule, *where, error.problem, error.remedy)
+
+    @property
+    def error(self) -> DataError:
+        """The values as the error."""
+        where = {"file": self.file, "column": self.column, "rows": self.first_rows, "count": self.count}
+        return DataError(self.rule, self.problem, remedy=self.remedy, **where)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What came of a job: exactly one of
+
+    * a ``batch``, which is committed (its id); the empty string where the content was committed before;
+    * a ``refusal``: the file breaks the contract;
+    * a ``problem``: it failed, and may be tried again. It ``counts`` as an attempt where the file may be the cause, and
+      not where the machine is (a full disk, a file that changed);
+    * an error that ``stops`` the whole run (the name of its class), with its text as the problem.
+    """
+
+    batch: str | None = None
+    refusal: Refusal | None = None
+    problem: str | None = None
+    counts: bool = False
+    stops: str | None = None
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Ended:
+        """What :meth:`to_json` wrote; raises :class:`ValueError`."""
+        ended: Ended = decode(Ended, json.loads(text), "ended")
+        return ended
+
+
+def perform(job: Job, tell: Tell = lambda rows: None) -> Ended:
+    """Carry out ``job``; ``tell`` hears now and then how many rows are scored."""
+    try:
+        scorer = scorer_of(job.setting)
+        with open_delivery(Path(job.path), folders=scorer.ws.folders, known=(job.sha256, tuple(job.state))) as delivery:
+            if delivery.sha256 != job.sha256:
+                raise DeliveryChanged(f"File {delivery.name!r} must not change while it is read. It did.")
+            return Ended(batch=scorer.score(delivery, tell))
+    except DataError as error:
+        return Ended(refusal=Refusal.of(error))
+    except (ArtifactError, ConfigError) as error:
+        return Ended(problem=str(error), stops=type(error).__name__)
+    except MemoryError:
+        _log.debug("out of memory", exc_info=True)
+        return Ended(problem="it needs more memory than execution.memory_gb allows.", counts=True)
+    except (OSError, StoreError) as error:
+        return Ended(problem=str(error))
+    except VaeAnomalyError as error:
+        return Ended(problem=str(error), counts=True)
+    except Exception as error:
+        # without its text, which may quote a record
+        _log.debug("batch %r failed", Path(job.path).name, exc_info=True)
+        return Ended(problem=f"internal error {type(error).__name__}; --debug shows what and where.", counts=True)
+
+
+@lru_cache(maxsize=1)
+def scorer_of(setting: Setting) -> Scorer:
+    """The scorer of a run's setting; its detector is loaded once."""
+    return Scorer(setting.workspace, setting.model, Path(setting.folder))
+
+
+class Scorer:
+    """The detector that serves, with the present ``alpha``, and how it scores a delivery."""
+
+    def __init__(self, ws: Workspace, model: ModelRef, folder: Path) -> None:
+        self.ws, self.model = ws, model
+        self.detector = serving(ws, model, folder)
+        threshold = self.detector.threshold
+        self.threshold = ThresholdRef(threshold.version, threshold.value, threshold.alpha)
+
+    def score(self, delivery: Delivery, tell: Tell) -> str:
+        """Score and commit a delivery: its batch id, or the empty string where its content was committed before."""
+        from vae_anomaly.summary import BatchSummary
+        from vae_anomaly.training import limited_threads
+
+        ledger = Ledger(self.ws.store)
+        ref = BatchRef(batch_id(delivery.name, delivery.sha256), delivery.name, delivery.sha256, delivery.size)
+        origin = self._origin(ref)
+        summary = BatchSummary(self.detector)
+        extra = self._extra_columns(delivery)
+        with limited_threads(self.ws.monitor.execution.threads), ScoreWriter(ledger.store, origin) as writer:
+            for records in read_records(delivery, self.ws):
+                found = self.detector.detect(records)
+                summary.add(records, found)
+                writer.write(
+                    score_table(
+                        ref.id,
+                        records.first_row,
+                        record_ids=records.record_ids,
+                        status=found.status,
+                        score=found.score,
+                        p_value=found.p_value,
+                        is_anomaly=found.is_anomaly,
+                        model_version=self.model.version,
+                        threshold_version=self.threshold.version,
+                    )
+                )
+                tell(summary.rows)
+            scores = writer.close()
+            delivery.assert_unchanged()
+            report = summary.report(
+                monitor=self.ws.monitor.name,
+                batch_id=ref.id,
+                batch_name=ref.name,
+                batch_sha256=ref.sha256,
+                extra_columns=extra,
+                notes=_superseding(ledger, ref),
+                provenance={**origin, "schema_digest": self.detector.schema.digest},
+            )
+        content = report.to_json().encode()
+        commit = Commit(
+            dataset=self.ws.monitor.name,
+            batch=ref,
+            rows=summary.rows,
+            scored=summary.scored,
+            unscorable=report.unscorable,
+            flagged=summary.flagged,
+            expected_flagged=report.expected_flagged,
+            scores=scores_ref(ref.id, scores),
+            report=report_ref(ref.id, content),
+            model=self.model,
+            threshold=self.threshold,
+            config_digest=config_digest(self.ws.monitor),
+            contract_digest=self.ws.contract_digest,
+            code_version=code_version(),
+            alert=report.has_something_to_say,
+            labelled=Labelled(summary.anomalies, summary.found) if summary.labelled else None,
+        )
+        return ref.id if ledger.commit(commit, scores, report=content) else ""
+
+    def _origin(self, ref: BatchRef) -> dict[str, str]:
+        return provenance(
+            self.ws.monitor.name,
+            ref,
+            model=self.model,
+            threshold=self.threshold,
+            config_digest=config_digest(self.ws.monitor),
+            contract_digest=self.ws.contract_digest,
+            code_version=code_version(),
+        )
+
+    def _extra_columns(self, delivery: Delivery) -> list[str]:
+        if isinstance(delivery, FolderDelivery):  # its columns are ours
+            return []
+        schema, source = self.ws.schema, self.ws.monitor.source
+        known = {*schema.required, *schema.ignore, schema.label}
+        header = read_header(delivery, source.csv, pattern=source.lines.pattern)
+        return [name for name, _ in header if name not in known]
+
+
+def serving(ws: Workspace, model: ModelRef, folder: Path) -> Detector:
+    """The verified detector in ``folder``, with the present ``alpha``.
+
+    Warns where monitor.yml asks for another model or score than it has.
+
+    Raises
+    ------
+    ArtifactError
+        It does not verify, or is not for these columns.
+    """
+    from vae_anomaly.detector import Detector, require_schema
+    from vae_anomaly.registry import lookup
+    from vae_anomaly.thresholds import THRESHOLDS
+
+    detector = Detector.load(folder, digest=model.digest)
+    require_schema(detector, ws.schema)
+    wanted = ws.monitor.threshold
+    if wanted.alpha != detector.threshold.alpha:
+        method = lookup("threshold.method", THRESHOLDS, wanted.method)
+        detector = dataclasses.replace(detector, threshold=method(detector.threshold.calibration, alpha=wanted.alpha))
+    recipe = ws.recipe
+    if (recipe.model, recipe.score) != (detector.model, detector.score_part):
+        _log.warning(
+            "champion %s has %s and %s, and scores with them; monitor.yml asks for %s and %s: fit and promote for that",
+            *(model.version, detector.model, detector.score_part, recipe.model, recipe.score),
+        )
+    return detector
+
+
+def read_records(delivery: Delivery, ws: Workspace) -> Iterator[Records]:
+    """The rows of a delivery through the data contract, so many at a time that they fit into memory."""
+    first, schema, source = 0, ws.schema, ws.monitor.source
+    for table in read_chunks(delivery, schema, source.csv, pattern=source.lines.pattern):
+        yield check(table, schema, first_row=first, file=delivery.name)
+        first += table.num_rows
+
+
+def _superseding(ledger: Ledger, ref: BatchRef) -> list[str]:
+    """What the report says of batches that came under the same name with other content."""
+    store, ending = ledger.store, len("-0123456789ab.json")
+    like = [file for file in names(store.commits) if file[:-ending] == ref.id[: -len("-0123456789ab")]]
+    earlier = [c.batch_id for c in (read_record(store.commits / file, Commit) for file in like) if c.name == ref.name]
+    said = "a file of this name with other content was scored before, and its scores are kept."
+    return [f"Supersedes {', '.join(earlier)}: {said}"] if earlier else []
