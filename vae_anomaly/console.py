@@ -56,7 +56,7 @@ def say(text: str = "") -> None:
 
 def say_json(value: Any) -> None:
     """The result for a machine."""
-    typer.echo(json.dumps(value, indent=1, sort_keys=True, default=str))
+    typer.echo(json.dumps(value, indent=1, sort_keys=True, default=str, allow_nan=False))
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:

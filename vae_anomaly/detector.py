@@ -112,7 +112,7 @@ def fitted_members(
 
 @dataclass(frozen=True)
 class Reference:
-    """Training records kept for explanations: inputs ``x`` (M, F) and their ids, in the order of the score's own."""
+    """Normal records to compare with, held-out ones too: ``x`` (M, F) and ids, in the order of the score's own."""
 
     inputs: Inputs
     record_ids: tuple[str, ...]
@@ -183,10 +183,11 @@ class Detector:
         kept = tuple(self.reference.record_ids[i] for i in index.tolist())
         return replace(self, members=members, reference=Reference(self.reference.inputs[index], kept))
 
-    def detect(self, records: Records) -> Detections:
+    def detect(self, records: Records, own: Tensor | None = None) -> Detections:
         """Scores, p-values and decisions; unscorable rows get NaN and are kept with their reason.
 
-        A record of unknown context is one of them: nobody has shown what is normal there.
+        A record of unknown context is one of them: nobody has shown what is normal there. ``own`` is as for
+        :meth:`scores`.
         """
         status = records.status.copy()
         for column, unknown in self.preprocessor.context.unknown(records):
@@ -195,7 +196,7 @@ class Detector:
         score = np.full(len(records), np.nan)
         if good.size:
             scored = records if good.size == len(records) else records.take(good)
-            score[good] = self.scores(self.encode(scored))
+            score[good] = self.scores(self.encode(scored), None if own is None else own[torch.from_numpy(good)])
         broken = (status == OK) & ~np.isfinite(score)
         status[broken] = "unscorable:non_finite_score"
         score[broken] = np.nan

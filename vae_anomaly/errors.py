@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 
 class VaeAnomalyError(ValueError):
@@ -59,6 +60,10 @@ class DataError(VaeAnomalyError):
             where.append(f"rows {', '.join(map(str, self.rows))}{total}")
         place = ", ".join(w for w in where if w)
         return f"{self.rule}: {self.problem}{f' [{place}]' if place else ''} {self.remedy}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        rest = partial(type(self), remedy=self.remedy, file=self.file, column=self.column, rows=self.rows)
+        return partial(rest, count=self.count), (self.rule, self.problem)
 
     def as_dict(self) -> dict[str, object]:
         """The reason file's content: rule, file, column, first rows, count, problem and remedy."""

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import torch
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -101,6 +102,26 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             return scores
         return self.detector_.detect(self._records(X, reset=False)[0]).score
 
+    def left_out_score(self, X: Any) -> np.ndarray:
+        """(B,) float64 nats of the records that were fitted, in their order, each as if it were not its own neighbour.
+
+        :meth:`anomaly_score` of these records is too low: nothing is more like a record than the record.
+        """
+        check_is_fitted(self)
+        records = self._records(X, reset=False)[0]
+        place = {name: i for i, name in enumerate(self.detector_.reference.record_ids)}
+        own = torch.tensor([place.get(str(name), -1) for name in records.record_ids])
+        return self.detector_.detect(records, own).score
+
+    def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
+        """Fit to ``X`` and judge each of its records, (B,) int: -1 for anomalous, 1 for normal.
+
+        By :meth:`left_out_score`, so that it is not what :meth:`predict` says of the same records: that would find
+        each of them beside itself.
+        """
+        flagged = self.fit(X).detector_.threshold.flag(self.left_out_score(X))
+        return np.where(flagged, -1, 1)
+
     def p_value(self, X: Any) -> np.ndarray:
         """(B,) conformal p-values in (0, 1]: how often a normal record is at least as strange."""
         scores = self.anomaly_score(X)
@@ -133,10 +154,14 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             return found
         if not (_is_numeric(X) and not self.context if reset else _all_numbers(self.detector_)):
             if not isinstance(X, pd.DataFrame):
-                raise ConfigError(f"X must be a DataFrame, as the one that was fitted. Got {type(X).__name__}.")
+                why = ", for `context` names columns" if reset else ", as the one that was fitted"
+                raise ConfigError(f"X must be a DataFrame{why}. Got {type(X).__name__}.")
+            if not X.columns.is_unique:
+                twice = sorted({str(name) for name in X.columns[X.columns.duplicated()]})
+                raise ConfigError(f"X must have each column once. Got {twice} more than once.")
             validate_data(self, X, reset=reset, skip_check_array=True)
             schema = schema_of(X, self.context) if reset else self.detector_.schema
-            return check(pa.Table.from_pandas(X, preserve_index=False), schema, first_row=0, file="DataFrame"), schema
+            return check(_table(X, schema), schema, first_row=0, file="DataFrame"), schema
         matrix = self._matrix(X, reset=reset)
         names = [str(n) for n in getattr(self, "feature_names_in_", [f"x{i}" for i in range(matrix.shape[1])])]
         status = np.where(np.isnan(matrix).all(axis=1), "unscorable:all_missing", OK).astype(object)
@@ -208,6 +233,21 @@ def from_texts(texts: Any) -> tuple[Records, Schema]:
     return check(table, schema, first_row=0, file="list"), schema
 
 
+def _table(frame: pd.DataFrame, schema: Schema) -> pa.Table:
+    """The columns of ``schema``, each converted by itself, so that an error names it."""
+    columns = {}
+    for column in schema.columns:
+        if column.name in frame:
+            try:
+                columns[column.name] = pa.array(frame[column.name], from_pandas=True)
+            except pa.ArrowException as error:
+                raise ConfigError(
+                    f"column {column.name!r} of X must hold values of one type. Got {frame[column.name].dtype} with"
+                    f" others ({type(error).__name__}). Convert it, to text say."
+                ) from None
+    return pa.table(columns)
+
+
 def _numbered(values: Mapping[str, Any], rows: int) -> Records:
     return Records(0, np.arange(rows).astype(str).astype(object), values, np.full(rows, OK, dtype=object))
 
@@ -241,6 +281,8 @@ def schema_of(frame: pd.DataFrame, context: Sequence[str] = ()) -> Schema:
             kinds.append(Column(name, "number"))
         elif pd.api.types.is_datetime64_any_dtype(dtype):
             kinds.append(Column(name, "timestamp", "UTC"))
+        elif isinstance(dtype, pd.PeriodDtype) or pd.api.types.is_timedelta64_dtype(dtype):
+            raise ConfigError(f"column {name!r} of X must be a number, a truth value, a time or text. Got {dtype}.")
         else:
             kinds.append(Column(name, "category"))
     return Schema(tuple(replace(column, context=column.name in context) for column in kinds))

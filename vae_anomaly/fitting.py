@@ -9,7 +9,7 @@ import hashlib
 import importlib.metadata
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 
 from vae_anomaly.batch import Records
 from vae_anomaly.detector import Detector, Member, Part, Reference, fitted_members, over_chunks, parts_of
-from vae_anomaly.errors import DataError, TrainingError
+from vae_anomaly.errors import ConfigError, DataError, TrainingError, suggestion
 from vae_anomaly.models import BUILDERS, MODELS, build_model, default_model, default_score
 from vae_anomaly.objectives import BetaElbo
 from vae_anomaly.preprocessing import PREPROCESSORS, Preprocessor
@@ -115,6 +115,12 @@ def fit_detector(
             f"at least {MIN_RECORDS} scorable normal records are needed to fit. Got {len(records)}.",
             remedy="Collect more normal records.",
         )
+    held_out = recipe.validation + recipe.calibration
+    if not (recipe.validation > 0 and recipe.calibration > 0 and held_out < 1):
+        raise ConfigError(
+            "the shares for validation and calibration must be greater than 0, and less than 1 together."
+            f" Got {recipe.validation!r} and {recipe.calibration!r}."
+        )
     splits, recipe = split(records, recipe), recipe.resolved(schema)
     assert recipe.model is not None and recipe.score is not None
     # before minutes of training, not after them
@@ -175,7 +181,12 @@ def _fit(
     if not np.isfinite(calibration).all() or calibration.min() == calibration.max():
         raise TrainingError(
             f"calibration scores must be finite and differ. Got {len(np.unique(calibration))} distinct values among"
-            f" {len(calibration)}; nothing was registered. Look for columns that never vary."
+            f" {len(calibration)}; nothing was registered. "
+            + (
+                "Look for columns that never vary."
+                if len(calibration) > 1
+                else "Equal records count once there: give more that differ."
+            )
         )
     alpha = supported_alpha(len(calibration)) if recipe.alpha is None else recipe.alpha
     threshold = lookup("threshold.method", THRESHOLDS, recipe.threshold)(calibration, alpha=alpha)
@@ -234,7 +245,18 @@ def _of_known_context(
 
 
 def _plan(model: Part, recipe: Recipe, records: int) -> TrainingPlan:
-    return TrainingPlan.for_records(records, **{**MODELS[model.kind].training, **recipe.training})
+    options = {**MODELS[model.kind].training, **recipe.training}
+    known = {f.name for f in fields(TrainingPlan)} | {"steps", "least_epochs"}
+    for name, value in options.items():
+        if name not in known:
+            raise ConfigError(
+                f"training has no option {name!r}; its options are {sorted(known)}.{suggestion(name, known)}"
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise ConfigError(f"training.{name} must be a number and not negative. Got {value!r}.")
+        if name in ("steps", "epochs", "minibatch", "patience") and value < 1:
+            raise ConfigError(f"training.{name} must be at least 1. Got {value!r}.")
+    return TrainingPlan.for_records(records, **options)
 
 
 def _objective(model: Part, recipe: Recipe) -> BetaElbo:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from modality_samples import images, table, texts
 
 from vae_anomaly import VAEDetector
 from vae_anomaly.detector import parts_of
-from vae_anomaly.errors import ConfigError
+from vae_anomaly.errors import ConfigError, DataError
 
 STEPS = {"training": {"steps": 60}}
 
@@ -71,3 +74,63 @@ def test_images_of_another_size_are_refused(pictures):
     detector = VAEDetector(model_options={"channels": (8,), "latent": 4}, **STEPS).fit(pictures)
     with pytest.raises(ConfigError, match="must be like what was fitted"):
         detector.anomaly_score(np.zeros((3, 9, 9), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"calibration": 0.0}, "greater than 0, and less than 1 together"),
+        ({"calibration": 1.5}, "greater than 0, and less than 1 together"),
+        ({"training": {"steps": 0}}, "training.steps must be at least 1"),
+        ({"training": {"stepz": 3}}, "Did you mean 'steps'"),
+        ({"training": {"contamination_robust": "a"}}, "must be a number"),
+        ({"context": ["x0"]}, "`context` names columns"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(options, said):
+    with pytest.raises(ConfigError, match=said):
+        VAEDetector(**options).fit(np.random.default_rng(0).normal(size=(100, 3)))
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ([1, "x"] * 50, "values of one type"),
+        (pd.timedelta_range(0, periods=100, freq="s"), "must be a number, a truth value, a time or text"),
+    ],
+)
+def test_columns_of_other_types_are_refused_by_name(column, said):
+    frame = pd.DataFrame({"a": np.arange(100.0), "odd": column})
+    with pytest.raises(ConfigError, match=f"'odd'.*{said}"):
+        VAEDetector().fit(frame)
+    with pytest.raises(ConfigError, match=r"\['a'\] more than once"):
+        VAEDetector().fit(pd.DataFrame(np.zeros((100, 2)), columns=["a", "a"]).assign(b="x"))
+
+
+def test_a_record_that_was_fitted_is_judged_by_the_others():
+    """Five planted records contradict the rest; each is only usual beside itself."""
+    g = np.random.default_rng(1)
+    X = np.outer(g.normal(size=400), np.ones(8)) + 0.05 * g.normal(size=(400, 8))
+    X[:5] = g.normal(size=(5, 8))
+    X[7] = np.nan
+    detector = VAEDetector(random_state=0, alpha=0.05, training={"steps": 600})
+    found = detector.fit_predict(X)
+    assert (found[:5] == -1).all()
+    assert (found[10:] == -1).mean() < 0.12
+    apart = detector.left_out_score(X)
+    assert np.isnan(apart[7]) and found[7] == -1
+    usual = detector.anomaly_score(X)
+    assert (apart[:5] > usual[:5]).all()
+    new = g.normal(size=(3, 8))  # for what was not fitted there is nothing to leave out
+    assert np.array_equal(
+        detector.detector_.scores(
+            detector.detector_.encode(detector._records(new, reset=False)[0]), torch.full((3,), -1)
+        ),
+        detector.anomaly_score(new),
+    )
+
+
+def test_errors_travel_between_processes():
+    error = DataError("rule", "problem.", remedy="Mend it.", file="f", column="c", rows=[1, 2], count=7)
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.as_dict()) == (str(error), error.as_dict())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,8 +95,20 @@ def test_published_draws_as_its_authors_did(folder: Path) -> None:
 
 def test_unsupervised_trains_on_what_it_scores(folder: Path) -> None:
     split = adbench.unsupervised(adbench.files(folder)["middle"], 0)
-    np.testing.assert_array_equal(split.training, split.test)
+    assert split.test is split.training
     assert split.anomalous.sum() == 100
+
+
+@pytest.mark.parametrize("name", ["ours", "knn", "lof"])
+def test_what_is_trained_on_is_scored_without_itself(name: str) -> None:
+    """Twenty lonely records among two hundred of a line: each of them is its own nearest neighbour, if it may be."""
+    g = np.random.default_rng(0)
+    line = np.outer(g.normal(size=200), np.ones(6)) + 0.05 * g.normal(size=(200, 6))
+    X, anomalous = np.concatenate([line, g.normal(size=(20, 6))]), np.arange(220) >= 200
+    method = partial(adbench.ours, training={"steps": 600}) if name == "ours" else adbench.METHODS[name]
+    assert measured(Split(X, X, anomalous), method, "line", 0, name).auroc > 0.95
+    itself = measured(Split(X, X.copy(), anomalous), method, "line", 0, name).auroc
+    assert itself < 0.95 or name != "ours"  # the bad twin: scored like new records
 
 
 # ---------------------------------------------------------------- methods
@@ -135,7 +148,7 @@ def test_peers_see_standardised_numbers_and_constant_columns_stay() -> None:
 
 def test_decisions_are_shares_of_what_lies_above_the_threshold() -> None:
     split = Split(None, np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), np.array([False, False, False, False, True, True]))
-    score = Deciding(lambda test: test, lambda alpha: 3.5 if alpha == 0.05 else np.inf)
+    score = Deciding(lambda test: test, lambda alpha: 3.5 if alpha == 0.05 else np.inf, lambda: np.zeros(6))
     found = measured(split, lambda training, seed: score, "d", 0, "m")
     assert (found.false_alarms_1, found.recall_1) == (None, None)
     assert (found.false_alarms_5, found.recall_5) == (0.25, 1.0)
@@ -186,11 +199,17 @@ def test_a_run_goes_on_where_it_was_stopped_and_writes_its_page(folder: Path, tm
     first = cli(*common, "--sets", "apart")
     assert first.code == 0, first.err
     assert "seed 1, apart: iforest" in first.err
+    other = cli(*common, "--sets", "apart", "--contamination", "0.05")  # is measured anew, into the same file
+    assert "seed 1, apart: iforest" in other.err
+    before = len(out.read_text().splitlines())
+    assert before == 1 + 8
+    common = (*common, "--protocol", "published")
+    assert cli(*common, "--sets", "apart").code == 0
     again = cli(*common, "--sets", "apart,middle", "--published", table, "--html", page, "--json")
     assert again.code == 0, again.err
     assert "apart" not in again.err and "seed 1, middle: knn" in again.err
-    assert len(out.read_text().splitlines()) == 1 + 8
-    found = json.loads(again.out)
+    assert len(out.read_text().splitlines()) == before + 8
+    found = json.loads(again.out, parse_constant=pytest.fail)
     assert [line["method"] for line in found["lines"]] == ["knn", "iforest"]
     assert found["by_set"]["apart"]["knn"] > 0.99
     assert set(found["published"]) == {"KNN", "<b>Other</b>"}
@@ -238,6 +257,8 @@ def test_wrong_requests_are_refused_in_one_line(folder: Path, tmp_path: Path) ->
     refused(*data, "--contamination", "0.5", word="0.5")
     refused(*data, "--contamination", "0.1", "--protocol", "published", word="published")
     refused("--data", folder, "--methods", "knm", word="Did you mean 'knn'?")
+    refused(*data, "--published", tmp_path / "none.csv", word="--protocol published")
+    data = (*data, "--protocol", "published")
     refused(*data, "--published", tmp_path / "none.csv", word="none.csv")
     (tmp_path / "odd.csv").write_text("a,b\n1,2\n")
     refused(*data, "--published", tmp_path / "odd.csv", word="odd.csv")
@@ -247,11 +268,34 @@ def test_wrong_requests_are_refused_in_one_line(folder: Path, tmp_path: Path) ->
         "nan": {"X": np.full((9, 2), np.nan), "y": np.arange(9) > 6},
         "flat": {"X": np.zeros(9), "y": np.arange(9) > 6},
         "named": {"a": np.zeros(9)},
+        "few": {"X": np.zeros((40, 2)), "y": np.arange(40) > 30},
+        "empty": {"X": np.zeros((90, 0)), "y": np.arange(90) > 60},
     }.items():
         bad = tmp_path / f"bad{name}"
         bad.mkdir()
         np.savez(bad / f"{name}.npz", **arrays)
         refused("--data", bad, "--methods", "knn", word=f"{name}.npz")
+
+
+def test_two_files_of_one_name_are_refused(folder: Path) -> None:
+    (folder / "7_apart.npz").write_bytes((folder / "apart.npz").read_bytes())
+    refused("--data", folder, "--methods", "knn", word="'7_apart.npz' and 'apart.npz'")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_set_that_a_method_cannot_learn_is_named(tmp_path: Path, jobs: int) -> None:
+    np.savez(tmp_path / "same.npz", X=np.ones((100, 2)), y=np.arange(100) > 80)
+    said = cli("benchmark", "adbench", "--data", tmp_path, "--methods", "ours", "--seeds", 1, "--jobs", jobs)
+    assert said.code == 2
+    assert said.errors == [said.errors[-1]] and "'ours' must be able to learn from 'same' (seed 0)" in said.errors[0]
+
+
+def test_a_page_is_there_when_it_is_whole(folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    comparison.require_writable(page)
+    assert not page.exists()
+    with pytest.raises(ConfigError, match="folder that exists"):
+        comparison.require_writable(tmp_path)
 
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

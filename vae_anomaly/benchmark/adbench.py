@@ -7,7 +7,7 @@ A set is a file ``NAME.npz`` with ``X`` (N, F) numbers and ``y`` (N,), 1 = anoma
 * ``published``: that of Livernoche et al., to lay their table beside ours: sets under 1,000 records are drawn with
   replacement to 1,000 before the split, so that some records are trained on *and* scored, and the first half of the
   normal records in the order of the file trains;
-* ``unsupervised``: all records train, anomalies too, and are scored.
+* ``unsupervised``: all records train, anomalies too, and are scored, none of them as its own neighbour.
 
 ``contamination`` puts anomalies among the training records of ``clean``: that share of them, as far as half of the
 set's anomalies go; they are not scored.
@@ -38,8 +38,8 @@ from vae_anomaly.estimator import VAEDetector
 from vae_anomaly.registry import lookup
 from vae_anomaly.thresholds import allowed_exceedances
 
-EXPECTED = "--data must be a folder with files NAME.npz that hold X (N, F) numbers and y (N,) of 0 and 1."
-FEW, MANY = 1_000, 50_000
+EXPECTED = "--data must be a folder with files NAME.npz that hold X (N, F) numbers and y (N,) of 0 and 1, 32 or more 0."
+FEWEST, FEW, MANY = 32, 1_000, 50_000
 NEIGHBOURS, LOCAL, TREES = 5, 20, 100
 LARGEST = 1e300
 
@@ -71,6 +71,8 @@ def read(path: Path) -> Labelled:
     if X.ndim != 2 or y.shape != X.shape[:1] or set(np.unique(y)) != {0.0, 1.0} or not np.isfinite(X).all():
         problem = f"X {X.shape} and y {y.shape} of {np.unique(y)[:5].tolist()}"
         raise ConfigError(f"{EXPECTED} Got {problem} in {str(path)!r}, or numbers that are not finite.")
+    if not X.shape[1] or (y == 0).sum() < FEWEST:
+        raise ConfigError(f"{EXPECTED} Got {(y == 0).sum()} normal records of {X.shape[1]} numbers in {str(path)!r}.")
     return Labelled(X, y == 1)
 
 
@@ -84,7 +86,10 @@ def files(folder: Path, chosen: Sequence[str] | None = None) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise ConfigError(f"{EXPECTED} Got {str(folder)!r}, which is no folder.")
-    found = {re.sub(r"^\d+_", "", path.stem).lower(): path for path in sorted(folder.glob("*.npz"))}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.npz")):
+        if (before := found.setdefault(re.sub(r"^\d+_", "", path.stem).lower(), path)) is not path:
+            raise ConfigError(f"{EXPECTED} Got {before.name!r} and {path.name!r}, which have the same name.")
     if not found:
         raise ConfigError(f"{EXPECTED} Got {str(folder)!r} without one.")
     return {name: lookup("--sets", found, name) for name in chosen or sorted(found)}
@@ -114,7 +119,7 @@ def published(path: Path, seed: int) -> Split:
 
 
 def unsupervised(path: Path, seed: int) -> Split:
-    """All records train and are scored."""
+    """All records train and are scored: the test data are the training data themselves."""
     data = _drawn(read(path), seed)
     return Split(data.X, data.X, data.anomalous)
 
@@ -162,7 +167,7 @@ def ours(training: np.ndarray, seed: int, /, **options: Any) -> Deciding:
             replace(threshold, alpha=alpha).value if allowed_exceedances(alpha, len(threshold.calibration)) else np.inf
         )
 
-    return Deciding(fitted.anomaly_score, cut)
+    return Deciding(fitted.anomaly_score, cut, lambda: fitted.left_out_score(training))
 
 
 def ours_robust(training: np.ndarray, seed: int, /) -> Deciding:
@@ -190,7 +195,7 @@ def peer(build: Callable[[np.ndarray, int], Peer], training: np.ndarray, seed: i
         with np.errstate(all="ignore"):
             return _finite(made.score((test - center) / scale))
 
-    return Deciding(score, lambda alpha: float(np.quantile(known, 1.0 - alpha)))
+    return Deciding(score, lambda alpha: float(np.quantile(known, 1.0 - alpha)), lambda: known)
 
 
 def _finite(scores: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""``vae-anomaly benchmark``: each command runs one protocol and prints one table, a row for each method.
+"""``vae-anomaly benchmark``: each command runs one protocol and prints tables with a row for each method.
 
 Heavy packages are imported inside the commands, as in :mod:`vae_anomaly.cli`.
 """
@@ -85,7 +85,7 @@ def logs(
     lines = protocol.read(data, pattern or protocol.PATTERN)
     title = f"{data.name}, {_seeds(seeds)}: {int((~lines.anomalous).sum())} normal lines, {int(lines.anomalous.sum())}"
     title += f" alerts, {lines.left_out} lines left out"
-    todo = tasks(protocol.data(lines, data.name), chosen, range(seeds))
+    todo = tasks(protocol.data(lines, data.name), chosen, range(seeds), pattern or "")
     _run(title, todo, output=output, as_json=as_json, precision=True)
 
 
@@ -170,12 +170,14 @@ def adbench(
     tables.require_peers(chosen)
     paths = tables.files(data, None if sets is None else [name.strip().lower() for name in sets.split(",")])
     splits = tables.data(paths, protocol, contamination)
+    if published is not None and protocol != "published":
+        raise ConfigError(f"--published must come with --protocol published, which is like it. Got {protocol!r}.")
     others = {} if published is None else tables.read_published(published)
     if html is not None:
         comparison.require_writable(html)
-    measured = _measure(tasks(splits, chosen, range(seeds)), output, jobs)
-    mixed = f", {contamination:.0%} contamination" if contamination else ""
-    title = f"{len(paths)} sets, {protocol} protocol{mixed}, {_seeds(seeds)}"
+    how = protocol + (f", {contamination:g} contamination" if contamination else "")
+    measured = _measure(tasks(splits, chosen, range(seeds), how), output, jobs)
+    title = f"{len(paths)} {'set' if len(paths) == 1 else 'sets'}, protocol: {how}; {_seeds(seeds)}"
     result = comparison.compare(title, measured, others)
     if html is not None:
         comparison.write_page(result, html)
@@ -192,7 +194,7 @@ def _chosen(names: str | None, known: Mapping[str, Any]) -> dict[str, Any]:
     wanted = list(known) if names is None else [name.strip() for name in names.split(",")]
     for name in wanted:
         if name not in known:
-            raise ConfigError(f"methods must be some of {list(known)}. Got {name!r}.{suggestion(name, known)}")
+            raise ConfigError(f"--methods must be some of {list(known)}. Got {name!r}.{suggestion(name, known)}")
     return {name: known[name] for name in wanted}
 
 
@@ -200,7 +202,7 @@ def _integers(text: str) -> list[int]:
     try:
         return list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        raise ConfigError(f"digits must be whole numbers with commas, such as 0,3,8. Got {text!r}.") from None
+        raise ConfigError(f"--digits must be whole numbers with commas, such as 0,3,8. Got {text!r}.") from None
 
 
 def _seeds(count: int) -> str:
@@ -213,11 +215,11 @@ def _measure(todo: list[Task], output: Path | None, jobs: int = 1) -> list[Measu
     from vae_anomaly.benchmark.measuring import run
 
     with results.csv_file(output) as (known, write), progress_display() as progress:
-        found = {(m.data, m.seed, m.method): m for m in known}
-        for one in run([t for t in todo if (t.data, t.seed, t.method) not in found], progress, jobs):
+        found = {m.key: m for m in known}
+        for one in run([t for t in todo if t.key not in found], progress, jobs):
             write(one)
-            found[one.data, one.seed, one.method] = one
-    return [found[t.data, t.seed, t.method] for t in todo]
+            found[one.key] = one
+    return [found[t.key] for t in todo]
 
 
 def _run(title: str, todo: list[Task], *, output: Path | None, as_json: bool, precision: bool = False) -> None:

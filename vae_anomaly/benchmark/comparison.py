@@ -10,6 +10,8 @@ Reference: Demsar, Statistical comparisons of classifiers over multiple data set
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +29,8 @@ class Decisions:
     """At the false-alarm rate ``alpha`` that was asked for: means over the ``sets`` on which the method promises it."""
 
     alpha: float
-    false_alarms: float
-    recall: float
+    false_alarms: float | None
+    recall: float | None
     sets: int
 
 
@@ -111,7 +113,7 @@ def compare(
 def _decisions(alpha: float, alarms: np.ndarray, recall: np.ndarray) -> Decisions:
     kept = ~np.isnan(alarms).any(1)
     if not kept.any():
-        return Decisions(alpha, float("nan"), float("nan"), 0)
+        return Decisions(alpha, None, None, 0)
     return Decisions(alpha, float(alarms[kept].mean()), float(recall[kept].mean()), int(kept.sum()))
 
 
@@ -164,7 +166,9 @@ def _figures(line: Line) -> list[str]:
 
 
 def _decided(found: Decisions) -> list[str]:
-    return [f"{found.false_alarms:.2%}", f"{found.recall:.1%}", str(found.sets)] if found.sets else ["", "", "0"]
+    if found.false_alarms is None:
+        return ["", "", "0"]
+    return [f"{found.false_alarms:.2%}", f"{found.recall:.1%}", str(found.sets)]
 
 
 def write_page(result: Comparison, path: Path) -> None:
@@ -193,10 +197,10 @@ def write_page(result: Comparison, path: Path) -> None:
 
 def require_writable(path: Path) -> None:
     """Raise :class:`ConfigError` where a page cannot be written: before an hour of measuring, and not after it."""
-    try:
-        path.open("a").close()
-    except OSError as error:
-        raise unwritable("--html", path, error) from None
+    place = path if path.exists() else path.parent
+    if path.is_dir() or not place.exists() or not os.access(place, os.W_OK):
+        why = errno.EISDIR if path.is_dir() else errno.EACCES if place.exists() else errno.ENOENT
+        raise unwritable("--html", path, OSError(why, os.strerror(why)))
 
 
 def _is_best(result: Comparison, name: str, line: Line) -> bool:

@@ -93,7 +93,7 @@ def csv_file(path: Path | None) -> Iterator[tuple[list[Measured], Callable[[Meas
         known = _known(path)
         file = path.open("a", newline="", encoding="utf-8")
     except OSError as error:
-        raise unwritable("output", path, error) from None
+        raise unwritable("--output", path, error) from None
     with file:
         lines = csv.DictWriter(file, NAMES, lineterminator="\n")
         if known is None:
@@ -114,6 +114,7 @@ def unwritable(what: str, path: Path, error: OSError) -> ConfigError:
 
 
 NAMES = [field.name for field in fields(Measured)]
+ALWAYS = 4  # AUROC, average precision, seconds of fit and of scoring
 
 
 def _known(path: Path) -> list[Measured] | None:
@@ -129,8 +130,8 @@ def _known(path: Path) -> list[Measured] | None:
         known = [_measured(row) for row in rows[1:]]
     except ValueError as error:
         raise ConfigError(
-            f"output must be a new file, or one of this command with the columns {NAMES}. Got {str(path)!r} ({error})."
-            " Choose another name."
+            f"--output must be a new file, or one of this command with the columns {NAMES}. Got {str(path)!r}"
+            f" ({error}). Choose another name."
         ) from None
     if whole != content:
         path.write_bytes(whole)
@@ -138,7 +139,10 @@ def _known(path: Path) -> list[Measured] | None:
 
 
 def _measured(row: list[str]) -> Measured:
-    data, seed, method, *values = row
     if len(row) != len(NAMES):
         raise ValueError(f"{len(row)} values in a line")
-    return Measured(data, int(seed), method, *(float(v) if v else None for v in values))  # type: ignore[arg-type]
+    data, seed, method, *values, protocol = row
+    numbers = [float(v) if v else None for v in values]
+    if not all(v is not None and np.isfinite(v) for v in numbers[:ALWAYS]):
+        raise ValueError("a line without its figures")
+    return Measured(data, int(seed), method, *numbers, protocol=protocol)  # type: ignore[arg-type]

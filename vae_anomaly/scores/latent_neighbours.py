@@ -4,8 +4,8 @@ Each record becomes a vector in natural units,
 
 .. math:: v(x) = [\mu(x) / \bar\sigma,\; r(x)],
 
-the posterior mean over the posterior scale averaged over the training records, and the deviance residuals of the
-reconstruction. The score is the negative log of the mean of unit Gaussian kernels on the k nearest training records,
+the posterior mean over the posterior scale averaged over the reference records, and the deviance residuals of the
+reconstruction. The score is the negative log of the mean of unit Gaussian kernels on the k nearest reference records,
 in nats, plus the evidence of missing and unseen values,
 
 .. math:: s(x) = -\log \frac1k \sum_{j \in N_k(x)} e^{-d_j} + \mathrm{evidence}(x)

@@ -3,9 +3,9 @@ r"""How rare each value is by itself, whatever the others are: a histogram of ev
 .. math:: m_q(x) = \log \max_v p_q(v) - \log p_q(x_q) \ge 0
 
 in nats: 0 for a column's most frequent value. A number that takes few values has a count for each of them, any other
-number equal bins over the range of the training records; half a record is added to each cell, and to what lies outside.
+number equal bins over their range; half a record is added to each cell, and to what lies outside.
 
-Legend: B records, M training records, F features, P features or residuals that have cells, Q columns.
+Legend: B records, M reference records, F features, P features or residuals that have cells, Q columns.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Marginal:
 
 
 def marginal(parts: Sequence[Inputs], layout: AnyLayout) -> Marginal:
-    """Count the values of the training records ``parts``."""
+    """Count the values of the reference records ``parts``."""
     if layout.modality == "text":
         # a token is judged where it stands, and not by itself
         width = parts[0].x.shape[1]

@@ -1,6 +1,6 @@
 r"""Surprisal: how seldom a normal record is as strange as this one, in nats.
 
-Questions are asked of a record, and each answer is turned into nats by the scores that training records have:
+Questions are asked of a record, and each answer is turned into nats by the scores that reference records have:
 
 * is there a normal record like this one, reconstructed as well as this one is (:mod:`latent_neighbours`)? Half of what
   its neighbours themselves score on average is taken off: where normal records lie far apart, being far from them is
@@ -9,7 +9,7 @@ Questions are asked of a record, and each answer is turned into nats by the scor
 * is how each of them was reconstructed rare by itself? It is the same of the residuals, and asked as far as columns are
   discrete: there many records are alike, and neighbours tell little.
 
-For a score s with survival function S among training records, each left out of the reference in turn,
+For a score s with survival function S among reference records, each left out of the reference in turn,
 :math:`g(s) = -\log S(s)`: empirical up to the upper tenth and exponential beyond, as a sum of many small surprises is.
 The score is their weighted root mean square and the evidence of missing and unseen values,
 
