@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test test-slow lint bench ui clean
+.PHONY: demo test test-slow test-faults lint bench ui clean
 
 demo: $(STAMP)
 	$(BIN)/vae-anomaly demo
@@ -12,10 +12,13 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not faults"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest -s -m faults
 
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"

@@ -27,6 +27,7 @@ from vae_anomaly.errors import ConfigError, VaeAnomalyError
 if TYPE_CHECKING:
     from vae_anomaly.pipelines import FitOutcome, Look
     from vae_anomaly.scoring import ScoreOutcome
+    from vae_anomaly.store.commits import BatchState
     from vae_anomaly.workspace import Workspace
 
 EXIT_CODES = """
@@ -238,17 +239,59 @@ def rollback(
 
 
 @app.command()
-def score(monitor: Monitor, mlflow: MlflowFile = None, flow: Flow = False, as_json: Json = False) -> None:
-    """Score every new batch in the inbox with the champion; a second run has nothing to do."""
+def score(
+    monitor: Monitor,
+    mlflow: MlflowFile = None,
+    backfill: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--backfill", metavar="FROM TO", help="Only files named from FROM to TO, as 2026-01 2026-03."),
+    ] = None,
+    reprocess: Annotated[
+        str, typer.Option("--reprocess", help="With --backfill: score those that are done, too: none, failed or all.")
+    ] = "none",
+    version: Annotated[
+        str | None, typer.Option("--version", help="With --backfill: a registered version; by default the champion.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --backfill: show what would be scored, and do nothing.")
+    ] = False,
+    flow: Flow = False,
+    as_json: Json = False,
+) -> None:
+    """Score every new batch in the inbox with the champion; a second run has nothing to do.
+
+    With --backfill FROM TO, the files of that range: what is new in it, with --reprocess failed also what failed or was
+    quarantined, with --reprocess all also what another model has scored. The new scores supersede the old ones, which
+    are kept.
+    """
     from vae_anomaly import scoring
 
     ws = _open(monitor, mlflow)
+    if backfill is None and (reprocess != "none" or version or dry_run):
+        raise ConfigError("--reprocess, --version and --dry-run must come with --backfill FROM TO. Got them alone.")
+    if backfill and flow:
+        raise ConfigError("--backfill must be run without --flow. Got both.")
+    if backfill:
+        wanted = scoring.Backfill(*backfill, reprocess=reprocess, version=version)  # type: ignore[arg-type]
+        if dry_run:
+            _show_plan(scoring.plan(ws, wanted), as_json=as_json)
+            return
     with progress_display() as progress:
-        run = _flow("score", ws) if flow else scoring.score
-        outcome = run(ws, progress)
+        if backfill:
+            outcome = scoring.score(ws, progress, wanted)
+        else:
+            outcome = (_flow("score", ws) if flow else scoring.score)(ws, progress)
     say_json(score_summary(outcome)) if as_json else show_score(ws, outcome)
     if not outcome.ok:
         raise typer.Exit(3)
+
+
+def _show_plan(planned: list[BatchState], *, as_json: bool) -> None:
+    """The files that a backfill would score."""
+    if as_json:
+        say_json([{"name": p.name, "sha256": p.sha256, "state": p.state} for p in planned])
+        return
+    table(f"{len(planned)} files would be scored", ["file", "now"], [[p.name, p.state] for p in planned])
 
 
 def score_summary(outcome: ScoreOutcome) -> dict[str, Any]:

@@ -16,17 +16,19 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from vae_anomaly.errors import DataError, StoreError, VaeAnomalyError
+from vae_anomaly.config import config_digest
+from vae_anomaly.errors import ConfigError, DataError, StoreError, VaeAnomalyError
 from vae_anomaly.execution import engine
+from vae_anomaly.registry import lookup
 from vae_anomaly.report.html import to_html
 from vae_anomaly.report.markdown import to_markdown
 from vae_anomaly.report.model import QuarantineNotice, Report
 from vae_anomaly.sinks import Alert, deliver
-from vae_anomaly.store.commits import BatchState, HashCache, Ledger
+from vae_anomaly.store.commits import BatchState, HashCache, Ledger, State
 from vae_anomaly.store.files import Store
 from vae_anomaly.store.records import (  # fmt: skip
     Attempts,
@@ -89,8 +91,63 @@ class ScoreOutcome:
         return not self.undelivered and all(b.verdict == "committed" for b in self.batches)
 
 
-def score(ws: Workspace, progress: Progress = silent) -> ScoreOutcome:
-    """Score every batch in the inbox that has no committed result, with the champion.
+Reprocess = Literal["none", "failed", "all"]
+
+
+@dataclass(frozen=True)
+class Backfill:
+    """The files of the inbox that a run is about: by name from ``first`` to ``last``, with these and what begins so.
+
+    ``reprocess``: those without a result only; also those that failed or were quarantined; also those that other
+    versions or configurations have scored. ``version`` is the registered version that scores, None for the champion.
+    """
+
+    first: str
+    last: str
+    reprocess: Reprocess = "none"
+    version: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise :class:`ConfigError` for an empty range or another word."""
+        lookup("--reprocess", dict.fromkeys(get_args(Reprocess)), self.reprocess)
+        if not self.covers(self.first):
+            raise ConfigError(f"--backfill must go from a name to a later one. Got {self.first!r} to {self.last!r}.")
+
+    def covers(self, name: str) -> bool:
+        """Whether a file of this name is meant."""
+        return self.first <= name and (name <= self.last or name.startswith(self.last))
+
+    def includes(self, state: State) -> bool:
+        """Whether a file that stands so is to be scored."""
+        by_mode: dict[Reprocess, tuple[State, ...]] = {
+            "none": (),
+            "failed": ("quarantined",),
+            "all": ("quarantined", "committed"),
+        }
+        return state in ("pending", "failed", *by_mode[self.reprocess])
+
+
+EVERYTHING = Backfill("", "")
+
+
+def plan(ws: Workspace, backfill: Backfill) -> list[BatchState]:
+    """The files that ``backfill`` would score, as they stand now; nothing is changed."""
+    from vae_anomaly.tracking import Tracker
+
+    found = Tracker(ws.mlflow).resolve(ws.monitor.name, backfill.version or "champion", cache=ws.model_cache)
+    by = found.digest, config_digest(ws.monitor)
+    return [
+        row
+        for row in status(ws)
+        if backfill.covers(row.name)
+        and backfill.includes(row.state)
+        and not (isinstance(row.record, Commit) and (row.record.model.digest, row.record.config_digest) == by)
+        and (ws.monitor.source.inbox / row.name).exists()
+    ]
+
+
+def score(ws: Workspace, progress: Progress = silent, backfill: Backfill = EVERYTHING) -> ScoreOutcome:
+    """Score every batch in the inbox that has no committed result, with the champion, or what ``backfill`` says.
 
     A file that breaks the contract is quarantined, one that cannot be read now is tried again by the next run; the
     others go on. The model is resolved once. What an earlier run left unfinished is finished first.
@@ -107,7 +164,7 @@ def score(ws: Workspace, progress: Progress = silent) -> ScoreOutcome:
     ledger.recover()
     undelivered = deliver_outbox(ws, ledger)
     listing = _settled(ws, progress)
-    run = _Run(ws, ledger, cache, listing.ready, progress)
+    run = _Run(ws, ledger, cache, [file for file in listing.ready if backfill.covers(file.name)], progress, backfill)
     outcomes = run.score()
     cache.save()
     undelivered = deliver_outbox(ws, ledger) if outcomes else undelivered
@@ -141,6 +198,20 @@ def _known(ledger: Ledger, contract_digest: str) -> set[str]:
     return {c.sha256 for c in ledger.commits()} | refused
 
 
+def _again(ledger: Ledger, contract_digest: str, backfill: Backfill) -> set[str]:
+    """Contents that have come to an end and are scored again; attempts at files of the backfill count from one."""
+    found: set[str] = set()
+    if backfill.includes("quarantined"):
+        refusals = [q for q in ledger.quarantines() if q.contract_digest == contract_digest]
+        found |= {q.sha256 for q in refusals if backfill.covers(q.name)}
+        for attempt in ledger.attempts():
+            if backfill.covers(attempt.name):
+                ledger.forget(attempt.batch_id)
+    if backfill.includes("committed"):
+        found |= {c.sha256 for c in ledger.commits() if backfill.covers(c.name)}
+    return found
+
+
 def _is_done(done: set[str], sha256: str | None, name: str) -> bool:
     return sha256 is not None and not done.isdisjoint((sha256, _named(sha256, name)))
 
@@ -161,15 +232,22 @@ class _Run:
     """One scoring run: which deliveries need work, and what becomes of them."""
 
     def __init__(
-        self, ws: Workspace, ledger: Ledger, cache: HashCache, ready: Sequence[InboxFile], progress: Progress
+        self,
+        ws: Workspace,
+        ledger: Ledger,
+        cache: HashCache,
+        ready: Sequence[InboxFile],
+        progress: Progress,
+        backfill: Backfill,
     ) -> None:
         self.ws, self.ledger, self.cache, self.progress = ws, ledger, cache, progress
-        self.ready = ready
+        self.ready, self.backfill = ready, backfill
         self.model: ModelRef | None = None
         self.already = 0
         self._setting: Setting | None = None
         self._tracker: Tracker | None = None
-        self._done = _known(ledger, ws.contract_digest)
+        self._again = _again(ledger, ws.contract_digest, backfill)
+        self._done = _known(ledger, ws.contract_digest) - self._again
         self._outcomes: dict[str, BatchOutcome] = {}
         self._left: list[InboxFile] = []  # of contents that are under way under another name
 
@@ -222,7 +300,7 @@ class _Run:
             self._left.append(file)
             return None
         under_way.add(sha256)
-        return Job(self._resolved(), str(file.path), sha256, delivery.state)
+        return Job(self._resolved(), str(file.path), sha256, delivery.state, again=sha256 in self._again)
 
     def _resolved(self) -> Setting:
         """The champion, resolved when the first job needs it."""
@@ -230,7 +308,7 @@ class _Run:
             from vae_anomaly.tracking import Tracker
 
             self._tracker = Tracker(self.ws.mlflow)
-            self.model, folder = _fetched(self.ws, self._tracker, "champion")
+            self.model, folder = _fetched(self.ws, self._tracker, self.backfill.version or "champion")
             self._setting = Setting.of(self.ws, self.model, folder)
         return self._setting
 

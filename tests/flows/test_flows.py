@@ -146,7 +146,7 @@ def test_what_the_user_has_to_mend_is_raised_as_without_prefect(
 
 def test_only_what_may_heal_is_tried_again(demo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows import score
-    from vae_anomaly import pipelines, scoring
+    from vae_anomaly import scoring
 
     calls: list[str] = []
 
@@ -157,7 +157,7 @@ def test_only_what_may_heal_is_tried_again(demo: Any, monkeypatch: pytest.Monkey
         return original(ws, progress)
 
     original = scoring.score
-    monkeypatch.setattr(pipelines, "score", failing)
+    monkeypatch.setattr(scoring, "score", failing)
     monkeypatch.setattr(score.score_task, "retry_delay_seconds", 0)
     assert score.run(demo.ws).ok
     assert len(calls) == 2

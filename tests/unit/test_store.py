@@ -27,7 +27,7 @@ from vae_anomaly.store import files, score_files
 from vae_anomaly.store.check import check
 from vae_anomaly.store.commits import HashCache, Ledger
 from vae_anomaly.store.files import Busy, Conflict, Store, is_alive, owner, owner_of, safe_id, sweep
-from vae_anomaly.store.records import Commit, Quarantine, commit_key, dump, parse, read_record
+from vae_anomaly.store.records import Attempts, Commit, Quarantine, commit_key, dump, parse, read_record
 from vae_anomaly.store.score_files import SCORE_SCHEMA, ScoreWriter, read_scores, score_table
 from vae_anomaly.store.sources import batch_id
 
@@ -694,6 +694,20 @@ def second_record(store: Store) -> str:
     return f"commits/{record.batch_id}.json"
 
 
+def another_model(store: Store) -> str:
+    path = second_record(store)
+    record = read_record(store.root / path, Commit)
+    digest = "d" * 64
+    (store.root / path).write_bytes(replace(record, model=replace(record.model, digest=digest)).to_json())
+    return path
+
+
+def attempted(store: Store) -> str:
+    first = next(Ledger(store).commits())
+    attempt = Attempts(first.batch_id, first.name, first.sha256, CONTRACT, 1, "it died.")
+    return with_file("attempts/ID.json", attempt.to_json())(store)
+
+
 def quarantined_too(store: Store) -> str:
     record = refusal("a.csv", b"1")
     (store.quarantine / f"{record.batch_id}.json").write_bytes(record.to_json())
@@ -758,14 +772,18 @@ def repeated(table: pa.Table) -> pa.Table:
     return pa.concat_tables([table.slice(0, 1), table.slice(0, table.num_rows - 1)])
 
 
+def attempts(count: int) -> bytes:
+    return Attempts(f"b-{sha256(b'2')[:12]}", "b.csv", sha256(b"2"), CONTRACT, count, "it died.").to_json()
+
+
 CORRUPTED: dict[str, tuple[str, Callable[[Store], str]]] = {
     "record counts a row twice": ("I1", with_record(scored=20)),
     "record counts more flags than rows": ("I1", with_record(flagged=99)),
     "record counts another flag": ("I1", another_count),
     "a row is missing": ("I1", with_table(lambda table: table.slice(0, table.num_rows - 1))),
     "a reason is another": ("I1", with_scores(status=row(4, "unscorable:missing"))),
-    "committed and quarantined": ("I1", quarantined_too),
     "two records for one key": ("I2", second_record),
+    "two models scored it, and neither stands in the other's place": ("I2", another_model),
     "a row twice": ("I2", with_table(repeated)),
     "rows out of order": ("I2", with_table(shuffled)),
     "scores missing": ("I3", with_file("scores/ID.parquet", None)),
@@ -818,6 +836,8 @@ CORRUPTED: dict[str, tuple[str, Callable[[Store], str]]] = {
         with_file("outbox/x-1.file.json", dump({"batch_id": "x-1", "sink": "log", "idempotency_key": "k"})),
     ),
     "broken marker": ("I6", with_file("outbox/ID.log.json", b"")),
+    "broken attempts": ("I3", with_file("attempts/ID.json", b"{}")),
+    "no attempts": ("I6", with_file(f"attempts/b-{sha256(b'2')[:12]}.json", attempts(0))),
 }
 
 
@@ -838,6 +858,8 @@ def test_check_reports_a_corrupted_store(store: Store, case: str) -> None:
     "corrupt",
     [
         left_by_the_dead,
+        quarantined_too,
+        attempted,
         with_file("store.json", None),
         with_file("reports/ID.html", None),
         with_file("scores/x-000000000000.parquet", b""),
@@ -849,6 +871,14 @@ def test_what_the_next_run_mends_is_a_note(store: Store, corrupt: Callable[[Stor
     store.replace(b"<html>", store.file(store.reports, good.batch_id, ".html"))
     path = corrupt(store)
     assert [(f.path, f.severity) for f in check(store)] == [(path, "note")]
+
+
+@pytest.mark.parametrize("corrupt", [quarantined_too, attempted])
+def test_the_next_run_mends_what_it_says_it_mends(store: Store, corrupt: Callable[[Store], str]) -> None:
+    put(store, "a.csv", b"1")
+    path = corrupt(store)
+    Ledger(store).recover()
+    assert not (store.root / path).exists()
 
 
 def test_check_needs_a_store(tmp_path: Path) -> None:

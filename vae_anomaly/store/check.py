@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 
 from vae_anomaly.batch import OK
 from vae_anomaly.errors import ConfigError, StoreError
+from vae_anomaly.store.commits import standing
 from vae_anomaly.store.files import Store, is_alive, names, owner_of, safe_id, sha256_of
 from vae_anomaly.store.records import Attempts, Commit, FileRef, Quarantine, read_record
 from vae_anomaly.store.score_files import SCORE_SCHEMA, read_scores, score_schema
@@ -111,8 +112,12 @@ def _records(folder: Path, kind: type[Any], remedy: str) -> tuple[list[Any], lis
 
 def _keys(commits: list[Commit]) -> Iterator[Finding]:
     times = Counter(commit.key for commit in commits)
+    heads = Counter(commit.sha256 for commit in standing(commits))
     for commit in commits:
         path = f"commits/{commit.batch_id}.json"
+        if heads[commit.sha256] != 1:
+            problem = f"One commit of its content must stand. Got {heads[commit.sha256]} that no other one supersedes."
+            yield Finding("I2", path, problem, "Keep one, and delete the others with their scores and reports.")
         if times[commit.key] > 1:
             remedy = "Keep one of the records that share it, and delete the others with their scores and reports."
             problem = f"Its key must be unique. Got it in {times[commit.key]} records."
@@ -129,7 +134,7 @@ def _twice(commits: list[Commit], refusals: list[Quarantine]) -> Iterator[Findin
     for refusal in refusals:
         if batch := scored.get((refusal.sha256, refusal.contract_digest)):
             problem = f"The same content was committed under the same contract, as {batch}."
-            yield Finding("I1", f"quarantine/{refusal.batch_id}.json", problem, "Delete the one that is wrong.")
+            yield Finding("I1", f"quarantine/{refusal.batch_id}.json", problem, _NEXT_RUN, "note")
 
 
 def _attempts(attempts: list[Attempts], commits: list[Commit], refusals: list[Quarantine]) -> Iterator[Finding]:

@@ -69,10 +69,14 @@ class Ledger:
         """All reason files by file name; :class:`StoreError` names one that is broken."""
         return _read_all(self.store.quarantine, Quarantine)
 
-    def committed(self, sha256: str) -> Commit | None:
-        """The commit of this content, under whatever name it came."""
+    def commits_of(self, sha256: str) -> list[Commit]:
+        """The commits of this content, under whatever name it came and whatever scored it."""
         found = _read_all(self.store.commits, Commit, ending=f"-{sha256[:12]}.json")
-        return next((commit for commit in found if commit.sha256 == sha256), None)
+        return [commit for commit in found if commit.sha256 == sha256]
+
+    def committed(self, sha256: str) -> Commit | None:
+        """The commit of this content that no later one supersedes."""
+        return next(iter(standing(self.commits_of(sha256))), None)
 
     def quarantined(self, sha256: str, contract_digest: str) -> Quarantine | None:
         """The refusal of this content under this data contract."""
@@ -95,16 +99,30 @@ class Ledger:
 
     def forget(self, batch: str) -> None:
         """Forget the attempts at a batch id that has come to an end."""
-        discard(self.store.file(self.store.attempts, batch, ".json"))
+        self._drop(self.store.file(self.store.attempts, batch, ".json"))
 
     def recover(self) -> None:
-        """Forget attempts at what has come to an end: a killed run may have left them."""
+        """Remove attempts and refusals of what has come to a better end: a killed run may have left them."""
         for attempt in self.attempts():
             if self.committed(attempt.sha256) or self.quarantined(attempt.sha256, attempt.contract_digest):
                 self.forget(attempt.batch_id)
+        refusals = list(self.quarantines())
+        scored = {(c.sha256, c.contract_digest) for c in self.commits()} if refusals else set()
+        for refusal in refusals:
+            if (refusal.sha256, refusal.contract_digest) in scored:
+                self._pardon(refusal)
 
-    def commit(self, commit: Commit, scores: ScoreFile, *, report: bytes) -> bool:
+    def _pardon(self, refusal: Quarantine) -> None:
+        self._drop(self.store.file(self.store.quarantine, refusal.batch_id, ".json"))
+
+    def _drop(self, path: Path) -> None:
+        with contextlib.suppress(OSError):  # then the next run deletes it
+            discard(path)
+
+    def commit(self, commit: Commit, scores: ScoreFile, *, report: bytes, again: bool = False) -> bool:
         """Publish scores, report and record in this order; False when the content was committed before.
+
+        ``again``: what was committed of it with other models or configurations is superseded, and no reason against it.
 
         Without a record, scores and report under the batch's names are the rest of a killed run, perhaps of another
         model, and are replaced. The lock makes sure that no living process is about to commit them.
@@ -113,7 +131,7 @@ class Ledger:
         try:
             content = _checked(commit, scores, report)
             with store.lock(store.commits):
-                if self.committed(commit.sha256):
+                if any(commit.key == c.key or not again for c in self.commits_of(commit.sha256)):
                     return False
                 record = store.file(store.commits, id, ".json")
                 rest = not record.exists()
@@ -121,6 +139,8 @@ class Ledger:
                 store.publish(report, store.file(store.reports, id, ".json"), replaceable=rest)
                 store.publish(content, record)
                 self.forget(id)
+                if refusal := self.quarantined(commit.sha256, commit.contract_digest):
+                    self._pardon(refusal)
             return True
         finally:
             with contextlib.suppress(OSError):  # then the next run deletes it
@@ -142,7 +162,8 @@ class Ledger:
         Superseded: a record whose name now stands for other content, in the inbox or else in a later record.
         """
         here = set(inbox)
-        commits = {commit.sha256: commit for commit in self.commits()}
+        everything = list(self.commits())
+        commits = {commit.sha256: commit for commit in standing(everything)}
         refusals = {q.sha256: q for q in self.quarantines() if q.sha256 not in commits}
         failed = {a.sha256: a for a in self.attempts() if a.contract_digest == contract_digest}
         rows: list[BatchState] = []
@@ -152,6 +173,8 @@ class Ledger:
             if refusal and refusal.contract_digest != contract_digest:
                 refusal = None
             rows.append(_arrived(name, sha256, commits.get(sha256) or refusal, first, failed.get(sha256)))
+        gone = (old for old in everything if old is not commits[old.sha256])
+        rows += [BatchState(old.name, old.sha256, old.batch_id, "superseded", old) for old in gone]
         records: list[Commit | Quarantine] = [*commits.values(), *refusals.values()]
         current = {r.name: r.sha256 for r in sorted(records, key=self._written)} | dict(here)
         for record in records:
@@ -244,6 +267,12 @@ class HashCache:
 
 def _read_all(folder: Path, kind: type[Record], *, ending: str = ".json") -> Iterator[Record]:
     return (read_record(folder / name, kind) for name in names(folder) if name.endswith(ending))
+
+
+def standing(commits: Sequence[Commit]) -> list[Commit]:
+    """Those commits that no other one of the same content supersedes."""
+    gone = {(commit.supersedes, commit.sha256) for commit in commits}
+    return [commit for commit in commits if (commit.batch_id, commit.sha256) not in gone]
 
 
 def _kind(record: Commit | Quarantine) -> State:

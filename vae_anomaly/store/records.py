@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -73,7 +73,11 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Commit:
-    """One scored batch. ``alert``: the report has something to say. Keys of ``unscorable`` are reason codes."""
+    """One scored batch. ``alert``: the report has something to say. Keys of ``unscorable`` are reason codes.
+
+    ``supersedes`` is the id of the batch in whose place this one stands: other content under the same name, or the same
+    content scored by another model or configuration.
+    """
 
     dataset: str
     batch: BatchRef
@@ -91,6 +95,7 @@ class Commit:
     code_version: str
     alert: bool
     labelled: Labelled | None = None
+    supersedes: str | None = None
 
     @property
     def key(self) -> str:
@@ -265,7 +270,9 @@ def decode(kind: Any, value: Any, where: str) -> Any:
     """``value`` from JSON as ``kind``: a dataclass of plain types, exactly."""
     if isinstance(kind, type) and is_dataclass(kind):
         hints = _hints(kind)
-        _expect(isinstance(value, dict) and value.keys() == hints.keys(), f"{where} must have the fields {list(hints)}")
+        named = isinstance(value, dict) and _required(kind) <= value.keys() <= hints.keys()
+        _expect(named, f"{where} must have the fields {list(hints)}")
+        hints = {name: hint for name, hint in hints.items() if name in value}  # those with a default may be missing
         return kind(**{name: decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
     origin = get_origin(kind)
     if origin is UnionType:
@@ -280,6 +287,11 @@ def decode(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     _expect(type(value) is kind, f"{where} must be a {kind.__name__}")
     return value
+
+
+@cache
+def _required(kind: Any) -> frozenset[str]:
+    return frozenset(f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)
 
 
 @cache

@@ -182,10 +182,13 @@ def _folder_changed(folder: os.DirEntry[str], now: float) -> float:
         return now
 
 
-def batch_id(name: str, sha256: str) -> str:
-    """A batch's name in the store: the file's name made safe, and the beginning of its content's digest."""
+def batch_id(name: str, sha256: str, *, again: int = 0) -> str:
+    """A batch's name in the store: the file's name made safe, and the beginning of its content's digest.
+
+    ``again`` is how often this content was scored before.
+    """
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).stem).lstrip("._-")[:60] or "batch"
-    return f"{stem}-{sha256[:12]}"
+    return f"{stem}{f'.again{again}' if again else ''}-{sha256[:12]}"
 
 
 # ---------------------------------------------------------------- one delivery
