@@ -20,6 +20,7 @@ from pipeline_samples import Said, cli, copy, deliver, table
 from store_samples import tree
 
 from vae_anomaly.store.check import check
+from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.files import Store
 
 POISON = """
@@ -94,8 +95,9 @@ def runs(poisoned: Callable[[], tuple[Path, Said]]) -> list[tuple[Said, States]]
     """What two runs said, and the state after each; between them a run that failed in the same way."""
     folder, first = poisoned()
     said = [(first, states(folder))]
-    for record in (folder / "output" / "attempts").iterdir():
-        record.write_text(record.read_text().replace('"count": 1', '"count": 2'))
+    ledger = Ledger(Store(folder / "output"))
+    for attempt in list(ledger.attempts()):
+        ledger.attempted(attempt)
     folder, second = poisoned()
     return [*said, (second, states(folder))]
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from store_samples import tree
 
 from vae_anomaly.scoring import Backfill
 from vae_anomaly.store.check import check
+from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.files import Store
 
 MLFLOW = """\
@@ -140,11 +142,11 @@ def test_backfill_from_one_model_to_the_next(scored: Path) -> None:
 def test_a_batch_that_was_poison_is_pardoned_when_it_is_scored(scored: Path) -> None:
     folder, quarantine = scored, scored / "output" / "quarantine"
     deliver(folder, **{"2026-02-01.parquet": table(30, 77)})
-    (reason,) = (json.loads(path.read_text()) for path in quarantine.iterdir())
+    (reason,) = Ledger(Store(folder / "output")).quarantines()
     sha256 = hashlib.sha256((folder / "inbox" / "2026-02-01.parquet").read_bytes()).hexdigest()
     id = f"2026-02-01-{sha256[:12]}"
-    poison = reason | {"rule": "poison", "sha256": sha256, "batch_id": id, "name": "2026-02-01.parquet"}
-    (quarantine / f"{id}.json").write_text(json.dumps(poison, sort_keys=True, indent=1) + "\n")
+    poison = replace(reason, rule="poison", sha256=sha256, batch_id=id, name="2026-02-01.parquet").to_json()
+    (quarantine / f"{id}.json").write_bytes(poison)
     assert verdicts(cli("score", folder, "--json")) == {}
     assert verdicts(run(folder, "2026-02", "2026-02", "--reprocess", "failed", "--json")) == {
         "2026-02-01.parquet": "committed"
@@ -152,7 +154,7 @@ def test_a_batch_that_was_poison_is_pardoned_when_it_is_scored(scored: Path) -> 
     assert f"{id}.json" not in os.listdir(quarantine)
     assert check(Store(folder / "output")) == []
     # the rest of a run that was killed in between
-    (quarantine / f"{id}.json").write_text(json.dumps(poison, sort_keys=True, indent=1) + "\n")
+    (quarantine / f"{id}.json").write_bytes(poison)
     assert [finding.severity for finding in check(Store(folder / "output"))] == ["note"]
     assert cli("score", folder).code == 0
     assert check(Store(folder / "output")) == []

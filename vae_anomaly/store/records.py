@@ -1,6 +1,7 @@
 """Records: what the store writes down of a batch, as values and as JSON, read back strictly.
 
-A record's bytes depend on its value only; nothing in it is a time or a random number.
+A record's bytes depend on its value only; nothing in it is a time or a random number. It holds a digest of itself, so
+that no damage of the disk passes for another value.
 """
 
 from __future__ import annotations
@@ -250,7 +251,8 @@ def parse(content: bytes, kind: type[Record], id: str) -> Record:
     """The record of the batch ``id`` in ``content``; raises :class:`ValueError` that says what is wrong with it."""
     stated = json.loads(content, parse_constant=_no_constant)
     _expect(isinstance(stated, dict) and stated.get("format") == FORMAT, f"format must be {FORMAT}")
-    derived = {"format", "key"} if kind is Commit else {"format"}
+    _expect(content == dump(stated), "a byte must not have changed since it was written")
+    derived = {"format", "digest", "key"} if kind is Commit else {"format", "digest"}
     record: Record = decode(kind, {k: v for k, v in stated.items() if k not in derived}, "record")
     _expect(record.batch_id == id, "the file's name must be the batch id")
     _expect(id.endswith(f"-{record.sha256[:12]}"), "the batch id must end with the head of the content's sha256")
@@ -262,8 +264,14 @@ def parse(content: bytes, kind: type[Record], id: str) -> Record:
 
 
 def dump(value: Mapping[str, Any]) -> bytes:
-    """``value`` and the format mark as JSON: equal values, equal bytes."""
-    return (json.dumps({"format": FORMAT, **value}, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+    """``value``, the format mark and a digest of both as JSON: equal values, equal bytes."""
+    stated = {"format": FORMAT} | {name: entry for name, entry in value.items() if name != "digest"}
+    digest = hashlib.sha256(_json(stated)).hexdigest()
+    return _json({"digest": digest, **stated})
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
