@@ -113,6 +113,7 @@ def carriers(folder: Path, mark: Path) -> list[str]:
     return [*plants, "weights.pth", "objects.npy"]
 
 
+@pytest.mark.faults
 def test_g7_no_code_runs_from_a_model_folder(tmp_path: Path, spied: Callable[..., object]) -> None:
     folder, mark = in_workers(copy(tmp_path)), tmp_path / "it-ran"
     deliver(folder, **{"day.parquet": table(30, 3)})
@@ -126,6 +127,7 @@ def test_g7_no_code_runs_from_a_model_folder(tmp_path: Path, spied: Callable[...
     assert not (model / "MLmodel").exists()
 
 
+@pytest.mark.faults
 def test_g7_no_code_runs_from_the_registry(tmp_path: Path, spied: Callable[..., object]) -> None:
     folder, mark = in_workers(copy(tmp_path)), tmp_path / "it-ran"
     shutil.rmtree(folder / "output" / "models")
@@ -146,6 +148,7 @@ def test_g7_no_code_runs_from_the_registry(tmp_path: Path, spied: Callable[..., 
     assert len(done.stderr.splitlines()[-1]) > 40 and "Traceback" not in done.stderr
 
 
+@pytest.mark.faults
 def test_g7_the_spy_has_teeth(tmp_path: Path, spied: Callable[..., object]) -> None:
     mark, place = tmp_path / "it-ran", tmp_path / "model"
     place.mkdir()
@@ -222,6 +225,7 @@ def test_g5_every_damage_of_a_model_is_refused(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- G10: secrets and records stay where they are
 
 
+@pytest.mark.faults
 def test_g10_neither_secrets_nor_records_leak(tmp_path: Path, spied: Callable[..., object]) -> None:
     secret, word = "zq-secret-7731", "zq-word-4242"
     folder = in_workers(copy(tmp_path))
@@ -284,6 +288,7 @@ def listening(pids: set[int]) -> set[str]:
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("how", [[], ["--flow"], ["dask"]], ids=["processes", "prefect", "dask"])
 def test_g12_only_loopback_and_nobody_is_left(tmp_path: Path, how: list[str]) -> None:
     (tmp_path / "spy").mkdir()
@@ -414,6 +419,7 @@ def test_g5_mutated_files_are_scored_or_refused(tmp_path: Path) -> None:
     assert outcomes["unreadable"] > 100
 
 
+@pytest.mark.faults
 def test_g12_the_program_says_nothing_of_itself(tmp_path: Path) -> None:
     """Telemetry of the libraries is off where the program starts them."""
     code = "import os, vae_anomaly.tracking; print(os.environ['MLFLOW_DISABLE_TELEMETRY'])"

@@ -158,7 +158,7 @@ def batches() -> dict[str, object]:
     return days | short | {"again.parquet": table(152, 62, frauds=2)}
 
 
-@pytest.mark.parametrize("name", ["processes:1", "processes:3", "dask:2"])
+@pytest.mark.parametrize("name", ["processes:3", pytest.param("processes:1", marks=pytest.mark.faults), "dask:2"])
 def test_every_engine_gives_the_same_bytes(tmp_path: Path, inline: dict[str, str], name: str) -> None:
     folder = engine(copy(tmp_path), name)
     deliver(folder, **batches())
@@ -168,7 +168,7 @@ def test_every_engine_gives_the_same_bytes(tmp_path: Path, inline: dict[str, str
     assert check(Store(folder / "output")) == []
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_cluster_of_other_processes_whose_workers_are_killed_gives_the_same_bytes(
     tmp_path: Path, inline: dict[str, str]
 ) -> None:
