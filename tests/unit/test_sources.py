@@ -75,6 +75,23 @@ def test_files_wait_until_they_are_settled(tmp_path: Path) -> None:
     assert listed(tmp_path, now=1001.0)[1] == []
 
 
+def test_what_its_producer_calls_complete_does_not_wait(tmp_path: Path) -> None:
+    for name, age in (("a.csv", 1), ("b.csv", 0)):
+        os.utime(write(tmp_path, name, b"x"), (1000 - age, 1000 - age))
+    day = folder(tmp_path, "day", a=b"1")
+    for path in (day / "a.png", day):
+        os.utime(path, (1000, 1000))
+    assert listed(tmp_path, now=1000.5, folders=True) == ([], ["a.csv", "b.csv", "day"])
+    os.utime(write(tmp_path, "_SUCCESS", b""), (999, 999))  # of what changed since it says nothing
+    assert listed(tmp_path, now=1000.5, folders=True) == (["a.csv"], ["b.csv", "day"])
+    os.utime(write(day, "_SUCCESS", b""), (1000, 1000))
+    os.utime(day, (1000, 1000))
+    assert listed(tmp_path, now=1000.5, folders=True) == (["a.csv", "day"], ["b.csv"])
+    (tmp_path / "_SUCCESS").unlink()
+    (tmp_path / "_SUCCESS").symlink_to("a.csv")
+    assert listed(tmp_path, now=1000.5, folders=True)[0] == ["day"]
+
+
 def test_a_modification_time_in_the_future_does_not_wait_for_ever(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", b"x")
     os.utime(path, (4e9, 4e9))

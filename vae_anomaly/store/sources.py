@@ -134,23 +134,38 @@ def list_inbox(folder: Path, *, settle_seconds: float, now: float | None = None,
 
     Names that begin with ``.``, ``~`` or ``_`` or end in one of ``IGNORED_SUFFIXES`` are ignored, and folders unless
     ``folders`` are wanted; such a one waits until it and all that is in it are unchanged.
+    What has not changed since a file ``_SUCCESS`` was written beside it, or in it where it is a folder, does not wait:
+    its producer says that it is complete.
     A link, pipe or device is listed as ready: :func:`open_delivery` refuses it, which is louder than passing it over.
     """
     now = time.time() if now is None else now
     ready: list[InboxFile] = []
     waiting: list[InboxFile] = []
+    success = _vouched(folder)
     for entry in sorted(_entries(folder), key=lambda e: e.name):
         is_folder = entry.is_dir(follow_symlinks=False)
         if _ignored(entry.name) or (is_folder and not folders):
             continue
-        changes = entry.is_file(follow_symlinks=False) or is_folder
-        fresh = changes and now - (_folder_changed if is_folder else _changed)(entry, now) < settle_seconds
+        fresh = False
+        if entry.is_file(follow_symlinks=False) or is_folder:
+            changed = (_folder_changed if is_folder else _changed)(entry, now)
+            complete = max(success, _vouched(Path(entry.path)) if is_folder else 0.0)
+            fresh = now - changed < settle_seconds and changed > complete
         (waiting if fresh else ready).append(InboxFile(Path(entry.path), entry.name))
     return Listing(tuple(ready), tuple(waiting))
 
 
 def _ignored(name: str) -> bool:
     return name.startswith(IGNORED_PREFIXES) or name.lower().endswith(IGNORED_SUFFIXES)
+
+
+def _vouched(folder: Path) -> float:
+    """Until when everything in ``folder`` is complete, as its producer says; 0 where nobody says so."""
+    try:
+        info = os.lstat(folder / "_SUCCESS")
+    except OSError:
+        return 0.0
+    return info.st_mtime if stat.S_ISREG(info.st_mode) else 0.0
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
