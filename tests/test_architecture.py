@@ -16,7 +16,7 @@ SOURCES = sorted(p for top in ("vae_anomaly", "flows") for p in (ROOT / top).rgl
 ROWS = (
     ("errors",),
     ("report",),  # values and their rendering: whoever has a Report needs nothing else
-    ("registry",),
+    ("registry", "artifact"),
     ("batch", "images"),
     ("schema",),
     ("config",),

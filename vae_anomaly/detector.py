@@ -8,7 +8,6 @@ On disk a detector is data only: JSON and safetensors with a sha256 of each file
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
+from vae_anomaly.artifact import FORMAT, MANIFEST, digest_of, verified_files
 from vae_anomaly.batch import OK, Detections, Records
 from vae_anomaly.errors import ArtifactError, ConfigError
 from vae_anomaly.models import MODELS, build_model
@@ -36,10 +36,6 @@ from vae_anomaly.vae import VAE, Evaluation, Inputs, evaluate
 
 BLOCKS = 16  # of vae.rows records at a time: few enough for the cache, and enough to outweigh the calls
 CHUNK = 16 * 2**20  # values of the records in them, where they are so wide that fewer blocks hold more
-FORMAT = 4
-FILES = ("detector.json", "weights.safetensors")
-MANIFEST = "manifest.json"
-MAX_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -207,7 +203,7 @@ class Detector:
     @property
     def digest(self) -> str:
         """sha256 of the manifest: names this detector, its threshold included."""
-        return _sha256(self._manifest(self._files()))
+        return digest_of(self._manifest(self._files()))
 
     def _files(self) -> dict[str, bytes]:
         head = {
@@ -240,7 +236,7 @@ class Detector:
 
     @staticmethod
     def _manifest(files: Mapping[str, bytes]) -> bytes:
-        return _json({"format": FORMAT, "files": {name: _sha256(data) for name, data in sorted(files.items())}})
+        return _json({"format": FORMAT, "files": {name: digest_of(data) for name, data in sorted(files.items())}})
 
     def save(self, folder: Path) -> str:
         """Write ``folder`` (which must be new or empty) and return the digest."""
@@ -252,7 +248,7 @@ class Detector:
             (folder / name).write_bytes(data)
         manifest = self._manifest(files)
         (folder / MANIFEST).write_bytes(manifest)
-        return _sha256(manifest)
+        return digest_of(manifest)
 
     @staticmethod
     def load(folder: Path, *, digest: str | None = None) -> Detector:
@@ -268,7 +264,7 @@ class Detector:
         ArtifactError
             A file is missing, foreign, altered or truncated, or was made by another format; the message names it.
         """
-        files = _verified_files(folder, digest)
+        files = verified_files(folder, digest)
         try:
             return _rebuild(folder, json.loads(files["detector.json"]), files["weights.safetensors"])
         except ArtifactError:
@@ -278,51 +274,6 @@ class Detector:
                 f"model folder {str(folder)!r} must hold a detector of format {FORMAT}. Got contents that do not fit:"
                 f" {type(error).__name__}. Register the model again."
             ) from error
-
-
-def _verified_files(folder: Path, digest: str | None) -> dict[str, bytes]:
-    if not folder.is_dir():
-        raise ArtifactError(f"model folder {str(folder)!r} must exist. Got no such folder.")
-    found = {p.name for p in folder.iterdir()}
-    expected = {MANIFEST, *FILES}
-    if found != expected:
-        missing, foreign = sorted(expected - found), sorted(found - expected)
-        raise ArtifactError(
-            f"model folder {str(folder)!r} must hold exactly {sorted(expected)}."
-            f" Got missing {missing} and foreign {foreign}. Download or register the model again."
-        )
-    data = {name: _read(folder / name) for name in expected}
-    if digest is not None and _sha256(data[MANIFEST]) != digest:
-        raise ArtifactError(
-            f"{folder / MANIFEST} must have the registered sha256 {digest[:12]}. Got {_sha256(data[MANIFEST])[:12]}:"
-            " the model was altered or is another one. Do not use it; register it again."
-        )
-    try:
-        manifest = json.loads(data[MANIFEST])
-        if manifest["format"] != FORMAT:
-            raise ArtifactError(
-                f"{folder / MANIFEST} must have format {FORMAT}. Got {manifest['format']!r}: made by another version."
-            )
-        listed = {str(k): str(v) for k, v in manifest["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, ArtifactError):
-            raise
-        raise ArtifactError(f"{folder / MANIFEST} must be a manifest. Got something that does not parse.") from error
-    for name in FILES:
-        if listed.get(name) != _sha256(data[name]):
-            raise ArtifactError(
-                f"{folder / name} must have the sha256 that the manifest lists. Got other content: altered or"
-                " truncated. Do not use it; register the model again."
-            )
-    return data
-
-
-def _read(path: Path) -> bytes:
-    if path.is_symlink() or not path.is_file():
-        raise ArtifactError(f"{path} must be a regular file. Got a link or something else.")
-    if path.stat().st_size > MAX_BYTES:
-        raise ArtifactError(f"{path} must be smaller than {MAX_BYTES} bytes. Got {path.stat().st_size}.")
-    return path.read_bytes()
 
 
 def _rebuild(folder: Path, head: Mapping[str, Any], weights: bytes) -> Detector:
@@ -368,10 +319,6 @@ def _rebuilt(
 
 def _group(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _json(value: Any) -> bytes:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -55,14 +55,15 @@ from mlflow.types import Schema as MlflowSchema
 from mlflow.types.schema import AnyType
 from sqlalchemy.exc import SQLAlchemyError
 
-from vae_anomaly.batch import Records
+from vae_anomaly.artifact import verified_files
 from vae_anomaly.config import NAME, MlflowConfig, MonitorConfig, config_digest, redacted
-from vae_anomaly.detector import Detector
 from vae_anomaly.errors import ArtifactError, ConfigError
-from vae_anomaly.figures import of_fit, of_latent, png
-from vae_anomaly.figures.quality import corruption_map, kl_map
-from vae_anomaly.fitting import Fit
-from vae_anomaly.metrics import Assessment
+
+if TYPE_CHECKING:  # whoever scores only asks the registry, and waits for none of these
+    from vae_anomaly.batch import Records
+    from vae_anomaly.detector import Detector
+    from vae_anomaly.fitting import Fit
+    from vae_anomaly.metrics import Assessment
 
 logger = logging.getLogger(__name__)
 
@@ -311,6 +312,8 @@ class Tracker:
         self.client.log_inputs(run_id, [_dataset(*item) for item in sorted(data_digests.items())[:MAX_DATASETS]])
         records = validation.take(np.arange(min(len(validation), FIGURE_RECORDS)))
         figures = _figures(fit, records, assessment, latent=self.config.tracking.log_latent_plots)
+        from vae_anomaly.figures import png
+
         files = {f"figures/{name}.png": png(figure) for name, figure in figures}
         files["verdict.txt"] = "".join(f"{sentence}\n" for sentence in assessment.verdict).encode()
         for name, value in {
@@ -443,7 +446,7 @@ class Tracker:
         folder = cache / version.digest
         if folder.exists():
             try:
-                Detector.load(folder, digest=version.digest)
+                verified_files(folder, version.digest)
                 return folder
             except ArtifactError as error:
                 logger.warning("%s Downloading it again.", error)
@@ -469,7 +472,7 @@ class Tracker:
         try:
             got = _within(DOWNLOAD_SECONDS, lambda: mlflow.artifacts.download_artifacts(
                 where, dst_path=str(folder), tracking_uri=self.config.server.tracking_uri))  # fmt: skip
-            Detector.load(Path(got), digest=version.digest)
+            verified_files(Path(got), version.digest)
         except (ArtifactError, *AWAY) as error:
             raise ArtifactError(
                 f"version {version.version} of {version.name} must have its files in {redacted(where)}."
@@ -514,6 +517,9 @@ class Tracker:
 
 def _figures(fit: Fit, records: Records, assessment: Assessment, *, latent: bool) -> Iterator[tuple[str, Any]]:
     """Every figure of a fit with its name; ``records`` are validation records."""
+    from vae_anomaly.figures import of_fit, of_latent
+    from vae_anomaly.figures.quality import corruption_map, kl_map
+
     detector = fit.detector
     yield from of_fit(fit, detector.encode(records))
     yield "latent_dimensions", kl_map(fit.epochs)

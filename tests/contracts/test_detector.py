@@ -18,8 +18,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from vae_anomaly.artifact import FILES, FORMAT, MANIFEST
 from vae_anomaly.batch import Records
-from vae_anomaly.detector import FILES, FORMAT, MANIFEST, Detector, require_schema
+from vae_anomaly.detector import Detector, require_schema
 from vae_anomaly.errors import ArtifactError
 from vae_anomaly.explain import explain, latent_shares
 from vae_anomaly.report.model import COMBINATION

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tracking_samples import mlflow, monitor, register, sample
 
 from vae_anomaly import registry_review, tracking
+from vae_anomaly.artifact import FORMAT
 from vae_anomaly.config import GatesConfig, MlflowConfig, MonitorConfig
-from vae_anomaly.detector import FORMAT
 from vae_anomaly.errors import ArtifactError, ConfigError, ReviewError
 from vae_anomaly.registry_review import Evidence, Promotion, Review, evaluate_gates, history, promote, rollback
 from vae_anomaly.report.review import Gate, Measure, to_html
