@@ -107,10 +107,11 @@ def show_demo(ws: Workspace, run: DemoRun, *, as_json: bool, seconds: float) -> 
     say()
     show_score(ws, run.scored)
     say()
-    inside = "inside" if promise.low <= rate <= promise.high else "OUTSIDE"
+    expected, low, high = detector.threshold.false_alarms(found.normal)
+    inside = "inside" if low <= found.false_alarms <= high else "OUTSIDE"
     say(f"Held-out records: AUROC {found.auroc:.3f}; {found.found} of {found.anomalies} labelled anomalies found; "
-        f"{found.false_alarms} of {found.normal} normal records flagged ({rate:.2%}), {inside} the range that the fit "
-        f"promised ({promise.low:.2%} to {promise.high:.2%}).")  # fmt: skip
+        f"{found.false_alarms} of {found.normal} normal records flagged, {inside} the range that the fit promised "
+        f"({expected:.1f} expected, 95 % range {low} to {high}).")  # fmt: skip
     say(f"Done in {seconds:.0f} s. Look at a report (the strangest records, and why):")
     for page in last_reports(ws):
         say(f"  {shown(page)}")
