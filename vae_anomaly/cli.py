@@ -291,7 +291,10 @@ def _show_plan(planned: list[BatchState], *, as_json: bool) -> None:
     if as_json:
         say_json([{"name": p.name, "sha256": p.sha256, "state": p.state} for p in planned])
         return
-    table(f"{len(planned)} files would be scored", ["file", "now"], [[p.name, p.state] for p in planned])
+    if planned:
+        table("These files would be scored", ["file", "now"], [[p.name, p.state] for p in planned])
+    else:
+        say("Nothing to score: no file of this range, or all are done.")
 
 
 def score_summary(outcome: ScoreOutcome) -> dict[str, Any]:
