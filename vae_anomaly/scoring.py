@@ -322,6 +322,7 @@ class _Run:
             return
         if ended.problem is not None:
             self._attempted(file, job.sha256, ended) if ended.counts else self._failed(file.name, ended.problem)
+            self._done.add(job.sha256)  # for this run: under another name it would get another batch id
             return
         self._done.add(job.sha256)
         if ended.batch:
@@ -363,6 +364,7 @@ class _Run:
             self._done.add(identity)
         except (OSError, StoreError) as problem:
             self._failed(file.name, str(problem))
+            self._done.add(sha256)
 
     def log(self, outcome: ScoreOutcome) -> None:
         """One MLflow run for the scoring job; best effort."""
