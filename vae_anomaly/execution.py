@@ -180,18 +180,22 @@ class Crew:
             self._idle.put(worker)
 
     def carry_out(self, job: Job, tell: Tell) -> Ended:
-        """What comes of ``job``; where its worker dies, it has failed, and that counts."""
+        """What comes of ``job``; where its worker dies, it has failed, and that counts.
+
+        After a failure that counts the worker is replaced: who knows what the file has left in it.
+        """
         worker = self._idle.get()
         try:
-            return worker.carry_out(job, tell)
+            ended = worker.carry_out(job, tell)
         except WorkerDied as death:
+            ended = Ended(problem=f"the process that read it gave no answer: {death}", counts=not self._closed)
+        if ended.counts:
+            worker.end()
             self._all.discard(worker)
-            if not self._closed:
-                worker = Worker(self._limits)
-                self._all.add(worker)
-            return Ended(problem=f"the process that read it gave no answer: {death}", counts=not self._closed)
-        finally:
-            self._idle.put(worker)
+            worker = Worker(self._limits)
+            self._all.add(worker)
+        self._idle.put(worker)
+        return ended
 
     def close(self) -> None:
         """End all workers; a job that is under way fails."""

@@ -8,6 +8,7 @@ of the first time and changes nothing.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -169,7 +170,8 @@ def perform(job: Job, tell: Tell = lambda rows: None) -> Ended:
         _log.debug("out of memory", exc_info=True)
         return Ended(problem="it needs more memory than execution.memory_gb allows.", counts=True)
     except (OSError, StoreError) as error:
-        return Ended(problem=str(error))
+        # a worker has a limit of its own on open files
+        return Ended(problem=str(error), counts=isinstance(error, OSError) and error.errno == errno.EMFILE)
     except VaeAnomalyError as error:
         return Ended(problem=str(error), counts=True)
     except Exception as error:

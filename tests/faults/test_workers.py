@@ -38,7 +38,8 @@ if "vae_anomaly.execution" in " ".join(sys.orig_argv):
         if kind == "memory":
             bytearray(3 * 10**9)
         if kind == "files":
-            held = [os.open("/dev/null", os.O_RDONLY) for _ in range(100_000)]
+            for _ in range(100_000):  # and leaves them open
+                os.open("/dev/null", os.O_RDONLY)
         if kind == "noise":
             print("zq-private on standard output", flush=True)
             os.write(2, b"zq-private on standard error\\n")
@@ -110,14 +111,13 @@ def test_poison_costs_itself_and_the_others_go_on(runs: list[tuple[Said, States]
     assert "10 s without progress" in found["loop"]["problem"]
     assert "memory_gb" in found["memory"]["problem"]
     assert "zq-private" not in said.out + said.err
-    # descriptors may be short because of the machine: that is tried again without end, and says so
-    assert (there["files.parquet"]["state"], there["crash.parquet"]["state"]) == ("pending", "failed")
+    assert (there["files.parquet"]["state"], there["crash.parquet"]["state"]) == ("failed", "failed")
     assert there["crash.parquet"]["attempts"] == 1
 
 
 def test_the_third_attempt_is_the_last(runs: list[tuple[Said, States]]) -> None:
     said, there = runs[1]
-    poison = {f"{kind}.parquet" for kind in KINDS if kind != "files"}
+    poison = {f"{kind}.parquet" for kind in KINDS}
     assert {name for name, row in there.items() if row["state"] == "quarantined"} == poison
     reasons = {b["name"]: b["problem"] for b in json.loads(said.out)["batches"] if b["verdict"] == "quarantined"}
     assert set(reasons) == poison
@@ -128,7 +128,7 @@ def test_the_store_is_sound_after_all(
     runs: list[tuple[Said, States]], poisoned: Callable[[], tuple[Path, Said]]
 ) -> None:
     folder, again = poisoned()
-    assert [b["name"] for b in json.loads(again.out)["batches"]] == ["files.parquet"]
+    assert json.loads(again.out)["batches"] == []
     assert check(Store(folder / "output")) == []
     assert os.listdir(folder / "output" / "attempts") == []
     # another contract is another question
