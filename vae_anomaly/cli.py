@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -271,16 +272,15 @@ def score(
         raise ConfigError("--reprocess, --version and --dry-run must come with --backfill FROM TO. Got them alone.")
     if backfill and flow:
         raise ConfigError("--backfill must be run without --flow. Got both.")
+    wanted = scoring.EVERYTHING
     if backfill:
         wanted = scoring.Backfill(*backfill, reprocess=reprocess, version=version)  # type: ignore[arg-type]
-        if dry_run:
-            _show_plan(scoring.plan(ws, wanted), as_json=as_json)
-            return
+    if dry_run:
+        _show_plan(scoring.plan(ws, wanted), as_json=as_json)
+        return
     with progress_display() as progress:
-        if backfill:
-            outcome = scoring.score(ws, progress, wanted)
-        else:
-            outcome = (_flow("score", ws) if flow else scoring.score)(ws, progress)
+        run = _flow("score", ws) if flow else partial(scoring.score, backfill=wanted)
+        outcome = run(ws, progress)
     say_json(score_summary(outcome)) if as_json else show_score(ws, outcome)
     if not outcome.ok:
         raise typer.Exit(3)

@@ -28,12 +28,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from vae_anomaly.config import ExecutionConfig
+from vae_anomaly.errors import ConfigError
+from vae_anomaly.store.records import decode
 from vae_anomaly.worker import Ended, Job, Tell, perform
 
 _log = logging.getLogger(__name__)
@@ -45,12 +47,8 @@ AHEAD = 64  # jobs that wait on a cluster whose size is not ours to know
 PR_SET_PDEATHSIG = 1
 
 
-def silent(job: Job, rows: int) -> None:
-    """Progress of a job that nobody is shown."""
-
-
 @contextmanager
-def engine(config: ExecutionConfig, tell: Callable[[Job, int], None] = silent) -> Iterator[Run]:
+def engine(config: ExecutionConfig, tell: Callable[[Job, int], None]) -> Iterator[Run]:
     """What carries out jobs: a function from jobs to what came of each, in their order; it looks a few ahead.
 
     ``tell`` hears how many rows of a job are scored, from any thread, where the engine knows.
@@ -119,12 +117,13 @@ class Worker:
         """What comes of ``job``; raises :class:`WorkerDied`, after which another worker is needed."""
         try:
             assert self._process.stdin is not None
-            self._process.stdin.write(f"{job.to_json()}\n".encode())
+            self._process.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
             while True:
                 answer = json.loads(self._line(self._limits.patience if self._ready else START))
                 self._ready = True
                 if "ended" in answer:
-                    return Ended.from_json(json.dumps(answer["ended"]))
+                    ended: Ended = decode(Ended, answer["ended"], "ended")
+                    return ended
                 if "log" in answer:
                     level, name, message = answer["log"]
                     logging.getLogger(str(name)).log(int(level), "%s", message)
@@ -235,8 +234,8 @@ def main() -> None:
     _limit(memory_gb)
     answer(rows=0)
     for line in sys.stdin.buffer:
-        ended = perform(Job.from_json(line), lambda rows: answer(rows=rows))
-        answer(ended=json.loads(ended.to_json()))
+        ended = perform(decode(Job, json.loads(line), "job"), lambda rows: answer(rows=rows))
+        answer(ended=asdict(ended))
 
 
 def _die_with(parent: int) -> None:
@@ -272,8 +271,6 @@ def _dask(where: str, limits: Limits) -> Iterator[Run]:
     try:
         from dask.distributed import Client, LocalCluster
     except ImportError as error:
-        from vae_anomaly.errors import ConfigError
-
         raise ConfigError(
             "execution.engine must be one that is installed. Got dask, which is not. Install the extra `dask`."
         ) from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import stat
 import time
@@ -48,14 +47,13 @@ from vae_anomaly.store.sources import (  # fmt: skip
     list_inbox,
     open_delivery,
 )
-from vae_anomaly.worker import STOPPING, Ended, Job, Setting, serving
+from vae_anomaly.worker import STOPPING, Ended, Job, Setting, registered, serving
 from vae_anomaly.workspace import Progress, Workspace, silent
 
 if TYPE_CHECKING:
     from vae_anomaly.detector import Detector
     from vae_anomaly.tracking import Tracker
 
-_log = logging.getLogger(__name__)
 TRIES = 3  # of a file that may itself be why it fails
 KEPT_SCORES = 200_000
 
@@ -162,6 +160,7 @@ def score(ws: Workspace, progress: Progress = silent, backfill: Backfill = EVERY
     store = ws.store.prepare(ws.monitor.name)
     ledger, cache = Ledger(store), HashCache(store)
     ledger.recover()
+    _forget_attempts(ledger, backfill)
     undelivered = deliver_outbox(ws, ledger)
     listing = _settled(ws, progress)
     run = _Run(ws, ledger, cache, [file for file in listing.ready if backfill.covers(file.name)], progress, backfill)
@@ -198,15 +197,20 @@ def _known(ledger: Ledger, contract_digest: str) -> set[str]:
     return {c.sha256 for c in ledger.commits()} | refused
 
 
+def _forget_attempts(ledger: Ledger, backfill: Backfill) -> None:
+    """Attempts at files that are to be processed again count from one."""
+    if backfill.includes("quarantined"):
+        for attempt in ledger.attempts():
+            if backfill.covers(attempt.name):
+                ledger.forget(attempt.batch_id)
+
+
 def _again(ledger: Ledger, contract_digest: str, backfill: Backfill) -> set[str]:
-    """Contents that have come to an end and are scored again; attempts at files of the backfill count from one."""
+    """Contents that have come to an end and are scored again."""
     found: set[str] = set()
     if backfill.includes("quarantined"):
         refusals = [q for q in ledger.quarantines() if q.contract_digest == contract_digest]
         found |= {q.sha256 for q in refusals if backfill.covers(q.name)}
-        for attempt in ledger.attempts():
-            if backfill.covers(attempt.name):
-                ledger.forget(attempt.batch_id)
     if backfill.includes("committed"):
         found |= {c.sha256 for c in ledger.commits() if backfill.covers(c.name)}
     return found
@@ -430,12 +434,8 @@ def _fetched(ws: Workspace, tracker: Tracker, which: str) -> tuple[ModelRef, Pat
 
 def load_version(ws: Workspace, tracker: Tracker, which: str) -> tuple[Detector, ModelRef]:
     """A registered version, verified, whose columns are those of monitor.yml."""
-    from vae_anomaly.detector import Detector, require_schema
-
     model, folder = _fetched(ws, tracker, which)
-    detector = Detector.load(folder, digest=model.digest)
-    require_schema(detector, ws.schema)
-    return detector, model
+    return registered(ws, model, folder), model
 
 
 def deliver_outbox(ws: Workspace, ledger: Ledger) -> list[str]:

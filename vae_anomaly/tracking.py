@@ -299,6 +299,8 @@ class Tracker:
         assessment: Assessment,
         data_digests: Mapping[str, str],
     ) -> None:
+        from vae_anomaly.figures import png
+
         parameters = {**_flat(monitor.model_dump(mode="json", exclude={"columns"})), **_flat(asdict(fit.plan), "plan.")}
         parameters["columns"] = f"{len(monitor.columns)}: {', '.join(monitor.columns)}"
         for name, part in (("model", fit.detector.model), ("score", fit.detector.score_part)):
@@ -312,8 +314,6 @@ class Tracker:
         self.client.log_inputs(run_id, [_dataset(*item) for item in sorted(data_digests.items())[:MAX_DATASETS]])
         records = validation.take(np.arange(min(len(validation), FIGURE_RECORDS)))
         figures = _figures(fit, records, assessment, latent=self.config.tracking.log_latent_plots)
-        from vae_anomaly.figures import png
-
         files = {f"figures/{name}.png": png(figure) for name, figure in figures}
         files["verdict.txt"] = "".join(f"{sentence}\n" for sentence in assessment.verdict).encode()
         for name, value in {

@@ -12,7 +12,7 @@ import errno
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,6 @@ from vae_anomaly.store.records import (  # fmt: skip
     ModelRef,
     ThresholdRef,
     commit_key,
-    decode,
     provenance,
     read_record,
     report_ref,
@@ -88,17 +87,7 @@ class Job:
     path: str
     sha256: str
     state: Sequence[int]
-    again: bool = False
-
-    def to_json(self) -> str:
-        """One line."""
-        return json.dumps(asdict(self))
-
-    @staticmethod
-    def from_json(text: str | bytes) -> Job:
-        """What :meth:`to_json` wrote; raises :class:`ValueError`."""
-        job: Job = decode(Job, json.loads(text), "job")
-        return job
+    again: bool
 
 
 @dataclass(frozen=True)
@@ -143,18 +132,8 @@ class Ended:
     counts: bool = False
     stops: str | None = None
 
-    def to_json(self) -> str:
-        """One line."""
-        return json.dumps(asdict(self))
 
-    @staticmethod
-    def from_json(text: str | bytes) -> Ended:
-        """What :meth:`to_json` wrote; raises :class:`ValueError`."""
-        ended: Ended = decode(Ended, json.loads(text), "ended")
-        return ended
-
-
-def perform(job: Job, tell: Tell = lambda rows: None) -> Ended:
+def perform(job: Job, tell: Tell) -> Ended:
     """Carry out ``job``; ``tell`` hears now and then how many rows are scored."""
     try:
         scorer = scorer_of(job.setting)
@@ -191,11 +170,12 @@ class Scorer:
 
     def __init__(self, ws: Workspace, model: ModelRef, folder: Path) -> None:
         self.ws, self.model = ws, model
+        self.config_digest, self.contract_digest = config_digest(ws.monitor), ws.contract_digest
         self.detector = serving(ws, model, folder)
         threshold = self.detector.threshold
         self.threshold = ThresholdRef(threshold.version, threshold.value, threshold.alpha)
 
-    def score(self, delivery: Delivery, tell: Tell, *, again: bool = False) -> str:
+    def score(self, delivery: Delivery, tell: Tell, *, again: bool) -> str:
         """Score and commit a delivery: its batch id, or the empty string where its content was committed before.
 
         ``again``: by other models or configurations does not count as before.
@@ -205,12 +185,8 @@ class Scorer:
 
         ledger = Ledger(self.ws.store)
         before = ledger.commits_of(delivery.sha256)
-        key = commit_key(
-            self.ws.monitor.name,
-            delivery.sha256,
-            model_digest=self.model.digest,
-            config_digest=config_digest(self.ws.monitor),
-        )
+        digests = {"model_digest": self.model.digest, "config_digest": self.config_digest}
+        key = commit_key(self.ws.monitor.name, delivery.sha256, **digests)
         if any(key == commit.key or not again for commit in before):
             return ""
         id = batch_id(delivery.name, delivery.sha256, again=len(before))
@@ -261,8 +237,8 @@ class Scorer:
             report=report_ref(ref.id, content),
             model=self.model,
             threshold=self.threshold,
-            config_digest=config_digest(self.ws.monitor),
-            contract_digest=self.ws.contract_digest,
+            config_digest=self.config_digest,
+            contract_digest=self.contract_digest,
             code_version=code_version(),
             alert=report.has_something_to_say,
             labelled=Labelled(summary.anomalies, summary.found) if summary.labelled else None,
@@ -276,8 +252,8 @@ class Scorer:
             ref,
             model=self.model,
             threshold=self.threshold,
-            config_digest=config_digest(self.ws.monitor),
-            contract_digest=self.ws.contract_digest,
+            config_digest=self.config_digest,
+            contract_digest=self.contract_digest,
             code_version=code_version(),
         )
 
@@ -290,6 +266,15 @@ class Scorer:
         return [name for name, _ in header if name not in known]
 
 
+def registered(ws: Workspace, model: ModelRef, folder: Path) -> Detector:
+    """The verified detector in ``folder``, as it was registered; raises :class:`ArtifactError` as :func:`serving`."""
+    from vae_anomaly.detector import Detector, require_schema
+
+    detector = Detector.load(folder, digest=model.digest)
+    require_schema(detector, ws.schema)
+    return detector
+
+
 def serving(ws: Workspace, model: ModelRef, folder: Path) -> Detector:
     """The verified detector in ``folder``, with the present ``alpha``.
 
@@ -300,12 +285,10 @@ def serving(ws: Workspace, model: ModelRef, folder: Path) -> Detector:
     ArtifactError
         It does not verify, or is not for these columns.
     """
-    from vae_anomaly.detector import Detector, require_schema
     from vae_anomaly.registry import lookup
     from vae_anomaly.thresholds import THRESHOLDS
 
-    detector = Detector.load(folder, digest=model.digest)
-    require_schema(detector, ws.schema)
+    detector = registered(ws, model, folder)
     wanted = ws.monitor.threshold
     if wanted.alpha != detector.threshold.alpha:
         method = lookup("threshold.method", THRESHOLDS, wanted.method)

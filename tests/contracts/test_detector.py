@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
+from system_samples import Payload
 
 from vae_anomaly.artifact import FILES, FORMAT, MANIFEST
 from vae_anomaly.batch import Records
@@ -229,16 +230,6 @@ def test_weights_that_are_not_finite_are_refused(value, prefix, saved):
     edit_weights(folder, spoil)
     with pytest.raises(ArtifactError, match=rf"{WEIGHTS}.*'{prefix}.*must be finite"):
         Detector.load(folder)
-
-
-class Payload:
-    """Leaves a mark where it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Path.touch, (self.mark,)
 
 
 @pytest.mark.parametrize("name", FILES)

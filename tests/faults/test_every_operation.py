@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 from pipeline_samples import copy, deliver, fitted, parquet, shared_store, table, write_monitor
 from store_samples import tree
-from test_kill_score import Phases, Rounds, forked, wait
+from test_kill_score import Phases, Rounds, forked, naive, wait
 
 pytestmark = pytest.mark.faults
 ACTIONS = {"kill": 1, "full": 2, "error": 3, "torn": 4}
@@ -210,19 +210,6 @@ class Rendering(Trial):
 
 
 # ---------------------------------------------------------------- known-bad twins
-
-
-def naive() -> None:
-    """Writes under the final name, and takes what is there for done."""
-    from vae_anomaly.store.files import Store
-
-    def publish(store: Any, content: Path | bytes, final: Path, *, replaceable: bool = False) -> None:
-        if not final.exists():
-            final.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-        if isinstance(content, Path):
-            os.unlink(content)
-
-    Store.publish = publish  # type: ignore[method-assign]
 
 
 def early() -> None:

@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pipeline_samples import copy, deliver, fitted, parquet, program, table, write_monitor
+from pipeline_samples import PROGRAM, copy, deliver, fitted, parquet, program, table, write_monitor
 from store_samples import put
+from system_samples import Payload, family, listening
 
 from vae_anomaly.batch import Records
 from vae_anomaly.detector import Detector
@@ -50,16 +51,6 @@ if LOG:
 PAYLOAD = "import pathlib; pathlib.Path({mark!r}).touch()\n"
 
 
-class Bomb:
-    """Leaves a mark where it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Path.touch, (self.mark,)
-
-
 @pytest.fixture
 def spied(tmp_path: Path) -> Callable[..., tuple[subprocess.CompletedProcess[str], list[str]]]:
     """The installed program, and what its processes did."""
@@ -72,7 +63,7 @@ def spied(tmp_path: Path) -> Callable[..., tuple[subprocess.CompletedProcess[str
         log.touch()
         paths = [str(tmp_path / "spy"), str(Path(__file__).parents[2])]
         found = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "SPY_LOG": str(log), "SPY_PLACE": str(place)} | env
-        command = [sys.executable, "-c", "from vae_anomaly.cli import main; main()", *map(str, args)]
+        command = [str(PROGRAM), *map(str, args)]
         done = subprocess.run(command, env=found, capture_output=True, text=True, timeout=200, check=False)
         return done, log.read_text().splitlines()
 
@@ -93,7 +84,7 @@ def carriers(folder: Path, mark: Path) -> list[str]:
     """Twelve ways by which a model folder could bring code, planted; each would leave ``mark``."""
     code = PAYLOAD.format(mark=str(mark))
     (folder / "code").mkdir(exist_ok=True)
-    bomb = Bomb(mark)
+    bomb = Payload(mark)
     plants: dict[str, bytes] = {
         "python_model.pkl": pickle.dumps(bomb),
         "model.joblib": pickle.dumps({"model": bomb}, protocol=2),
@@ -254,37 +245,6 @@ def test_g10_neither_secrets_nor_records_leak(tmp_path: Path, spied: Callable[..
 # ---------------------------------------------------------------- G12: nobody listens to others, nobody stays
 
 
-def family(pid: int) -> set[int]:
-    """A process and all its descendants."""
-    found, left = set(), [pid]
-    while left:
-        one = left.pop()
-        found.add(one)
-        for task in Path(f"/proc/{one}/task").glob("*/children"):
-            left += [int(p) for p in task.read_text().split() if int(p) not in found]
-    return found
-
-
-def listening(pids: set[int]) -> set[str]:
-    """Local addresses on which these processes listen, in the kernel's hexadecimal."""
-    inodes = set()
-    for pid in pids:
-        for handle in Path(f"/proc/{pid}/fd").glob("*"):
-            try:
-                target = os.readlink(handle)
-            except OSError:
-                continue
-            if target.startswith("socket:["):
-                inodes.add(target[8:-1])
-    found = set()
-    for kind in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
-            cells = line.split()
-            if cells[3] == "0A" and cells[9] in inodes:
-                found.add(cells[1].partition(":")[0])
-    return found
-
-
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 
 
@@ -303,14 +263,14 @@ def test_g12_only_loopback_and_nobody_is_left(tmp_path: Path, how: list[str]) ->
         "SPY_LOG": str(tmp_path / "log"),
     }
     options = how if how == ["--flow"] else []
-    command = [sys.executable, "-c", "from vae_anomaly.cli import main; main()", "score", str(folder), *options]
+    command = [str(PROGRAM), "score", str(folder), *options]
     members: set[int] = set()
     heard: set[str] = set()
     with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
         while run.poll() is None:
             now = family(run.pid)
             members |= now
-            heard |= listening(now)
+            heard |= {address.partition(":")[0] for address in listening(now)}
             time.sleep(0.1)
         assert run.stderr is not None
         err = run.stderr.read()

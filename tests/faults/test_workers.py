@@ -16,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pipeline_samples import Said, cli, copy, deliver, table
+from pipeline_samples import PROGRAM, Said, cli, copy, deliver, table
 from store_samples import tree
+from system_samples import children_of
 
 from vae_anomaly.store.check import check
 from vae_anomaly.store.commits import Ledger
@@ -68,10 +69,6 @@ def results(folder: Path) -> dict[str, str]:
 
 def states(folder: Path) -> States:
     return {row["name"]: row for row in json.loads(cli("status", folder, "--json").out)}
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 # ---------------------------------------------------------------- poison
@@ -190,7 +187,7 @@ def test_a_cluster_of_other_processes_whose_workers_are_killed_gives_the_same_by
     deliver(folder, **batches())
     killed: list[int] = []
     try:
-        run = subprocess.Popen([sys.executable, "-c", "from vae_anomaly.cli import main; main()", "score", str(folder)])
+        run = subprocess.Popen([str(PROGRAM), "score", str(folder)])
         while run.poll() is None:
             time.sleep(1.5)
             if len(killed) < 3 and (alive := children_of(workers.pid)):
@@ -219,7 +216,7 @@ def test_workers_die_with_their_run(tmp_path: Path) -> None:
     for ending in (signal.SIGKILL, signal.SIGINT):
         sign.unlink(missing_ok=True)
         run = subprocess.Popen(
-            [sys.executable, "-c", "from vae_anomaly.cli import main; main()", "score", str(folder)],
+            [str(PROGRAM), "score", str(folder)],
             env=env,
             stderr=subprocess.PIPE,
             text=True,

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from small_monitor import deliver
+from system_samples import listening
 
 from vae_anomaly.errors import ConfigError
 
@@ -69,11 +70,7 @@ class Served:
 
     def listening(self) -> list[str]:
         """The local addresses, as /proc/net writes them, on which any of the processes listens."""
-        links = [os.readlink(f) for p in self.processes() for f in (p / "fd").iterdir() if f.is_symlink()]
-        sockets = {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
-        tables = "".join(Path("/proc/net", name).read_text() for name in ("tcp", "tcp6"))
-        lines = [line.split() for line in tables.splitlines()]
-        return [line[1] for line in lines if line[3] == "0A" and line[9] in sockets]
+        return listening(int(entry.name) for entry in self.processes())
 
     def ends(self, number: int, *, within: float) -> int:
         """The exit code after a signal; nothing may be left then."""

@@ -106,11 +106,11 @@ class Ledger:
         for attempt in self.attempts():
             if self.committed(attempt.sha256) or self.quarantined(attempt.sha256, attempt.contract_digest):
                 self.forget(attempt.batch_id)
-        refusals = list(self.quarantines())
-        scored = {(c.sha256, c.contract_digest) for c in self.commits()} if refusals else set()
-        for refusal in refusals:
-            if (refusal.sha256, refusal.contract_digest) in scored:
-                self._pardon(refusal)
+        # by the heads of digests in the names: no record is read but those that may be meant
+        for head in _heads(self.store.quarantine) & _heads(self.store.commits):
+            for refusal in _read_all(self.store.quarantine, Quarantine, ending=f"-{head}"):
+                if any(c.contract_digest == refusal.contract_digest for c in self.commits_of(refusal.sha256)):
+                    self._pardon(refusal)
 
     def _pardon(self, refusal: Quarantine) -> None:
         self._drop(self.store.file(self.store.quarantine, refusal.batch_id, ".json"))
@@ -267,6 +267,11 @@ class HashCache:
 
 def _read_all(folder: Path, kind: type[Record], *, ending: str = ".json") -> Iterator[Record]:
     return (read_record(folder / name, kind) for name in names(folder) if name.endswith(ending))
+
+
+def _heads(folder: Path) -> set[str]:
+    """The ends of the records' names: the head of a content's digest, and the suffix."""
+    return {name.rpartition("-")[2] for name in names(folder)}
 
 
 def standing(commits: Sequence[Commit]) -> list[Commit]:

@@ -275,7 +275,7 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
-    """``value`` from JSON as ``kind``: a dataclass of plain types, exactly."""
+    """``value`` from JSON as ``kind``, a dataclass of plain types, exactly; raises :class:`ValueError`."""
     if isinstance(kind, type) and is_dataclass(kind):
         hints = _hints(kind)
         named = isinstance(value, dict) and _required(kind) <= value.keys() <= hints.keys()
