@@ -49,6 +49,12 @@ class Records:
         labels = None if self.labels is None else self.labels[index]
         return Records(self.first_row, self.record_ids[index], values, self.status[index], labels)
 
+    def between(self, part: slice) -> Records:
+        """The rows of ``part``, whose step is 1, without copying them; ``first_row`` is kept as it is."""
+        values = {name: v[part] for name, v in self.values.items()}
+        labels = None if self.labels is None else self.labels[part]
+        return Records(self.first_row, self.record_ids[part], values, self.status[part], labels)
+
 
 def concatenate(parts: Sequence[Records]) -> Records:
     """All rows of ``parts`` in order, as one :class:`Records` that starts at the first part's row."""

@@ -154,12 +154,18 @@ class Detector:
         assert isinstance(self.preprocessor, TabularPreprocessor)
         encode, place = self.preprocessor.encode_matrix, {c.name: i for i, c in enumerate(self.schema.columns)}
         order = [place[name] for name in self.preprocessor.columns]
+        return self._over_slices(len(values), lambda part: encode(_in_order(values[part], order)))
+
+    def scores_of_records(self, records: Records) -> np.ndarray:
+        """As :meth:`scores` for scorable records, encoded chunk by chunk where a record's score is its own affair."""
+        if not isinstance(self.preprocessor, TabularPreprocessor):
+            return self.scores(self.encode(records))
+        return self._over_slices(len(records), lambda part: self.encode(records.between(part)))
+
+    def _over_slices(self, count: int, encoded: Callable[[slice], Inputs]) -> np.ndarray:
         rows = min(chunk_rows(m.vae, self.preprocessor.layout.features) for m in self.members)
-        done = [np.zeros(0)]
-        for start in range(0, len(values), rows):
-            inputs = encode(_in_order(values[start : start + rows], order))
-            done.append(self._mean(partial(_scored, inputs)))
-        return np.concatenate(done)
+        parts = (slice(start, start + rows) for start in range(0, count, rows))
+        return np.concatenate([np.zeros(0), *(self._mean(partial(_scored, encoded(part))) for part in parts)])
 
     def terms(self, inputs: Inputs) -> np.ndarray:
         """(B, Q + 1) float64 nats: one entry for each column, then the latent position; they sum to the score."""
@@ -192,7 +198,11 @@ class Detector:
         score = np.full(len(records), np.nan)
         if good.size:
             scored = records if good.size == len(records) else records.take(good)
-            score[good] = self.scores(self.encode(scored), None if own is None else own[torch.from_numpy(good)])
+            score[good] = (
+                self.scores_of_records(scored)
+                if own is None
+                else self.scores(self.encode(scored), own[torch.from_numpy(good)])
+            )
         broken = (status == OK) & ~np.isfinite(score)
         status[broken] = "unscorable:non_finite_score"
         score[broken] = np.nan

@@ -93,13 +93,10 @@ def evaluate_gates(
 
 def _most_flagged(detector: Detector, records: int, ratio: float) -> float:
     """The largest share of normal records that may be flagged."""
-    from scipy.stats import betabinom
-
     threshold, limit = detector.threshold, min(1.0, ratio * detector.threshold.alpha)
     if not records:
         return limit
-    b, n = threshold.rank, len(threshold.calibration)
-    return max(limit, float(betabinom.ppf(0.5 + CHANCE / 2, records, b, n + 1 - b)) / records)
+    return max(limit, threshold.false_alarm_quantile(records, 0.5 + CHANCE / 2) / records)
 
 
 def review(

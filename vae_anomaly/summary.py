@@ -51,8 +51,8 @@ class BatchSummary:
             self.found += int((records.labels & detections.is_anomaly).sum())
         self._quality += self.detector.preprocessor.quality(records, good)
         self._keep_scores(detections.score[good])
-        if self.rows <= COUNTED_IDS:
-            self._ids.append(pd.util.hash_array(records.record_ids))
+        if self.detector.schema.record_id and self.rows <= COUNTED_IDS:  # else they are the numbers of the rows
+            self._ids.append(pd.util.hash_array(records.record_ids, categorize=False))
         self._keep_strangest(records, detections)
 
     def _keep_scores(self, scores: np.ndarray) -> None:
@@ -165,10 +165,10 @@ class BatchSummary:
         )
 
     def _warning(self, state: ColumnState, missing: int, unseen: int) -> str:
-        from scipy.stats import binom  # imported late, like every use of scipy
+        from scipy.special import bdtrc  # imported late, like every use of scipy
 
         usual = (state.missing * len(self.detector.reference.inputs) + 1) / (len(self.detector.reference.inputs) + 2)
-        if missing and binom.sf(missing - 1, self.scored, usual) < WARN_P:
+        if missing and bdtrc(missing - 1, self.scored, usual) < WARN_P:
             return f"{missing / self.scored:.1%} of the cells are missing; in training {state.missing:.1%} were."
         if state.kind == "text":
             share = unseen / max(self.scored, 1)
@@ -182,8 +182,8 @@ class BatchSummary:
         if not self.rows:
             notes.append("The file has a header and no records.")
         if self._ids and self.rows <= COUNTED_IDS:
-            ids = np.concatenate(self._ids)
-            repeated = len(ids) - len(np.unique(ids))
+            ids = np.sort(np.concatenate(self._ids))
+            repeated = int((ids[1:] == ids[:-1]).sum())
             if repeated:
                 notes.append(f"{repeated:,} records repeat an id of this batch; every row was scored.")
         return notes

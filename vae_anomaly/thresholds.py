@@ -13,6 +13,7 @@ arXiv 2303.02770.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import math
@@ -79,28 +80,39 @@ class Threshold:
     @property
     def promise(self) -> Promise:
         """Target, expected false-alarm rate b / (n + 1), and its central 95 % Beta(b, n + 1 - b) range."""
-        from scipy.stats import beta  # imported late: the command line must start quickly
+        from scipy.special import betaincinv  # imported late: the command line must start quickly
 
         b, n = self.rank, len(self.calibration)
-        low, high = beta.ppf([0.025, 0.975], b, n + 1 - b)
+        low, high = betaincinv(b, n + 1 - b, [0.025, 0.975])
         return Promise(self.alpha, b / (n + 1), float(low), float(high), n)
 
     def false_alarms(self, records: int) -> tuple[float, int, int]:
         """Expected number of false alarms among ``records`` normal records, and its central 95 % range."""
-        from scipy.stats import betabinom
+        expected = records * self.rank / (len(self.calibration) + 1)
+        return expected, self.false_alarm_quantile(records, 0.025), self.false_alarm_quantile(records, 0.975)
 
-        b, n = self.rank, len(self.calibration)
-        if not records:
-            return 0.0, 0, 0
-        low, high = betabinom.ppf([0.025, 0.975], records, b, n + 1 - b)
-        return records * b / (n + 1), int(low), int(high)
+    def false_alarm_quantile(self, records: int, probability: float) -> int:
+        """The smallest k for which P(at most k false alarms among ``records`` normal records) >= ``probability``."""
+        return bisect.bisect_left(range(records), probability - 1.0, key=lambda k: -self.batch_p_value(k + 1, records))
 
     def batch_p_value(self, flagged: int, records: int) -> float:
-        """P(at least ``flagged`` false alarms among ``records`` normal records), beta-binomial."""
-        from scipy.stats import betabinom
+        """P(at least ``flagged`` false alarms among ``records`` normal records), beta-binomial.
 
+        They are as many iff of the ``flagged`` + b - 1 highest of all n + ``records`` scores fewer than b are calibration
+        scores, whose number is hypergeometric: a sum of b terms, whatever the number of records.
+        """
+        from scipy.special import betaln
+
+        if not flagged:
+            return 1.0
         b, n = self.rank, len(self.calibration)
-        return float(betabinom.sf(flagged - 1, records, b, n + 1 - b)) if flagged else 1.0
+        highest, calibration = flagged + b - 1, np.arange(max(0, flagged + b - 1 - records), b)
+
+        def log_choose(total: int, chosen: Any) -> Any:
+            return -betaln(total - chosen + 1, chosen + 1) - math.log(total + 1)
+
+        terms = log_choose(n, calibration) + log_choose(records, highest - calibration) - log_choose(n + records, highest)
+        return min(1.0, float(np.exp(terms).sum()))
 
     def to_dict(self) -> dict[str, Any]:
         """The editable part, as kept beside the weights."""

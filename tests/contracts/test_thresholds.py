@@ -234,6 +234,16 @@ def test_false_alarms_agree_with_counting(method, n, alpha, m):
 
 
 @each_method
+@pytest.mark.parametrize("m", [100_000, 2_000_000])
+def test_of_many_records_false_alarms_agree_with_the_beta_binomial(method, m):
+    made = threshold(np.arange(3000.0), 0.01, method)
+    law = scipy.stats.betabinom(m, made.rank, 3001 - made.rank)
+    _, low, high = made.false_alarms(m)
+    assert (low, high) == tuple(law.ppf([0.025, 0.975]))
+    assert made.batch_p_value(high, m) == pytest.approx(law.sf(high - 1), rel=1e-6)
+
+
+@each_method
 def test_the_promise_is_the_beta_distribution_of_the_rate(method):
     made = threshold(np.arange(1000.0), 0.01, method)
     promise = made.promise

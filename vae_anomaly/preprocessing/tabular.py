@@ -188,9 +188,9 @@ class TabularPreprocessor:
 
     def encode(self, records: Records) -> Inputs:
         """Model inputs of scorable ``records``: x (B, F) float32, mask and evidence only where there is any."""
-        x, missing, evidence = encode_states(self.states, records.values, len(records))
-        of_context = np.zeros((len(x), len(self.context.states)), np.float32)  # which is not judged
-        return self._inputs(x, missing, np.column_stack([evidence, of_context]), self.context.encode(records))
+        numbers = [records.values[s.column] for s in self.states[: self._numbers.shape[1]]]
+        matrix = np.stack(numbers, 1) if numbers else np.empty((len(records), 0))
+        return self._encode(matrix, records.values, self.context.encode(records))
 
     @functools.cached_property
     def _numbers(self) -> np.ndarray:
@@ -201,22 +201,25 @@ class TabularPreprocessor:
 
     def encode_matrix(self, values: np.ndarray) -> Inputs:
         """As :meth:`encode` for a float64 matrix (B, Q) in the order of :attr:`columns`, numbers only."""
+        of_binary = {s.column: values[:, i] for i, s in enumerate(self.states) if s.kind == "binary"}
+        return self._encode(values[:, : self._numbers.shape[1]], of_binary, None)
+
+    def _encode(
+        self, numbers: np.ndarray, others: Mapping[str, np.ndarray | pa.Array], context: torch.Tensor | None
+    ) -> Inputs:
+        """The inputs of ``numbers`` (B, N) and of the ``others`` by column."""
         center, scale, unit, missing_nats, present_nats = self._numbers
-        x = standardise(flattened(values[:, : len(center)], unit), center, scale)
+        x = standardise(flattened(numbers, unit), center, scale)
         # the least of values is NaN where one of them is
         if len(center) == len(self.states) and not present_nats.any() and not np.isnan(x.min(initial=0.0)):
-            return Inputs(torch.from_numpy(x))
+            return Inputs(torch.from_numpy(x), context=context)
         missing = np.isnan(x)
         x[missing] = 0.0
         evidence = np.where(missing, missing_nats, present_nats)
-        of_binary = {s.column: values[:, i] for i, s in enumerate(self.states) if s.kind == "binary"}
-        others = encode_states(self.states[len(center) :], of_binary, len(values))
-        x, missing, evidence = map(np.column_stack, zip((x, missing, evidence), others, strict=True))
-        return self._inputs(x, missing, evidence)
-
-    def _inputs(
-        self, x: np.ndarray, missing: np.ndarray, evidence: np.ndarray, context: torch.Tensor | None = None
-    ) -> Inputs:
+        of_context = np.zeros((len(x), len(self.context.states)), np.float32)  # which is not judged
+        rest = encode_states(self.states[len(center) :], others, len(x))
+        x, missing = (np.column_stack(pair) for pair in zip((x, missing), rest, strict=False))
+        evidence = np.column_stack([evidence, rest[2], of_context])
         observed = None
         if missing.any():
             observed = torch.from_numpy(np.repeat(~missing, [s.size for s in self.states], axis=1).astype(np.float32))
