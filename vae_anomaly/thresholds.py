@@ -98,21 +98,21 @@ class Threshold:
     def batch_p_value(self, flagged: int, records: int) -> float:
         """P(at least ``flagged`` false alarms among ``records`` normal records), beta-binomial.
 
-        They are as many iff of the ``flagged`` + b - 1 highest of all n + ``records`` scores fewer than b are calibration
-        scores, whose number is hypergeometric: a sum of b terms, whatever the number of records.
+        They are as many iff of the ``flagged`` + b - 1 highest of all n + ``records`` scores fewer than b are those of
+        calibration records, whose number is hypergeometric: a sum of b terms, whatever the number of records.
         """
         from scipy.special import betaln
 
         if not flagged:
             return 1.0
         b, n = self.rank, len(self.calibration)
-        highest, calibration = flagged + b - 1, np.arange(max(0, flagged + b - 1 - records), b)
+        highest, known = flagged + b - 1, np.arange(max(0, flagged + b - 1 - records), b)
 
         def log_choose(total: int, chosen: Any) -> Any:
             return -betaln(total - chosen + 1, chosen + 1) - math.log(total + 1)
 
-        terms = log_choose(n, calibration) + log_choose(records, highest - calibration) - log_choose(n + records, highest)
-        return min(1.0, float(np.exp(terms).sum()))
+        ways = log_choose(n, known) + log_choose(records, highest - known)
+        return min(1.0, float(np.exp(ways - log_choose(n + records, highest)).sum()))
 
     def to_dict(self) -> dict[str, Any]:
         """The editable part, as kept beside the weights."""

@@ -25,6 +25,7 @@ def summaries(*args) -> dict[str, Summary]:
     return {summary.method: summary for summary in summarise(found)}
 
 
+@pytest.mark.slow
 def test_what_is_ordinary_elsewhere_is_found_with_the_condition_and_not_without() -> None:
     with context.source(None) as (ws, data):
         methods = context.methods(ws)

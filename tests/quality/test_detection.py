@@ -33,7 +33,9 @@ def held_out(ws: Workspace, names: list[str]) -> Records:
 
 
 # measured: breast cancer 0.975 (0.972 to 0.981 over four seeds), payments 0.964
-@pytest.mark.parametrize(("name", "floor"), [("breast_cancer", 0.97), ("payments", 0.94)])
+@pytest.mark.parametrize(
+    ("name", "floor"), [("breast_cancer", 0.97), pytest.param("payments", 0.94, marks=pytest.mark.slow)]
+)
 def test_held_out_records_are_told_apart_and_false_alarms_keep_the_promise(name, floor):
     ws = Workspace.open(DATA / name)
     detector = fit_detector(read_training(ws).records, ws.schema, ws.recipe).detector
