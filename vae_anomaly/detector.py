@@ -206,9 +206,12 @@ class Detector:
         broken = (status == OK) & ~np.isfinite(score)
         status[broken] = "unscorable:non_finite_score"
         score[broken] = np.nan
-        p_value = self.threshold.p_value(score)
+        return self.decided(status, score)
+
+    def decided(self, status: np.ndarray, score: np.ndarray) -> Detections:
+        """The decisions on records with these ``status`` and ``score`` (B,), NaN where unscorable."""
         flagged = self.threshold.flag(score) & ~np.isnan(score)
-        return Detections(status, score, p_value, flagged)
+        return Detections(status, score, self.threshold.p_value(score), flagged)
 
     @property
     def digest(self) -> str:

@@ -24,9 +24,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -36,10 +35,9 @@ from typing import Any
 from vae_anomaly.config import ExecutionConfig
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.store.records import decode
-from vae_anomaly.worker import Ended, Job, Tell, perform
+from vae_anomaly.worker import Ended, Job, Tell, in_order, perform
 
 _log = logging.getLogger(__name__)
-Run = Callable[[Iterable[Job]], Iterator[tuple[Job, Ended]]]
 OPEN_FILES = 256
 LONGEST_ANSWER = 2**20
 START = 120.0  # seconds for a worker to import what it needs
@@ -47,34 +45,31 @@ AHEAD = 64  # jobs that wait on a cluster whose size is not ours to know
 PR_SET_PDEATHSIG = 1
 
 
-@contextmanager
-def engine(config: ExecutionConfig, tell: Callable[[Job, int], None]) -> Iterator[Run]:
-    """What carries out jobs: a function from jobs to what came of each, in their order; it looks a few ahead.
+@dataclass(frozen=True)
+class Engine:
+    """What carries out jobs: ``run`` gives what came of each, in their order, and looks a few ahead.
 
-    ``tell`` hears how many rows of a job are scored, from any thread, where the engine knows.
+    ``workers`` is how many it carries out at a time.
     """
+
+    run: Callable[[Iterable[Job]], Iterator[tuple[Job, Ended]]]
+    workers: int
+
+
+@contextmanager
+def engine(config: ExecutionConfig, tell: Callable[[Job, int], None]) -> Iterator[Engine]:
+    """The engine of ``execution.engine``; ``tell`` hears how many rows of a job are scored, from any thread, where the
+    engine knows."""
     kind, _, where = config.engine.partition(":")
-    limits = Limits(config.threads, config.memory_gb, config.patience)
+    limits = Limits(config.memory_gb, config.patience)
     if kind == "inline":
-        yield lambda jobs: ((job, perform(job, partial(tell, job))) for job in jobs)
+        yield Engine(lambda jobs: ((job, perform(job, partial(tell, job))) for job in jobs), 1)
     elif kind == "processes":
-        with _processes(int(where), limits, tell) as run:
-            yield run
+        with _processes(int(where), limits, tell) as made:
+            yield made
     else:
-        with _dask(where, limits) as run:
-            yield run
-
-
-def _in_order(pool: Executor, work: Callable[[Job], Ended], ahead: int, jobs: Iterable[Job]) -> Iterator[Any]:
-    """What ``pool`` makes of the jobs, in their order, with at most ``ahead`` of them under way."""
-    flying: deque[tuple[Job, Future[Ended]]] = deque()
-    for job in jobs:
-        flying.append((job, pool.submit(work, job)))
-        if len(flying) >= ahead:
-            done, future = flying.popleft()
-            yield done, future.result()
-    for done, future in flying:
-        yield done, future.result()
+        with _dask(where, limits) as made:
+            yield made
 
 
 # ---------------------------------------------------------------- worker processes
@@ -82,9 +77,8 @@ def _in_order(pool: Executor, work: Callable[[Job], Ended], ahead: int, jobs: It
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a worker process: computing threads, GB of memory beyond what it starts with, seconds without progress."""
+    """Of a worker process: GB of memory beyond what it starts with, seconds without progress."""
 
-    threads: int
     memory_gb: float
     patience: float
 
@@ -102,13 +96,12 @@ class Worker:
 
     def __init__(self, limits: Limits) -> None:
         self._limits, self._rest, self._ready = limits, b"", False
-        threads = str(limits.threads)
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [sys.executable, "-m", "vae_anomaly.execution", str(os.getpid()), str(limits.memory_gb)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if _log.isEnabledFor(logging.DEBUG) else subprocess.DEVNULL,
-            env=os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},  # its own threads take a chunk each
             start_new_session=True,  # Ctrl-C is the parent's
             bufsize=0,
         )
@@ -204,11 +197,11 @@ class Crew:
 
 
 @contextmanager
-def _processes(count: int, limits: Limits, tell: Callable[[Job, int], None]) -> Iterator[Run]:
+def _processes(count: int, limits: Limits, tell: Callable[[Job, int], None]) -> Iterator[Engine]:
     crew = Crew(count, limits)
     with ThreadPoolExecutor(count) as pool:
         try:
-            yield partial(_in_order, pool, lambda job: crew.carry_out(job, partial(tell, job)), 2 * count)
+            yield Engine(partial(in_order, pool, lambda job: crew.carry_out(job, partial(tell, job)), 2 * count), count)
         finally:
             crew.close()
             pool.shutdown(cancel_futures=True)
@@ -267,7 +260,7 @@ def _limit(memory_gb: float) -> None:
 
 
 @contextmanager
-def _dask(where: str, limits: Limits) -> Iterator[Run]:
+def _dask(where: str, limits: Limits) -> Iterator[Engine]:
     try:
         from dask.distributed import Client, LocalCluster
     except ImportError as error:
@@ -284,7 +277,8 @@ def _dask(where: str, limits: Limits) -> Iterator[Run]:
     with Client(cluster) as client:  # type: ignore[no-untyped-call]
         pool = client.get_executor(pure=False, retries=3)
         try:
-            yield partial(_in_order, pool, partial(_on_dask, limits), ahead)
+            workers = len(client.scheduler_info(n_workers=-1)["workers"])
+            yield Engine(partial(in_order, pool, partial(_on_dask, limits), ahead), workers)
         finally:
             if not isinstance(cluster, str):
                 cluster.close()

@@ -59,7 +59,8 @@ MICROS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 WRONG_DTYPE, NAIVE = "wrong_dtype", "naive_timestamp"
 PLACEHOLDERS = ("number", "hex", "id", "address", "path")
 LONGEST_SIDE, MOST_TOKENS = 4096, 4096
-ROWS, PIXELS = 65_536, 64 * 2**20  # at most so many rows, and values of their images, are held at a time
+# at most so many rows of a table, lines, and values of images, are held at a time; of lines many are the same
+ROWS, LINES, PIXELS = 16_384, 65_536, 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class Schema:
     def rows_at_once(self) -> int:
         """Rows that are read at a time, so that their images hold at most ``PIXELS`` values."""
         sizes = [column.size[0] * column.size[1] * column.channels for column in self.columns if column.size]
-        return max(1, min(ROWS, PIXELS // max(sizes, default=1)))
+        return max(1, min(LINES if self.modality == "text" else ROWS, PIXELS // max(sizes, default=1)))
 
     @property
     def required(self) -> tuple[str, ...]:

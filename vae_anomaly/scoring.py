@@ -13,7 +13,8 @@ import os
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -28,7 +29,7 @@ from vae_anomaly.report.markdown import to_markdown
 from vae_anomaly.report.model import QuarantineNotice, Report
 from vae_anomaly.sinks import Alert, deliver
 from vae_anomaly.store.commits import BatchState, HashCache, Ledger, State
-from vae_anomaly.store.files import Store
+from vae_anomaly.store.files import Store, discard
 from vae_anomaly.store.records import (  # fmt: skip
     Attempts,
     BatchRef,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 TRIES = 3  # of a file that may itself be why it fails
 KEPT_SCORES = 200_000
+DIVIDED = 64 * 2**20  # bytes of a file from which on several workers share it
 
 
 Verdict = Literal["committed", "quarantined", "failed"]
@@ -253,18 +255,25 @@ class _Run:
         self._again = _again(ledger, ws.contract_digest, backfill)
         self._done = _known(ledger, ws.contract_digest) - self._again
         self._outcomes: dict[str, BatchOutcome] = {}
-        self._left: list[InboxFile] = []  # of contents that are under way under another name
+        self._left: list[InboxFile] = []  # of contents that are under way under another name, or in parts
+        self._workers = 1
+        self._parts: dict[str, list[str]] = {}  # of contents that several workers share: the files of the scores
 
     def score(self) -> list[BatchOutcome]:
         """Carry out all work; the outcomes, by file name."""
         todo = [file for file in self.ready if not self._is_known(_cached_hash(self.cache, file), file)]
         if todo:
-            with engine(self.ws.monitor.execution, self._tell) as run:
-                while todo:
-                    self._left = []
-                    for job, ended in run(self._jobs(todo)):
-                        self._end(job, ended)
-                    todo = self._left
+            try:
+                with engine(self.ws.monitor.execution, self._tell) as crew:
+                    self._workers = crew.workers
+                    while todo:
+                        self._left = []
+                        for job, ended in crew.run(self._jobs(todo)):
+                            self._end(job, ended)
+                        todo = self._left
+            finally:
+                for part in filter(None, chain.from_iterable(self._parts.values())):
+                    discard(Path(part))
         return [self._outcomes[name] for name in sorted(self._outcomes)]
 
     def _is_known(self, sha256: str | None, file: InboxFile) -> bool:
@@ -283,14 +292,23 @@ class _Run:
             try:
                 state, now = os.lstat(file.path), time.time_ns()
                 with open_delivery(file.path, folders=self.ws.folders) as delivery:
-                    job = self._job(delivery, file, under_way, state, now)
+                    jobs = self._divided(self._job(delivery, file, under_way, state, now), delivery.size)
             except DataError as error:
                 self._refused(file, "", error)
             except (OSError, StoreError) as error:
                 self._failed(file.name, str(error))
             else:
-                if job:
-                    yield job
+                yield from jobs
+
+    def _divided(self, job: Job | None, size: int) -> list[Job]:
+        """A job for each worker where the delivery is large, and that which needs their work as soon as it is done."""
+        if job is None:
+            return []
+        if job.sha256 in self._parts:
+            return [replace(job, scored=tuple(filter(None, self._parts[job.sha256])))]
+        if self._workers == 1 or size < DIVIDED:
+            return [job]
+        return [replace(job, share=(i, self._workers)) for i in range(self._workers)]
 
     def _job(
         self, delivery: Delivery, file: InboxFile, under_way: set[str], state: os.stat_result, now: int
@@ -321,12 +339,20 @@ class _Run:
         file = InboxFile(Path(job.path), Path(job.path).name)
         if ended.stops:
             raise STOPPING[ended.stops](ended.problem)
+        if job.share:
+            self._parts.setdefault(job.sha256, []).append(ended.part or "")
+            if file.name in self._outcomes:  # another part of it has failed
+                return
         if ended.refusal:
             self._refused(file, job.sha256, ended.refusal.error)
             return
         if ended.problem is not None:
             self._attempted(file, job.sha256, ended) if ended.counts else self._failed(file.name, ended.problem)
             self._done.add(job.sha256)  # for this run: under another name it would get another batch id
+            return
+        if job.share:
+            if len(self._parts[job.sha256]) == job.share[1]:
+                self._left.append(file)
             return
         self._done.add(job.sha256)
         if ended.batch:

@@ -11,17 +11,22 @@ import dataclasses
 import errno
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+import pyarrow as pa
 
 from vae_anomaly.config import MlflowConfig, MonitorConfig, config_digest
 from vae_anomaly.errors import ArtifactError, ConfigError, DataError, StoreError, VaeAnomalyError
 from vae_anomaly.schema import check
 from vae_anomaly.store.commits import Ledger, standing
-from vae_anomaly.store.files import names
+from vae_anomaly.store.files import Sink, discard, explained, names
 from vae_anomaly.store.records import (  # fmt: skip
     BatchRef,
     Commit,
@@ -43,15 +48,19 @@ from vae_anomaly.store.sources import (  # fmt: skip
     open_delivery,
     read_chunks,
     read_header,
+    rows_of_parquet,
 )
 from vae_anomaly.workspace import Workspace, code_version
 
 if TYPE_CHECKING:
-    from vae_anomaly.batch import Records
+    from vae_anomaly.batch import Detections, Records
     from vae_anomaly.detector import Detector
 
 _log = logging.getLogger(__name__)
+PART_SCHEMA = pa.schema([("status", pa.string()), ("score", pa.float64())])
 Tell = Callable[[int], None]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 STOPPING: dict[str, type[VaeAnomalyError]] = {kind.__name__: kind for kind in (ArtifactError, ConfigError)}
 
 
@@ -80,7 +89,8 @@ class Setting:
 class Job:
     """Score the delivery at ``path``, which had this content, and this size, time of modification and inode.
 
-    ``again``: although it was scored before, by another model or configuration.
+    ``again``: although it was scored before, by another model or configuration. ``share`` (i, n): only the i-th of n
+    parts of its rows, into a file of their scores; ``scored``: these files, where that has been done.
     """
 
     setting: Setting
@@ -88,6 +98,8 @@ class Job:
     sha256: str
     state: Sequence[int]
     again: bool
+    share: Sequence[int] | None = None
+    scored: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -120,6 +132,7 @@ class Ended:
     """What came of a job: exactly one of
 
     * a ``batch``, which is committed (its id); the empty string where the content was committed before;
+    * the file of a ``part``, with the scores of its rows; the empty string where this delivery cannot be divided;
     * a ``refusal``: the file breaks the contract;
     * a ``problem``: it failed, and may be tried again. It ``counts`` as an attempt where the file may be the cause, and
       not where the machine is (a full disk, a file that changed);
@@ -127,6 +140,7 @@ class Ended:
     """
 
     batch: str | None = None
+    part: str | None = None
     refusal: Refusal | None = None
     problem: str | None = None
     counts: bool = False
@@ -136,11 +150,17 @@ class Ended:
 def perform(job: Job, tell: Tell) -> Ended:
     """Carry out ``job``; ``tell`` hears now and then how many rows are scored."""
     try:
-        scorer = scorer_of(job.setting)
-        with open_delivery(Path(job.path), folders=scorer.ws.folders, known=(job.sha256, tuple(job.state))) as delivery:
+        scorer, known = scorer_of(job.setting), (job.sha256, tuple(job.state))
+        from vae_anomaly.training import limited_threads  # late, like all that needs torch
+
+        # a thread for each chunk, and one for what is in it: so the bits do not depend on their number
+        with limited_threads(1), open_delivery(Path(job.path), folders=scorer.ws.folders, known=known) as delivery:
             if delivery.sha256 != job.sha256:
                 raise DeliveryChanged(f"File {delivery.name!r} must not change while it is read. It did.")
-            return Ended(batch=scorer.score(delivery, tell, again=job.again))
+            if job.share:
+                return Ended(part=scorer.part(delivery, tell, *job.share))
+            scored = [Path(name) for name in job.scored]
+            return Ended(batch=scorer.score(delivery, tell, again=job.again, scored=scored))
     except DataError as error:
         return Ended(refusal=Refusal.of(error))
     except (ArtifactError, ConfigError) as error:
@@ -159,6 +179,20 @@ def perform(job: Job, tell: Tell) -> Ended:
         return Ended(problem=f"internal error {type(error).__name__}; --debug shows what and where.", counts=True)
 
 
+def in_order(
+    pool: Executor, work: Callable[[Item], Result], ahead: int, items: Iterable[Item]
+) -> Iterator[tuple[Item, Result]]:
+    """Each item and what ``pool`` makes of it, in their order, with at most ``ahead`` of them under way."""
+    flying: deque[tuple[Item, Future[Result]]] = deque()
+    for item in items:
+        flying.append((item, pool.submit(work, item)))
+        if len(flying) >= ahead:
+            done, future = flying.popleft()
+            yield done, future.result()
+    for done, future in flying:
+        yield done, future.result()
+
+
 @lru_cache(maxsize=1)
 def scorer_of(setting: Setting) -> Scorer:
     """The scorer of a run's setting; its detector is loaded once."""
@@ -175,13 +209,41 @@ class Scorer:
         threshold = self.detector.threshold
         self.threshold = ThresholdRef(threshold.version, threshold.value, threshold.alpha)
 
-    def score(self, delivery: Delivery, tell: Tell, *, again: bool) -> str:
+    def part(self, delivery: Delivery, tell: Tell, i: int, of: int) -> str:
+        """Score the i-th of so many parts of a delivery's rows: the file that holds status and score of each.
+
+        The empty string where it is no Parquet file, or too short: the others say only when they are read how many rows
+        they have.
+        """
+        total, step = rows_of_parquet(delivery) or 0, self.ws.schema.rows_at_once
+        first, stop = (total * k // of // step * step if k < of else total for k in (i, i + 1))
+        if total < of * step:
+            return ""
+        path = self.ws.store.new_temporary()
+        try:
+            with explained(path), Sink(path) as sink, pa.ipc.new_stream(sink, PART_SCHEMA) as writer:
+                for records, found in self._detected(_until(read_records(delivery, self.ws, first), stop)):
+                    writer.write(pa.record_batch([found.status, found.score], schema=PART_SCHEMA))
+                    tell(records.first_row + len(records) - first)
+            delivery.assert_unchanged()
+        except BaseException:
+            discard(path)
+            raise
+        return str(path)
+
+    def _detected(self, chunks: Iterator[Records]) -> Iterator[tuple[Records, Detections]]:
+        """What is detected in each of the chunks, several at a time."""
+        threads = self.ws.monitor.execution.threads
+        with ThreadPoolExecutor(threads) as pool:
+            yield from in_order(pool, self.detector.detect, threads + 1, chunks)
+
+    def score(self, delivery: Delivery, tell: Tell, *, again: bool, scored: Sequence[Path] = ()) -> str:
         """Score and commit a delivery: its batch id, or the empty string where its content was committed before.
 
-        ``again``: by other models or configurations does not count as before.
+        ``again``: by other models or configurations does not count as before. ``scored``: the parts that hold the
+        scores of all its rows, in order; else they are computed here.
         """
         from vae_anomaly.summary import BatchSummary
-        from vae_anomaly.training import limited_threads
 
         ledger = Ledger(self.ws.store)
         before = ledger.commits_of(delivery.sha256)
@@ -195,9 +257,9 @@ class Scorer:
         origin = self._origin(ref)
         summary = BatchSummary(self.detector)
         extra = self._extra_columns(delivery)
-        with limited_threads(self.ws.monitor.execution.threads), ScoreWriter(ledger.store, origin) as writer:
-            for records in read_records(delivery, self.ws):
-                found = self.detector.detect(records)
+        chunks = read_records(delivery, self.ws)
+        with ScoreWriter(ledger.store, origin) as writer:
+            for records, found in self._of_parts(scored, chunks) if scored else self._detected(chunks):
                 summary.add(records, found)
                 writer.write(
                     score_table(
@@ -245,6 +307,18 @@ class Scorer:
             supersedes=earlier.batch_id if earlier else None,
         )
         return ref.id if ledger.commit(commit, scores, report=content, again=again) else ""
+
+    def _of_parts(self, scored: Sequence[Path], chunks: Iterator[Records]) -> Iterator[tuple[Records, Detections]]:
+        """What was detected in the chunks, from the files of their parts."""
+        batches, held = _batches(scored), PART_SCHEMA.empty_table()
+        for records in chunks:
+            while len(held) < len(records) and (batch := next(batches, None)):
+                held = pa.concat_tables([held, pa.Table.from_batches([batch])])
+            if len(held) < len(records):
+                raise StoreError(f"the parts must hold a score for each row. Got none from {records.first_row} on.")
+            mine, held = held.slice(0, len(records)), held.slice(len(records))
+            status, score = (mine[name].to_numpy(zero_copy_only=False) for name in PART_SCHEMA.names)
+            yield records, self.detector.decided(status, score)
 
     def _origin(self, ref: BatchRef) -> dict[str, str]:
         return provenance(
@@ -302,12 +376,26 @@ def serving(ws: Workspace, model: ModelRef, folder: Path) -> Detector:
     return detector
 
 
-def read_records(delivery: Delivery, ws: Workspace) -> Iterator[Records]:
-    """The rows of a delivery through the data contract, so many at a time that they fit into memory."""
-    first, schema, source = 0, ws.schema, ws.monitor.source
-    for table in read_chunks(delivery, schema, source.csv, pattern=source.lines.pattern):
+def read_records(delivery: Delivery, ws: Workspace, first: int = 0) -> Iterator[Records]:
+    """The rows of a delivery through the data contract, so many at a time that they fit into memory.
+
+    In a Parquet file those from ``first`` on.
+    """
+    schema, source = ws.schema, ws.monitor.source
+    for table in read_chunks(delivery, schema, source.csv, pattern=source.lines.pattern, first=first):
         yield check(table, schema, first_row=first, file=delivery.name)
         first += table.num_rows
+
+
+def _batches(parts: Sequence[Path]) -> Iterator[pa.RecordBatch]:
+    for part in parts:
+        with pa.OSFile(str(part)) as file, pa.ipc.open_stream(file) as reader:
+            yield from reader
+
+
+def _until(chunks: Iterator[Records], stop: int) -> Iterator[Records]:
+    """The records before row ``stop``, which begins a chunk or ends the file."""
+    return takewhile(lambda records: records.first_row < stop, chunks)
 
 
 def _earlier(ledger: Ledger, ref: BatchRef, before: Sequence[Commit]) -> Commit | None:

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pipeline_samples import PROGRAM, Said, cli, copy, deliver, table
+from pipeline_samples import PROGRAM, Said, cli, copy, deliver, parquet, table
 from store_samples import tree
 from system_samples import children_of
 
+from vae_anomaly import scoring
 from vae_anomaly.store.check import check
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.files import Store
@@ -162,6 +163,55 @@ def test_every_engine_gives_the_same_bytes(tmp_path: Path, inline: dict[str, str
     assert (said.code, [line for line in said.errors if "shops" not in line]) == (3, [])
     assert results(folder) == inline
     assert check(Store(folder / "output")) == []
+
+
+def huge() -> dict[str, bytes]:
+    """A file for several workers, whose row groups are no multiple of anything, and one that cannot be divided."""
+    records = table(50_000, 77, frauds=40)
+    return {"huge.parquet": parquet(records, row_group_size=7001), "small.parquet": parquet(table(100, 78))}
+
+
+@pytest.fixture(scope="module")
+def huge_inline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = copy(tmp_path_factory.mktemp("huge"))
+    deliver(folder, **huge())
+    assert cli("score", folder).code == 0
+    return results(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["processes:2", *(pytest.param(name, marks=pytest.mark.faults) for name in ("processes:3", "dask:2"))]
+)
+def test_a_file_that_workers_share_gives_the_same_bytes(
+    tmp_path: Path, huge_inline: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[object] = []
+    end = scoring._Run._end
+    monkeypatch.setattr(scoring, "DIVIDED", 1)
+    monkeypatch.setattr(scoring._Run, "_end", lambda run, job, ended: (shares.append(ended.part), end(run, job, ended)))
+    folder = engine(copy(tmp_path), name, threads=2)
+    deliver(folder, **huge())
+    assert cli("score", folder).code == 0
+    assert results(folder) == huge_inline
+    assert check(Store(folder / "output")) == []
+    assert len([part for part in shares if part]) == int(name[-1])  # the other one was not divided
+    assert os.listdir(folder / "output" / "_tmp") == []
+
+
+def test_a_part_that_fails_costs_one_attempt_and_the_next_run_scores_the_file(
+    tmp_path: Path, huge_inline: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(POISON.replace('kind == "crash"', 'kind == "huge"'))
+    monkeypatch.setattr(scoring, "DIVIDED", 1)
+    folder = engine(copy(tmp_path), "processes:2")
+    deliver(folder, **huge())
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    assert cli("score", folder, env={"PYTHONPATH": path}).code == 3
+    assert states(folder)["huge.parquet"]["attempts"] == 1
+    assert states(folder)["small.parquet"]["state"] == "committed"
+    assert cli("score", folder).code == 0
+    assert results(folder) == huge_inline
+    assert os.listdir(folder / "output" / "_tmp") == []
 
 
 @pytest.mark.faults

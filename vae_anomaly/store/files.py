@@ -27,6 +27,7 @@ from vae_anomaly.errors import ConfigError, StoreError
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _TEMPORARY = re.compile(r"\.part-(\d+\.[0-9a-f]+\.\d+)-[0-9a-f]{32}")
 _PROC = Path("/proc")
+FOREIGN = 86_400.0  # seconds after which the temporary file of another machine's process is given up
 
 
 class Conflict(StoreError):
@@ -203,7 +204,7 @@ def owner(pid: int, *, proc: Path = _PROC) -> str | None:
         return f"{pid}.0.0"
     try:
         start = (proc / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[19].decode()
-        boot = (proc / "sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+        boot = _boot(proc)
     except OSError:
         return None
     return f"{pid}.{boot}.{start}"
@@ -221,11 +222,21 @@ def is_alive(stated: str, *, proc: Path = _PROC) -> bool:
 
 
 def sweep(folder: Path, *, proc: Path = _PROC) -> None:
-    """Delete the temporary files in ``folder`` whose owner is gone, and nothing else."""
+    """Delete the temporary files in ``folder`` whose owner is gone, and nothing else.
+
+    Of a process of another boot, which may be that of another machine, nothing can be told: its files go after a day.
+    """
     for name in names(folder):
         stated = owner_of(name)
-        if stated and not is_alive(stated, proc=proc):
-            discard(folder / name)
+        if not stated or is_alive(stated, proc=proc):
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if stated.split(".")[1] == _boot(proc) or time.time() - os.lstat(folder / name).st_mtime > FOREIGN:
+                discard(folder / name)
+
+
+def _boot(proc: Path) -> str:
+    return (proc / "sys/kernel/random/boot_id").read_text().strip().replace("-", "")
 
 
 class Sink(io.RawIOBase):

@@ -48,7 +48,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
@@ -103,11 +103,12 @@ class CsvOptions(Protocol):
 
 
 class Reading(NamedTuple):
-    """How a delivery is read: CSV's options, the pattern of lines, and most rows at a time."""
+    """How a delivery is read: CSV's options, pattern of lines, most rows at a time, and the first row (of Parquet)."""
 
     csv: CsvOptions
     pattern: str | None
     rows: int
+    first: int = 0
 
 
 # ---------------------------------------------------------------- the inbox
@@ -468,17 +469,18 @@ def read_chunks(
     rows: int | None = None,
     columns: Sequence[str] | None = None,
     pattern: str | None = None,
+    first: int = 0,
 ) -> Iterator[pa.Table]:
     """Tables of exactly ``rows`` rows (the last one fewer) in the file's order; always at least one table.
 
     Without ``rows`` those that the schema wants at once; fewer where they would hold more than ``LARGEST_TABLE`` bytes.
     The header is checked against ``schema`` before the first row. Only ``columns`` are decoded: by default those that
     the schema requires and the label where the file has it; without a schema all. ``pattern`` is that of files of
-    lines. Raises :class:`DataError`.
+    lines. The rows before ``first`` are left out, in a Parquet file. Raises :class:`DataError`.
     """
     rows = rows or (ROWS if schema is None else schema.rows_at_once)
     with _reading(delivery):
-        header, tables = _open(delivery, Reading(csv, pattern, rows))
+        header, tables = _open(delivery, Reading(csv, pattern, rows, first))
         names = [name for name, _ in header]
         if schema is not None:
             _expect_lines(delivery, names, schema)
@@ -600,25 +602,43 @@ def _read_parquet(delivery: FileDelivery, reading: Reading) -> tuple[list[Field]
         _refuse(delivery, "unreadable", "the Parquet file is encrypted.", "Deliver it without encryption.")
     if delivery.size < 12 or tail != b"PAR1":
         _refuse(delivery, "truncated", "the Parquet file has no footer: its end is missing.", "Deliver it again.")
-    # pre_buffer keeps a file's compressed bytes in memory; foreign files may carry checksums, and then they count
-    file = pq.ParquetFile(pa.PythonFile(delivery.stream(), "r"), pre_buffer=False, page_checksum_verification=True)
+    file = _parquet_file(delivery)
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     bytes_of_a_row = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
     rows = max(1, min(reading.rows, LARGEST_TABLE // 4 // max(1, bytes_of_a_row)))
+    ends = list(accumulate(group.num_rows for group in groups))
+    wanted = [i for i, end in enumerate(ends) if end > reading.first]
+    skipped = ends[wanted[0]] - groups[wanted[0]].num_rows if wanted else reading.first
 
     def tables(names: Sequence[str]) -> Iterator[pa.Table]:
-        count = 0
-        for batch in file.iter_batches(batch_size=rows, columns=list(names), use_threads=False):
+        count = skipped
+        options = {"row_groups": wanted} if reading.first else {}
+        for batch in file.iter_batches(batch_size=rows, columns=list(names), use_threads=False, **options):
             table = pa.Table.from_batches([batch]).select(list(names))
             for name in names:
                 _validate(delivery, name, table.column(name))
-            count += table.num_rows
-            yield table
+            before, count = reading.first - count, count + table.num_rows
+            yield table.slice(before) if before > 0 else table
         if count != file.metadata.num_rows:  # a damaged page header makes the reader stop early, without an error
             problem = f"the footer promises {file.metadata.num_rows} rows; the pages hold {count}."
             _refuse(delivery, "unreadable", problem, "Deliver it again.")
 
     return [(field.name, field.type) for field in file.schema_arrow], tables
+
+
+def rows_of_parquet(delivery: Delivery) -> int | None:
+    """How many rows a Parquet file has, as its footer says; None of another file, or where that cannot be read."""
+    if not isinstance(delivery, FileDelivery) or READERS.get(format_suffix(delivery.name)) is not _read_parquet:
+        return None
+    try:
+        return int(_parquet_file(delivery).metadata.num_rows)
+    except (*PARSER_ERRORS, OSError):
+        return None
+
+
+def _parquet_file(delivery: FileDelivery) -> pq.ParquetFile:
+    # pre_buffer keeps a file's compressed bytes in memory; foreign files may carry checksums, and then they count
+    return pq.ParquetFile(pa.PythonFile(delivery.stream(), "r"), pre_buffer=False, page_checksum_verification=True)
 
 
 def _validate(delivery: FileDelivery, name: str, column: pa.ChunkedArray) -> None:
