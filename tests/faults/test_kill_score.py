@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pipeline_samples import PROGRAM, copy, deliver, parquet, table
 from store_samples import tree
 
-KILLS, TWIN_KILLS, ROUNDS, SEED = 50, 40, 6, 20260105
+KILLS, TWIN_KILLS, ROUNDS, SEED = 24, 40, 3, 20260105
 # not results: the cache of models, and what the clock of the inbox says
 OURS = ("scores", "commits", "reports", "quarantine", "alerts", "outbox", "store.json")
 
