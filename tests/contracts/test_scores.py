@@ -450,7 +450,7 @@ def test_the_nearest_are_found_among_few_and_many(count):
     space = Nearest(vectors, 5)
     expected = torch.cdist(v.double(), vectors.double()).topk(5, largest=False).indices
     assert torch.equal(space.indices(v), expected)
-    assert space._table[0].shape[1] - count < (COLUMNS if count <= GROUPS else GROUPS)
+    assert space._table.shape[1] - count < (COLUMNS if count <= GROUPS else GROUPS)
 
 
 @pytest.mark.parametrize("wide", [7, 1001, 30_003])

@@ -60,7 +60,7 @@ class Nearest:
 
     def indices(self, v: Tensor) -> Tensor:
         """(B, k) positions of the nearest vectors, nearest first."""
-        return torch.cat([self._of_block(rows, self.k) for rows in _blocks(v)])
+        return self._among(v, self.k)
 
     def scores(self, v: Tensor, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B,) float64 nats: -log of the mean kernel on the k nearest; a vector ``own`` (B,) is not among them.
@@ -88,10 +88,10 @@ class Nearest:
         return torch.cat(parts), torch.cat(nearest)
 
     def _others(self, v: Tensor, own: Tensor | None) -> Tensor:
-        """(B, k) nearest of one block, without ``own``."""
+        """(B, k) nearest, without ``own`` (B,)."""
         if own is None:
-            return self._of_block(v, self.k)
-        near = self._of_block(v, self.k + 1)
+            return self._among(v, self.k)
+        near = self._among(v, self.k + 1)
         gone = near == own[:, None]
         # a record with many copies may not be among the nearest of itself: then the last one goes
         gone[:, -1] |= ~gone.any(1)
@@ -99,21 +99,35 @@ class Nearest:
 
     def _apart(self, v: Tensor, own: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         """(B, k, V) differences to the k nearest, and (B, k) which these are; a few records at a time."""
-        step = max(1, min(BLOCK, DIFFERENCES // (self.k * v.shape[1])))
-        for at, block in enumerate(_blocks(v)):
-            mine = None if own is None else own[at * BLOCK : at * BLOCK + len(block)]
-            for rows, near in zip(_blocks(block, step), _blocks(self._others(block, mine), step), strict=True):
-                yield rows[:, None, :] - self.vectors[near], near
+        step = max(1, DIFFERENCES // (self.k * v.shape[1]))
+        for rows, near in zip(torch.split(v, step), torch.split(self._others(v, own), step), strict=True):
+            yield rows[:, None, :] - self.vectors[near], near
+
+    @torch.no_grad()
+    def _among(self, v: Tensor, k: int) -> Tensor:
+        """(B, k) indices of the ``k`` nearest."""
+        table = self._table
+        # in memory that is used again and again and stays in the cache
+        one, distance = v.new_ones(BLOCK, len(table)), v.new_empty(BLOCK, table.shape[1])
+        found = []
+        for block in torch.split(v, BLOCK):
+            rows = len(block)
+            one[:rows, :-1] = block
+            found.append(self._of_block(torch.mm(one[:rows], table, out=distance[:rows]), k))
+        return torch.cat(found)
 
     @cached_property
-    def _table(self) -> tuple[Tensor, Tensor]:
-        """(V, M padded) v_j and (M padded,) half its squared norm, by columns; a padding column is infinitely far."""
+    def _table(self) -> Tensor:
+        """(V + 1, M padded) -v_j and half its squared norm, by columns; a padding column is infinitely far.
+
+        [v, 1] times it is half the squared distance less |v|^2 / 2, which is the same for every reference record.
+        """
         count, entries = self.vectors.shape
-        table = self.vectors.new_zeros(entries, count + -count % self._groups)
-        table[:, :count] = self.vectors.T
-        norms = table.new_full((table.shape[1],), torch.inf)
-        norms[:count] = 0.5 * self.vectors.square().sum(-1)
-        return table, norms
+        table = self.vectors.new_zeros(entries + 1, count + -count % self._groups)
+        table[:-1, :count] = -self.vectors.T
+        table[-1] = torch.inf
+        table[-1, :count] = 0.5 * self.vectors.square().sum(-1)
+        return table
 
     @property
     def _groups(self) -> int:
@@ -124,17 +138,13 @@ class Nearest:
             return count + -count % COLUMNS
         return min(GROUPS, COLUMNS * max(1, round(math.sqrt(self.k * count) / COLUMNS)))
 
-    @torch.no_grad()
-    def _of_block(self, v: Tensor, k: int) -> Tensor:
-        """(B, k) indices of the ``k`` nearest for the vectors of one block of records.
+    def _of_block(self, distance: Tensor, k: int) -> Tensor:
+        """(B, k) indices of the ``k`` smallest of each row of ``distance`` (B, M padded).
 
         Record j belongs to group j mod ``_groups``. A group with one of the k nearest is, by its nearest record, among
         the k nearest groups: one pass finds those, and only their records are sorted.
         """
-        # half the squared distance; |v|^2 / 2 is the same for every reference record and is left out
-        table, norms = self._table
-        distance = torch.addmm(norms, v, table, alpha=-1.0)
-        by_group = distance.view(len(v), -1, self._groups)
+        by_group = distance.view(len(distance), -1, self._groups)
         groups = by_group.amin(1).topk(min(k, self._groups), largest=False).indices
         members = (groups[:, :, None] + self._groups * torch.arange(by_group.shape[1])).flatten(1)
         nearest = distance.gather(1, members).topk(k, largest=False).indices
@@ -217,10 +227,6 @@ class LatentNeighbours:
         if evaluation.inputs.evidence is not None:
             columns = columns + evaluation.inputs.evidence
         return torch.cat([columns, terms[:, -1:]], -1)
-
-
-def _blocks(v: Tensor, size: int = BLOCK) -> Iterator[Tensor]:
-    return (v[at : at + size] for at in range(0, len(v), size))
 
 
 def _embed(evaluation: Evaluation, latent_scale: Tensor, blur: float, with_residuals: bool) -> Tensor:
