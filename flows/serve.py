@@ -181,7 +181,7 @@ def _check_schedules(due: dict[UUID, Workspace]) -> None:
         silent = _silent(due)
         if silent and before:
             _log.error("no run is scheduled for %s: the scheduler of Prefect's server does not work", ", ".join(silent))
-            _log.error("install the versions of constraints.txt: it fails silently with sqlalchemy 2.1, for one")
+            _log.error("install the versions of locks/run.txt: it fails silently with sqlalchemy 2.1, for one")
             os._exit(1)
         before = silent
         time.sleep(RECHECK if silent else CHECK_EVERY)
