@@ -85,13 +85,12 @@ class Member:
 
     def kept(self, reference: Tensor) -> Member:
         """Of the reference records only those at ``reference`` (R,), ascending."""
-        if not isinstance(self.score, Referring):
-            return self
-        if self.index is None:
-            return replace(self, score=self.score.kept(reference))
-        mine = torch.isin(self.index, reference)
-        index = torch.searchsorted(reference, self.index[mine])
-        return replace(self, score=self.score.kept(torch.flatten(mine.nonzero())), index=index)
+        own, index = reference, None
+        if self.index is not None:  # which moves with the others, whether or not this score looks at them
+            mine = torch.isin(self.index, reference)
+            own, index = torch.flatten(mine.nonzero()), torch.searchsorted(reference, self.index[mine])
+        score = self.score.kept(own) if isinstance(self.score, Referring) else self.score
+        return replace(self, score=score, index=index)
 
 
 def fitted_members(

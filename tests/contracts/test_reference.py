@@ -70,8 +70,13 @@ def test_without_some_records_every_member_keeps_its_others(sliced):
         assert torch.equal(after.score.neighbours.vectors, before.score.neighbours.vectors[rows])
         assert torch.equal(after.score.levels, before.score.levels[rows])
     assert left.without({left.reference.record_ids[1]}).members[0].index.max() < 295
-    plain = Member(sliced.vae, SCORES["kl"](None, None))
-    assert plain.kept(torch.arange(3)) is plain
+
+
+def test_a_member_whose_score_has_no_neighbours_keeps_its_place_too(sliced):
+    # review gives it other scores, which have
+    blind = Member(sliced.vae, SCORES["kl"](None, None), torch.tensor([1, 4, 6]))
+    assert blind.kept(torch.tensor([0, 4, 5, 6])).index.tolist() == [1, 3]
+    assert Member(sliced.vae, blind.score).kept(torch.arange(3)).index is None
 
 
 def test_levels_are_half_of_what_reference_records_score_themselves(fitted):
