@@ -386,6 +386,30 @@ def check(monitor: Monitor, as_json: Json = False) -> None:
 
 
 @app.command()
+def prune(
+    monitor: Monitor,
+    older_than: Annotated[int, typer.Option(min=1, metavar="DAYS", help="Days since a batch was committed.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete scores and reports of old batches; their commit records stay, so nothing is scored again."""
+    from vae_anomaly.store.commits import Ledger
+
+    ws = _open(monitor, None)
+    if not ws.store.root.is_dir():
+        raise ConfigError(f"output must be a folder that `vae-anomaly score` has made. Got {str(ws.store.root)!r}.")
+    before, sinks = time.time() - 86_400 * older_than, [sink.kind for sink in ws.monitor.sinks]
+    done = Ledger(ws.store.prepare(ws.monitor.name)).prune(before, sinks, dry_run=dry_run)
+    if as_json:
+        say_json(done._asdict() | {"dry_run": dry_run})
+        return
+    would = "would be pruned" if dry_run else "pruned"
+    say(f"{len(done.pruned)} batches {would}, {done.bytes / 1e6:.1f} MB; their commit records stay.")
+    if done.pending:
+        say(f"{len(done.pending)} old batches stay until their alerts are delivered, first {done.pending[0]}.")
+
+
+@app.command()
 def serve(
     monitors: Annotated[list[Path], typer.Argument(metavar="MONITOR...", help="One monitor.yml or more.")],
     mlflow: MlflowFile = None,

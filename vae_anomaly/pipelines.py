@@ -229,6 +229,8 @@ def render(ws: Workspace, batch: str) -> tuple[Report, Path]:
     """The report of a committed batch, its HTML page made again."""
     commit = find_commit(ws, batch)
     store = ws.store
+    if commit.batch_id in Ledger(store).pruned():
+        raise ConfigError(f"the batch must not have been pruned. Got {batch!r}, of which the commit record is left.")
     report = read_report(store, commit.batch_id)
     page = store.file(store.reports, commit.batch_id, ".html")
     store.replace(to_html(report).encode(), page)

@@ -29,7 +29,7 @@ from vae_anomaly.batch import OK
 from vae_anomaly.errors import ConfigError, StoreError
 from vae_anomaly.store.commits import standing
 from vae_anomaly.store.files import Store, is_alive, names, owner_of, safe_id, sha256_of
-from vae_anomaly.store.records import Attempts, Commit, FileRef, Quarantine, read_record
+from vae_anomaly.store.records import Attempts, Commit, FileRef, Pruned, Quarantine, read_record
 from vae_anomaly.store.score_files import SCORE_SCHEMA, read_scores, score_schema
 
 _SUFFIXES = {
@@ -39,6 +39,7 @@ _SUFFIXES = {
     "quarantine": (".json",),
     "outbox": (".json",),
     "attempts": (".json",),
+    "pruned": (".json",),
 }
 _NEXT_RUN = "Nothing to do: the next run finishes or replaces it."
 _MOVE = "Move it to another folder; the store holds its own files only."
@@ -71,11 +72,16 @@ def check(store: Store) -> list[Finding]:
     commits, broken = _records(store.commits, Commit, f"Restore it from a backup. {_DELETE}")
     refusals, unreadable = _records(store.quarantine, Quarantine, _DELETE)
     attempts, illegible = _records(store.attempts, Attempts, "If you delete it, the file's attempts count from one.")
-    findings += [*broken, *unreadable, *illegible, *_keys(commits), *_twice(commits, refusals)]
+    pruned, gone = _records(store.pruned, Pruned, "If you delete it, what is pruned counts as lost.")
+    findings += [*broken, *unreadable, *illegible, *gone, *_keys(commits), *_twice(commits, refusals)]
     findings += _attempts(attempts, commits, refusals)
     findings += _monitor(store, [*commits, *refusals])
+    keys = {record.batch_id: record.commit for record in pruned}
     for commit in commits:
-        findings += [*_scores(store, commit), *_report(store, commit)]
+        if keys.pop(commit.batch_id, None) != commit.key:
+            findings += [*_scores(store, commit), *_report(store, commit)]
+    for batch in keys:
+        findings.append(Finding("I3", f"pruned/{batch}.json", "No commit of that key is there.", "Delete it."))
     findings += [*_orphans(store), *_markers(store)]
     return sorted(set(findings), key=lambda f: (f.path, f.invariant, f.problem))
 

@@ -20,6 +20,7 @@ from vae_anomaly.store.files import Store, discard, names, safe_id
 from vae_anomaly.store.records import (  # fmt: skip
     Attempts,
     Commit,
+    Pruned,
     Quarantine,
     Record,
     dump,
@@ -53,6 +54,14 @@ class PendingAlert(NamedTuple):
     record: Commit | Quarantine
     sink: str
     idempotency_key: str
+
+
+class Retention(NamedTuple):
+    """The batch ids that were pruned, bytes freed, and the batch ids that stay, though old, for an alert is pending."""
+
+    pruned: tuple[str, ...]
+    bytes: int
+    pending: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -189,17 +198,53 @@ class Ledger:
 
     def unrendered(self) -> list[Commit]:
         """Commits with something to say whose HTML report is not there (yet)."""
-        there = set(names(self.store.reports))
-        return [commit for commit in self.commits() if commit.alert and f"{commit.batch_id}.html" not in there]
+        there = {name.removesuffix(".html") for name in names(self.store.reports) if name.endswith(".html")}
+        there |= self.pruned()
+        return [commit for commit in self.commits() if commit.alert and commit.batch_id not in there]
+
+    def pruned(self) -> set[str]:
+        """The batch ids whose scores and reports are deleted, or are about to be."""
+        return {name.removesuffix(".json") for name in names(self.store.pruned)}
+
+    def prune(self, before: float, sinks: Sequence[str], *, dry_run: bool) -> Retention:
+        """Delete scores and reports of the batches that were committed before the time ``before``, in seconds.
+
+        The commit stays, so the content is not scored again. A record that says what is deleted comes first: a run that
+        is killed leaves what the next one deletes, and ``check`` tells what was pruned from what was lost. What a sink
+        is still to be told stays whole; nothing else refers to these files.
+        """
+        freed, found, kept = 0, [], []
+        with self.store.lock(self.store.outbox):  # nobody renders or delivers meanwhile
+            untold = {alert.record.batch_id for alert in self.pending_alerts(sinks)}
+            for commit in self.commits():
+                files = self._files(commit.batch_id)
+                if self._written(commit)[0] >= before * 1e9 or not files:
+                    continue
+                if commit.batch_id in untold:
+                    kept.append(commit.batch_id)
+                    continue
+                freed += sum(path.stat().st_size for path in files)
+                found.append(commit.batch_id)
+                if not dry_run:
+                    final = self.store.file(self.store.pruned, commit.batch_id, ".json")
+                    self.store.publish(Pruned(commit.batch_id, commit.sha256, commit.key).to_json(), final)
+                    for path in files:
+                        discard(path)
+        return Retention(tuple(found), freed, tuple(kept))
+
+    def _files(self, batch: str) -> list[Path]:
+        folders = ((self.store.scores, ".parquet"), (self.store.reports, ".html"), (self.store.reports, ".json"))
+        found = [self.store.file(folder, batch, suffix) for folder, suffix in folders]
+        return [path for path in found if path.exists()]
 
     def pending_alerts(self, sinks: Sequence[str]) -> list[PendingAlert]:
         """What each sink is still to be told. Hold ``store.lock(store.outbox)`` while delivering: no alert goes twice.
 
-        A refusal of content that was scored since is old news.
+        A refusal of content that was scored since is old news, and so is what is pruned.
         """
-        commits = list(self.commits())
+        commits, pruned = list(self.commits()), self.pruned()
         scored = {commit.sha256 for commit in commits}
-        records: list[Commit | Quarantine] = [commit for commit in commits if commit.alert]
+        records: list[Commit | Quarantine] = [c for c in commits if c.alert and c.batch_id not in pruned]
         records += [q for q in self.quarantines() if q.sha256 not in scored]
         return [
             PendingAlert(record, sink, record.idempotency_key)

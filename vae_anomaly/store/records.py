@@ -197,7 +197,20 @@ class Attempts:
         return dump(asdict(self))
 
 
-Record = TypeVar("Record", Commit, Quarantine, Attempts)
+@dataclass(frozen=True)
+class Pruned:
+    """Scores and report of the batch, of this content, are deleted or about to be; its commit, with this key, stays."""
+
+    batch_id: str
+    sha256: str
+    commit: str
+
+    def to_json(self) -> bytes:
+        """The record's bytes."""
+        return dump(asdict(self))
+
+
+Record = TypeVar("Record", Commit, Quarantine, Attempts, Pruned)
 
 
 def provenance(
