@@ -29,9 +29,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
+from fork_samples import Phases, Rounds, forked, wait
 from pipeline_samples import copy, deliver, fitted, parquet, shared_store, table, write_monitor
 from store_samples import tree
-from test_kill_score import Phases, Rounds, forked, naive, wait
+from test_kill_score import naive
 
 pytestmark = pytest.mark.faults
 ACTIONS = {"kill": 1, "full": 2, "error": 3, "torn": 4}
