@@ -203,7 +203,8 @@ def batch_id(name: str, sha256: str, *, again: int = 0) -> str:
 
     ``again`` is how often this content was scored before.
     """
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).stem).lstrip("._-")[:60] or "batch"
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).stem).replace(".again", "-again")  # that is said below only
+    stem = stem.lstrip("._-")[:60] or "batch"
     return f"{stem}{f'.again{again}' if again else ''}-{sha256[:12]}"
 
 
