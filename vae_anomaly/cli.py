@@ -24,6 +24,7 @@ import typer
 from vae_anomaly.benchmark.commands import app as benchmark_app
 from vae_anomaly.console import progress_display, say, say_json, show_score, shown, table
 from vae_anomaly.errors import ConfigError, VaeAnomalyError
+from vae_anomaly.sinks.log import printable
 
 if TYPE_CHECKING:
     from vae_anomaly.pipelines import FitOutcome, Look
@@ -95,7 +96,7 @@ def main() -> None:
 def _fail(line: str, code: int) -> None:
     if os.environ.get("VAE_ANOMALY_DEBUG"):
         traceback.print_exc()
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(printable(line) + "\n")
     sys.exit(code)
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vae_anomaly.sinks.log import printable
+
 if TYPE_CHECKING:
     from vae_anomaly.scoring import ScoreOutcome
     from vae_anomaly.workspace import Workspace
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 def progress_display() -> Iterator[Callable[[str, int, int], None]]:
     """A progress display on stderr: a bar on a terminal, one line for each stage elsewhere."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
@@ -32,7 +35,7 @@ def progress_display() -> Iterator[Callable[[str, int, int], None]]:
         task = bars.add_task("starting", total=None)
 
         def show(stage: str, done: int, total: int) -> None:
-            bars.update(task, description=stage, completed=done, total=total if total > 1 else None)
+            bars.update(task, description=escape(printable(stage)), completed=done, total=total if total > 1 else None)
 
         yield show
 
@@ -43,15 +46,15 @@ def _plain_progress() -> Callable[[str, int, int], None]:
     def show(stage: str, done: int, total: int) -> None:
         if stage not in said:
             said.add(stage)
-            sys.stderr.write(f"{stage} ...\n")
+            sys.stderr.write(f"{printable(stage)} ...\n")
             sys.stderr.flush()
 
     return show
 
 
 def say(text: str = "") -> None:
-    """One line of the result."""
-    typer.echo(text)
+    """One line of the result; characters that do not print are escaped."""
+    typer.echo(printable(text))
 
 
 def say_json(value: Any) -> None:
@@ -67,7 +70,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
     grid = Table(*columns, title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
     for row in rows:
-        grid.add_row(*(escape(cell) for cell in row))
+        grid.add_row(*(escape(printable(cell)) for cell in row))
     width = None if sys.stdout.isatty() else 160
     Console(width=width, highlight=False).print(grid)
 

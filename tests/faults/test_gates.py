@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pipeline_samples import PROGRAM, copy, deliver, fitted, parquet, program, table, write_monitor
+from pipeline_samples import PROGRAM, cli, copy, deliver, fitted, parquet, program, table, write_monitor
 from store_samples import put
 from system_samples import Payload, family, listening
 
@@ -465,3 +465,24 @@ def test_g8_a_link_out_of_the_store_is_refused(tmp_path: Path, folder: str) -> N
         with pytest.raises(StoreError, match="link out of it"):
             put(store, "a.csv", b"1")
     assert list(away.iterdir()) == []
+
+
+# ---------------------------------------------------------------- G9: a name is no line and no colour of its own
+
+
+FORGED = ["\nerror: all is well", "\r\nWARNING x", "\x1b[2J", "\x1b]0;title\x07", "\u202e", "\u2028", "\x85", "\udce9"]
+
+
+def test_g9_a_hostile_name_forges_no_line(tmp_path: Path) -> None:
+    folder = copy(tmp_path)
+    deliver(folder, **{f"a{piece}{i}.csv": b"id\n1\n" for i, piece in enumerate(FORGED)})
+    for command in (["score"], ["status"], ["check"], ["report"]):
+        said = cli(*command, folder)
+        for line in (said.out + said.err).split("\n"):
+            assert not line.startswith(("error: all", "WARNING x")), command
+            assert all(c.isprintable() or c == "\N{NO-BREAK SPACE}" for c in line), (command, line)
+        if command != ["check"]:
+            assert "a" in said.out + said.err
+    missing = cli("score", tmp_path / "no\nerror: such\x1b[2J")
+    assert missing.code == 2
+    assert len(missing.err.splitlines()) == 1 and missing.err[:-1].isprintable()

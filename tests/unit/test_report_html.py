@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass, replace
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -32,12 +33,15 @@ from vae_anomaly.report import (
     ScoreHistogram,
     Token,
     html,
+    review,
     to_html,
     to_markdown,
 )
 from vae_anomaly.report.formatting import text
 from vae_anomaly.report.model import MAX_PNG
 from vae_anomaly.report.pictures import picture, png
+from vae_anomaly.sinks import Alert
+from vae_anomaly.sinks.log import deliver_log
 
 MARKUP = """
 <script>alert(1)</script>
@@ -111,6 +115,10 @@ PAYLOADS = [
     "\r\n\r\n# Heading\r\n<script>alert(1)</script>",
     "\n- [x] item\n\n    code\n\n1. list",
     "\x1b[31mred\x07",
+    "\x1b]8;;http://evil.example\x07link\x1b]8;;\x07",
+    "=cmd|' /C calc'!A0",
+    "\t@SUM(1)",
+    "{{ 7 * 7 }}{% raw %}",
     "＜script＞alert(1)＜/script＞",
     "\ud800<b>\udfff",
     "'\"`<>&\\/",
@@ -125,6 +133,10 @@ def filled(kind: Any, words: str) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Picture:
         return PICTURE
+    if kind is Path:
+        return Path(words.replace("\0", ""))
+    if origin is Literal:
+        return inner[0]
     if kind is ScoreHistogram:
         return ScoreHistogram((0.0, 0.2, 0.5, 1.0), (0.5, 0.4, 0.1), (0.2, 0.3, 0.5))
     if origin is UnionType:
@@ -224,6 +236,26 @@ def test_markdown_keeps_every_text_a_text(payload):
         inline = [c.type for t in reader.parse(to_markdown(make(payload))) for c in t.children or ()]
         assert set(inline) <= {"text", "text_special", "code_inline", "softbreak", "strong_open", "strong_close"}
         assert "@" not in re.sub(r"`[^`]*`", "", to_markdown(make(payload)))
+
+
+def full_review(words: str) -> review.Review:
+    return replace(filled(review.Review, words), champion={"version": words, "digest": words})
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_the_review_keeps_every_text_a_text(payload):
+    page = review.to_html(full_review(payload))
+    assert intruders(page, Page(review.to_html(full_review("harmless")))) == []
+    assert "".join(Page(page).words).count(text(payload, 20)[:-1]) >= 5
+    assert not [c for c in page if not c.isprintable() and c not in "\n\N{NO-BREAK SPACE}"]
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_an_alert_is_one_line_of_the_log(payload, caplog):
+    with caplog.at_level("WARNING"):
+        deliver_log(filled(Alert, payload))
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert not [c for c in line if not c.isprintable() and c != "\N{NO-BREAK SPACE}"]
 
 
 def test_there_are_payloads_enough_and_the_check_catches_a_template_that_does_not_escape(harmless):

@@ -19,4 +19,5 @@ def deliver_log(alert: Alert) -> None:
 
 def printable(text: str) -> str:
     """``text`` with line breaks, control and direction characters and lone surrogates written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    seen = (c if c.isprintable() or c == "\N{NO-BREAK SPACE}" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(seen)
