@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from pipeline_samples import PROGRAM, cli, copy, deliver, fitted, parquet, progr
 from store_samples import put
 from system_samples import Payload, family, listening
 
+from vae_anomaly import console
 from vae_anomaly.batch import Records
 from vae_anomaly.detector import Detector
 from vae_anomaly.errors import ArtifactError, DataError, StoreError
@@ -483,6 +485,8 @@ def test_g9_a_hostile_name_forges_no_line(tmp_path: Path) -> None:
             assert all(c.isprintable() or c == "\N{NO-BREAK SPACE}" for c in line), (command, line)
         if command != ["check"]:
             assert "a" in said.out + said.err
+    with mock.patch.object(console, "printable", lambda text: text):  # the known-bad one
+        assert "\x1b[2J" in cli("status", folder).out
     missing = cli("score", tmp_path / "no\nerror: such\x1b[2J")
     assert missing.code == 2
     assert len(missing.err.splitlines()) == 1 and missing.err[:-1].isprintable()
