@@ -26,7 +26,8 @@ test-faults: $(STAMP)
 
 bench: $(STAMP)
 	$(INSTALL) -r locks/bench.txt
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.job
 
 ui: $(STAMP)
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///demo/state/mlflow.db
