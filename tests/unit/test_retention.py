@@ -12,6 +12,7 @@ import pytest
 from pipeline_samples import cli, copy, deliver, table
 from store_samples import MONITOR, put, scored, tree
 
+from vae_anomaly.store import check as check_module
 from vae_anomaly.store import commits as module
 from vae_anomaly.store.check import check
 from vae_anomaly.store.commits import Ledger
@@ -87,6 +88,32 @@ def test_a_file_that_is_lost_is_not_taken_for_one_that_was_pruned(store: Store) 
     record = next(store.pruned.iterdir())
     record.unlink()
     assert len(check(store)) >= 3
+
+
+def test_what_is_pruned_while_check_looks_is_not_lost(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = check_module._whole
+    looks = iter(range(1000))
+
+    def looking(*args: object) -> object:
+        if next(looks) == 3:
+            prune(store)
+        return whole(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(check_module, "_whole", looking)
+    assert check(store) == []
+    assert next(looks) > 3
+
+
+def test_a_batch_whose_record_was_deleted_after_pruning_is_a_batch_like_any_other_again(store: Store) -> None:
+    prune(store)
+    old = next(store.pruned.iterdir())
+    (store.commits / old.name).unlink()
+    number = old.name[4]
+    put(store, f"day-{number}.csv", f"content {number}".encode())
+    assert not old.exists()
+    assert [f for f in check(store) if f.severity == "error"] == []
+    (store.scores / f"{old.stem}.parquet").unlink()
+    assert [f for f in check(store) if f.severity == "error"]
 
 
 @pytest.mark.parametrize("damage", ["another commit", "a changed byte"])

@@ -79,7 +79,7 @@ def check(store: Store) -> list[Finding]:
     keys = {record.batch_id: record.commit for record in pruned}
     for commit in commits:
         if keys.pop(commit.batch_id, None) != commit.key:
-            findings += [*_scores(store, commit), *_report(store, commit)]
+            findings += _files(store, commit)
     for batch in keys:
         findings.append(Finding("I3", f"pruned/{batch}.json", "No commit of that key is there.", "Delete it."))
     findings += [*_orphans(store), *_markers(store)]
@@ -178,6 +178,22 @@ def _whole(store: Store, ref: FileRef, remedy: str) -> Iterator[Finding]:
         yield Finding("I3", ref.file, f"Must have {ref.bytes} bytes. Got {size}.", remedy)
     elif sha256_of(path) != ref.sha256:
         yield Finding("I3", ref.file, "Its sha256 is not the one in its commit.", remedy)
+
+
+def _files(store: Store, commit: Commit) -> list[Finding]:
+    """What is wrong with scores and report, but where they were pruned while it was looked at."""
+    try:
+        found = [*_scores(store, commit), *_report(store, commit)]
+    except FileNotFoundError:  # it went while it was looked at
+        return _files(store, commit)
+    return [] if found and _is_pruned(store, commit) else found
+
+
+def _is_pruned(store: Store, commit: Commit) -> bool:
+    try:
+        return read_record(store.pruned / f"{commit.batch_id}.json", Pruned).commit == commit.key
+    except StoreError:
+        return False
 
 
 def _report(store: Store, commit: Commit) -> Iterator[Finding]:

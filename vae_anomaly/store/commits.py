@@ -144,6 +144,8 @@ class Ledger:
                     return False
                 record = store.file(store.commits, id, ".json")
                 rest = not record.exists()
+                if rest:  # it was deleted to have a batch scored again that had been pruned
+                    discard(store.file(store.pruned, id, ".json"))
                 store.publish(scores.tmp, store.file(store.scores, id, ".parquet"), replaceable=rest)
                 store.publish(report, store.file(store.reports, id, ".json"), replaceable=rest)
                 store.publish(content, record)
