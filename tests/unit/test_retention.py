@@ -80,6 +80,13 @@ def test_what_a_sink_is_still_to_be_told_stays_whole(store: Store) -> None:
     assert (store.scores / f"{first.batch_id}.parquet").exists()
 
 
+def test_a_batch_that_has_lost_a_file_is_not_pruned_over_it(store: Store) -> None:
+    old = next(commit for commit in Ledger(store).commits() if commit.name == "day-0.csv")
+    (store.scores / f"{old.batch_id}.parquet").unlink()
+    assert old.batch_id not in prune(store).pruned
+    assert [f.path for f in check(store)] == [old.scores.file]
+
+
 def test_a_file_that_is_lost_is_not_taken_for_one_that_was_pruned(store: Store) -> None:
     prune(store)
     young = next(store.scores.iterdir())

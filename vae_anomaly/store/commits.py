@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from vae_anomaly.errors import StoreError
-from vae_anomaly.store.files import Store, discard, names, safe_id
+from vae_anomaly.store.files import Store, discard, explained, names, safe_id
 from vae_anomaly.store.records import (  # fmt: skip
     Attempts,
     Commit,
@@ -213,31 +213,29 @@ class Ledger:
 
         The commit stays, so the content is not scored again. A record that says what is deleted comes first: a run that
         is killed leaves what the next one deletes, and ``check`` tells what was pruned from what was lost. What a sink
-        is still to be told stays whole; nothing else refers to these files.
+        is still to be told stays whole, and a batch that has lost a file stays for ``check`` to tell.
         """
         freed, found, kept = 0, [], []
-        with self.store.lock(self.store.outbox):  # nobody renders or delivers meanwhile
+        with self.store.lock(self.store.outbox):
             untold = {alert.record.batch_id for alert in self.pending_alerts(sinks)}
-            for commit in self.commits():
-                files = self._files(commit.batch_id)
-                if self._written(commit)[0] >= before * 1e9 or not files:
-                    continue
-                if commit.batch_id in untold:
-                    kept.append(commit.batch_id)
-                    continue
-                freed += sum(path.stat().st_size for path in files)
-                found.append(commit.batch_id)
-                if not dry_run:
-                    final = self.store.file(self.store.pruned, commit.batch_id, ".json")
+        for commit in [commit for commit in self.commits() if self._written(commit)[0] < before * 1e9]:
+            final = self.store.file(self.store.pruned, commit.batch_id, ".json")
+            scores, report = (self.store.root / ref.file for ref in (commit.scores, commit.report))
+            files = [path for path in (scores, report.with_suffix(".html"), report) if path.exists()]
+            if not files or not (final.exists() or {scores, report} <= set(files)):
+                continue
+            if commit.batch_id in untold:
+                kept.append(commit.batch_id)
+                continue
+            freed += sum(path.stat().st_size for path in files)
+            found.append(commit.batch_id)
+            if not dry_run:
+                with self.store.lock(self.store.outbox):  # nobody renders or delivers it meanwhile
                     self.store.publish(Pruned(commit.batch_id, commit.sha256, commit.key).to_json(), final)
                     for path in files:
-                        discard(path)
+                        with explained(path):
+                            discard(path)
         return Retention(tuple(found), freed, tuple(kept))
-
-    def _files(self, batch: str) -> list[Path]:
-        folders = ((self.store.scores, ".parquet"), (self.store.reports, ".html"), (self.store.reports, ".json"))
-        found = [self.store.file(folder, batch, suffix) for folder, suffix in folders]
-        return [path for path in found if path.exists()]
 
     def pending_alerts(self, sinks: Sequence[str]) -> list[PendingAlert]:
         """What each sink is still to be told. Hold ``store.lock(store.outbox)`` while delivering: no alert goes twice.
