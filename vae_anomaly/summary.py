@@ -52,7 +52,7 @@ class BatchSummary:
         self._quality += self.detector.preprocessor.quality(records, good)
         self._keep_scores(detections.score[good])
         if self.detector.schema.record_id and self.rows <= COUNTED_IDS:  # else they are the numbers of the rows
-            self._ids.append(pd.util.hash_array(records.record_ids, categorize=False))
+            self._ids.append(pd.util.hash_array(records.record_ids.astype(object), categorize=False))
         self._keep_strangest(records, detections)
 
     def _keep_scores(self, scores: np.ndarray) -> None:

@@ -474,10 +474,10 @@ def test_an_error_of_ours_is_one_line_and_says_so(folder: Path, monkeypatch: pyt
 def test_an_error_of_ours_in_a_batch_costs_this_batch_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Scorer.score
 
-    def broken(self: Scorer, delivery: Any, tell: Any, *, again: bool) -> str:
+    def broken(self: Scorer, delivery: Any, tell: Any, **options: Any) -> str:
         if delivery.name == "mon.parquet":
             raise RuntimeError("zq-private")
-        return real(self, delivery, tell, again=again)
+        return real(self, delivery, tell, **options)
 
     deliver(folder, **{"mon.parquet": table(30, 3), "tue.parquet": table(30, 4)})
     monkeypatch.setattr(Scorer, "score", broken)

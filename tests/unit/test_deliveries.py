@@ -58,7 +58,7 @@ class Reader:
     def __init__(self, ws: Workspace) -> None:
         self.ws = ws
 
-    def score(self, delivery: Any, tell: Any, *, again: bool) -> str:
+    def score(self, delivery: Any, tell: Any, **options: Any) -> str:
         self.read[delivery.name] = list(read_records(delivery, self.ws))
         delivery.assert_unchanged()
         raise OSError("not scored")
