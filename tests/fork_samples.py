@@ -221,6 +221,6 @@ def ran(program: str, folder: Path, *names: str, within: Sequence[str] = (), lim
         assert path.exists(), done.stderr[-3000:]
         found: dict[str, Any] = json.loads(path.read_text())
         print(found)
-        return found | {"stderr": done.stderr}
+        return found | {"stderr": done.stderr[-3000:]}
 
     return result
