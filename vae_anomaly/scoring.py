@@ -29,7 +29,7 @@ from vae_anomaly.report.markdown import to_markdown
 from vae_anomaly.report.model import QuarantineNotice, Report
 from vae_anomaly.sinks import Alert, deliver
 from vae_anomaly.store.commits import BatchState, HashCache, Ledger, State
-from vae_anomaly.store.files import Store, discard
+from vae_anomaly.store.files import Store, drop
 from vae_anomaly.store.records import (  # fmt: skip
     Attempts,
     BatchRef,
@@ -256,7 +256,6 @@ class _Run:
         self._done = _known(ledger, ws.contract_digest) - self._again
         self._outcomes: dict[str, BatchOutcome] = {}
         self._left: list[InboxFile] = []  # of contents that are under way under another name, or in parts
-        self._workers = 1
         self._parts: dict[str, list[str]] = {}  # of contents that several workers share: the files of the scores
 
     def score(self) -> list[BatchOutcome]:
@@ -265,15 +264,14 @@ class _Run:
         if todo:
             try:
                 with engine(self.ws.monitor.execution, self._tell) as crew:
-                    self._workers = crew.workers
                     while todo:
                         self._left = []
-                        for job, ended in crew.run(self._jobs(todo)):
+                        for job, ended in crew.run(self._jobs(todo, crew.workers)):
                             self._end(job, ended)
                         todo = self._left
             finally:
                 for part in filter(None, chain.from_iterable(self._parts.values())):
-                    discard(Path(part))
+                    drop(Path(part))
         return [self._outcomes[name] for name in sorted(self._outcomes)]
 
     def _is_known(self, sha256: str | None, file: InboxFile) -> bool:
@@ -284,15 +282,16 @@ class _Run:
     def _tell(self, job: Job, rows: int) -> None:
         self.progress(f"scoring {Path(job.path).name}", rows, 0)
 
-    def _jobs(self, todo: Sequence[InboxFile]) -> Iterator[Job]:
-        """A job for each content that is new, as the files are hashed; what cannot be opened has ended here."""
+    def _jobs(self, todo: Sequence[InboxFile], workers: int) -> Iterator[Job]:
+        """The jobs of each content that is new, as the files are hashed; what cannot be opened has ended here."""
         under_way: set[str] = set()
         for i, file in enumerate(todo):
             self.progress(f"scoring {file.name}", i, len(todo))
             try:
                 state, now = os.lstat(file.path), time.time_ns()
                 with open_delivery(file.path, folders=self.ws.folders) as delivery:
-                    jobs = self._divided(self._job(delivery, file, under_way, state, now), delivery.size)
+                    job = self._job(delivery, file, under_way, state, now)
+                    jobs = self._divided(job, workers if delivery.size >= DIVIDED else 1) if job else []
             except DataError as error:
                 self._refused(file, "", error)
             except (OSError, StoreError) as error:
@@ -300,15 +299,13 @@ class _Run:
             else:
                 yield from jobs
 
-    def _divided(self, job: Job | None, size: int) -> list[Job]:
-        """A job for each worker where the delivery is large, and that which needs their work as soon as it is done."""
-        if job is None:
-            return []
+    def _divided(self, job: Job, workers: int) -> list[Job]:
+        """A job for each of so many workers, and that which needs what they found as soon as they have it."""
         if job.sha256 in self._parts:
             return [replace(job, scored=tuple(filter(None, self._parts[job.sha256])))]
-        if self._workers == 1 or size < DIVIDED:
+        if workers < 2:  # a cluster may have none yet
             return [job]
-        return [replace(job, share=(i, self._workers)) for i in range(self._workers)]
+        return [replace(job, share=(i, workers)) for i in range(workers)]
 
     def _job(
         self, delivery: Delivery, file: InboxFile, under_way: set[str], state: os.stat_result, now: int

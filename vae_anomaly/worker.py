@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -215,10 +214,10 @@ class Scorer:
         The empty string where it is no Parquet file, or too short: the others say only when they are read how many rows
         they have.
         """
-        total, step = rows_of_parquet(delivery) or 0, self.ws.schema.rows_at_once
-        first, stop = (total * k // of // step * step if k < of else total for k in (i, i + 1))
-        if total < of * step:
+        total = rows_of_parquet(delivery) or 0
+        if total < of:
             return ""
+        first, stop = (total * k // of for k in (i, i + 1))
         path = self.ws.store.new_temporary()
         try:
             with explained(path), Sink(path) as sink, pa.ipc.new_stream(sink, PART_SCHEMA) as writer:
@@ -319,6 +318,8 @@ class Scorer:
             mine, held = held.slice(0, len(records)), held.slice(len(records))
             status, score = (mine[name].to_numpy(zero_copy_only=False) for name in PART_SCHEMA.names)
             yield records, self.detector.decided(status, score)
+        if len(held) or next(batches, None):
+            raise StoreError("the parts must hold a score for each row. Got more.")
 
     def _origin(self, ref: BatchRef) -> dict[str, str]:
         return provenance(
@@ -394,8 +395,12 @@ def _batches(parts: Sequence[Path]) -> Iterator[pa.RecordBatch]:
 
 
 def _until(chunks: Iterator[Records], stop: int) -> Iterator[Records]:
-    """The records before row ``stop``, which begins a chunk or ends the file."""
-    return takewhile(lambda records: records.first_row < stop, chunks)
+    """The records before row ``stop``, which is after the first of them."""
+    for records in chunks:
+        left = stop - records.first_row
+        yield records.between(slice(0, left))
+        if len(records) >= left:
+            return
 
 
 def _earlier(ledger: Ledger, ref: BatchRef, before: Sequence[Commit]) -> Commit | None:

@@ -12,8 +12,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pipeline_samples import PROGRAM, Said, cli, copy, deliver, parquet, table
@@ -21,9 +23,12 @@ from store_samples import tree
 from system_samples import children_of
 
 from vae_anomaly import scoring
+from vae_anomaly.execution import Engine
+from vae_anomaly.store import sources
 from vae_anomaly.store.check import check
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.files import Store
+from vae_anomaly.worker import perform
 
 POISON = """
 import os, signal, sys
@@ -140,13 +145,18 @@ def test_the_store_is_sound_after_all(
 
 @pytest.fixture(scope="module")
 def inline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = copy(tmp_path_factory.mktemp("inline"))
-    deliver(folder, **batches())
-    assert cli("score", folder).code == 3
+    return scored(tmp_path_factory.mktemp("inline"), batches(), code=3)
+
+
+def scored(place: Path, files: dict[str, Any], *, code: int) -> dict[str, str]:
+    """The results of files that one process has scored."""
+    folder = copy(place)
+    deliver(folder, **files)
+    assert cli("score", folder).code == code
     return results(folder)
 
 
-def batches() -> dict[str, object]:
+def batches() -> dict[str, Any]:
     """Among them a copy, a refused file, and one content under two suffixes."""
     days = {f"day-{i}.parquet": table(150 + i, 60 + i, frauds=i) for i in range(4)}
     short = {"short.csv": b"id,amount\n1,2\n", "short.txt": b"id,amount\n1,2\n"}
@@ -167,16 +177,13 @@ def test_every_engine_gives_the_same_bytes(tmp_path: Path, inline: dict[str, str
 
 def huge() -> dict[str, bytes]:
     """A file for several workers, whose row groups are no multiple of anything, and one that cannot be divided."""
-    records = table(33_000, 77, frauds=40)
-    return {"huge.parquet": parquet(records, row_group_size=7001), "small.parquet": parquet(table(100, 78))}
+    lines = "".join(json.dumps(row, default=str) + "\n" for row in table(100, 78).to_pylist())
+    return {"huge.parquet": parquet(table(33_000, 77, frauds=40), row_group_size=7001), "small.jsonl": lines.encode()}
 
 
 @pytest.fixture(scope="module")
 def huge_inline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = copy(tmp_path_factory.mktemp("huge"))
-    deliver(folder, **huge())
-    assert cli("score", folder).code == 0
-    return results(folder)
+    return scored(tmp_path_factory.mktemp("huge"), huge(), code=0)
 
 
 @pytest.mark.parametrize("name", ["processes:2", pytest.param("dask:2", marks=pytest.mark.faults)])
@@ -194,6 +201,26 @@ def test_a_file_that_workers_share_gives_the_same_bytes(
     assert check(Store(folder / "output")) == []
     assert len([part for part in shares if part]) == int(name[-1])  # the other one was not divided
     assert os.listdir(folder / "output" / "_tmp") == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_parts_need_not_end_where_chunks_do_and_no_worker_is_no_reason_to_skip_a_file(
+    tmp_path: Path, huge_inline: dict[str, str], workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of wide tables come a few thousand at a time, and a cluster may have no worker yet."""
+
+    @contextmanager
+    def here(config: object, tell: object) -> Iterator[Engine]:
+        yield Engine(lambda jobs: ((job, perform(job, lambda rows: None)) for job in jobs), workers)
+
+    monkeypatch.setattr(scoring, "engine", here)
+    monkeypatch.setattr(scoring, "DIVIDED", 1)
+    monkeypatch.setattr(sources, "LARGEST_TABLE", 600_000)
+    folder = copy(tmp_path)
+    deliver(folder, **huge())
+    assert cli("score", folder).code == 0
+    ours = {name: digest for name, digest in results(folder).items() if name.startswith("scores")}
+    assert ours == {name: digest for name, digest in huge_inline.items() if name.startswith("scores")}
 
 
 @pytest.mark.parametrize("runs", [2, pytest.param(20, marks=pytest.mark.faults)])
@@ -217,7 +244,7 @@ def test_a_part_that_fails_costs_one_attempt_and_the_next_run_scores_the_file(
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     assert cli("score", folder, env={"PYTHONPATH": path}).code == 3
     assert states(folder)["huge.parquet"]["attempts"] == 1
-    assert states(folder)["small.parquet"]["state"] == "committed"
+    assert states(folder)["small.jsonl"]["state"] == "committed"
     assert cli("score", folder).code == 0
     assert results(folder) == huge_inline
     assert os.listdir(folder / "output" / "_tmp") == []

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from vae_anomaly.errors import StoreError
-from vae_anomaly.store.files import Store, discard, explained, names, safe_id
+from vae_anomaly.store.files import Store, discard, drop, explained, names, safe_id
 from vae_anomaly.store.records import (  # fmt: skip
     Attempts,
     Commit,
@@ -108,7 +108,7 @@ class Ledger:
 
     def forget(self, batch: str) -> None:
         """Forget the attempts at a batch id that has come to an end."""
-        self._drop(self.store.file(self.store.attempts, batch, ".json"))
+        drop(self.store.file(self.store.attempts, batch, ".json"))
 
     def recover(self) -> None:
         """Remove attempts and refusals of what has come to a better end: a killed run may have left them."""
@@ -122,11 +122,7 @@ class Ledger:
                     self._pardon(refusal)
 
     def _pardon(self, refusal: Quarantine) -> None:
-        self._drop(self.store.file(self.store.quarantine, refusal.batch_id, ".json"))
-
-    def _drop(self, path: Path) -> None:
-        with contextlib.suppress(OSError):  # then the next run deletes it
-            discard(path)
+        drop(self.store.file(self.store.quarantine, refusal.batch_id, ".json"))
 
     def commit(self, commit: Commit, scores: ScoreFile, *, report: bytes, again: bool = False) -> bool:
         """Publish scores, report and record in this order; False when the content was committed before.
@@ -145,7 +141,9 @@ class Ledger:
                 record = store.file(store.commits, id, ".json")
                 rest = not record.exists()
                 if rest:  # it was deleted to have a batch scored again that had been pruned
-                    discard(store.file(store.pruned, id, ".json"))
+                    pruned = store.file(store.pruned, id, ".json")
+                    with explained(pruned):
+                        discard(pruned)
                 store.publish(scores.tmp, store.file(store.scores, id, ".parquet"), replaceable=rest)
                 store.publish(report, store.file(store.reports, id, ".json"), replaceable=rest)
                 store.publish(content, record)
@@ -154,8 +152,7 @@ class Ledger:
                     self._pardon(refusal)
             return True
         finally:
-            with contextlib.suppress(OSError):  # then the next run deletes it
-                os.unlink(scores.tmp)
+            drop(scores.tmp)
 
     def quarantine(self, record: Quarantine) -> bool:
         """Publish the reason file, over one of another contract; False when this content is recorded already."""

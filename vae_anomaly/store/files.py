@@ -296,6 +296,12 @@ def discard(path: Path) -> None:
         os.unlink(path)
 
 
+def drop(path: Path) -> None:
+    """Delete ``path`` if that is possible now; else the next run does, whose sweep or recovery finds it."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
 def _temporary(folder: Path) -> Path:
     return folder / f".part-{owner(os.getpid()) or f'{os.getpid()}.0.0'}-{uuid.uuid4().hex}"
 
