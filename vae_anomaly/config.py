@@ -502,9 +502,13 @@ class MonitorConfig(_Section):
     @field_validator("sinks")
     @classmethod
     def _alerts_in_output(cls, sinks: tuple[SinkConfig, ...], info: ValidationInfo) -> tuple[SinkConfig, ...]:
-        place = {"directory": info.data.get("output", Path("output")) / "alerts"}
+        """Links in a directory that is configured are followed here, and none after that."""
+        alerts = info.data.get("output", Path("output")) / "alerts"
         return tuple(
-            s.model_copy(update=place) if isinstance(s, FileSinkConfig) and not s.directory else s for s in sinks
+            s.model_copy(update={"directory": s.directory.resolve() if s.directory else alerts})
+            if isinstance(s, FileSinkConfig)
+            else s
+            for s in sinks
         )
 
     @model_validator(mode="after")

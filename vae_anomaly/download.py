@@ -124,6 +124,7 @@ def download(name: str, folder: Path, *, fetch: Fetch = https, progress: Progres
             f"The data set must be one of {', '.join(DATASETS)}. Got {name!r}.{suggestion(name, DATASETS)}"
         )
     _prepare(folder)
+    folder = folder.resolve()
     address, splits = DATASETS[name]
     paths = []
     for split, (images, labels) in splits.items():
@@ -159,7 +160,7 @@ def _side(path: Path) -> Path:
 def _complete(path: Path) -> bool:
     """Whether the file agrees with its side file; one that cannot be read does not."""
     try:
-        return _side(path).read_bytes().split()[:1] == [sha256_of(path).encode()]
+        return _side(path).read_bytes().split()[:1] == [sha256_of(path.resolve()).encode()]
     except OSError:
         return False
 

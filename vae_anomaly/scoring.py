@@ -29,7 +29,7 @@ from vae_anomaly.report.markdown import to_markdown
 from vae_anomaly.report.model import QuarantineNotice, Report
 from vae_anomaly.sinks import Alert, deliver
 from vae_anomaly.store.commits import BatchState, HashCache, Ledger, State
-from vae_anomaly.store.files import Store, drop
+from vae_anomaly.store.files import Store, content_of, drop
 from vae_anomaly.store.records import (  # fmt: skip
     Attempts,
     BatchRef,
@@ -497,7 +497,7 @@ def read_report(store: Store, batch: str) -> Report:
     """The report value of a committed batch; raises :class:`StoreError` where it is missing or altered."""
     path = store.file(store.reports, batch, ".json")
     try:
-        return Report.from_dict(json.loads(path.read_bytes()))
+        return Report.from_dict(json.loads(content_of(path)))
     except (OSError, ValueError) as error:
         raise StoreError(
             f"{str(path)!r} must be the report of a committed batch. Got {type(error).__name__} on reading it. Run"

@@ -55,8 +55,8 @@ class Workspace:
 
     @property
     def store(self) -> Store:
-        """Where the results lie."""
-        return Store(self.monitor.output)
+        """Where the results lie; a link as ``output`` is followed here, and none after that."""
+        return Store(self.monitor.output.resolve())
 
     @property
     def contract_digest(self) -> str:

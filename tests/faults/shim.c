@@ -48,14 +48,29 @@ static int ours(const char *path) {
     return strncmp(path, control->root, length) == 0 && (path[length] == '/' || !path[length]);
 }
 
-static int ours_open(int handle) {
-    char link[64], path[PATH_MAX];
+/* the path behind a descriptor, 0 where there is none */
+static int path_of(int handle, char *path) {
+    char link[64];
     if (!control || !control->action) return 0;
     snprintf(link, sizeof link, "/proc/self/fd/%d", handle);
-    ssize_t size = readlink(link, path, sizeof path - 1);
+    ssize_t size = readlink(link, path, PATH_MAX - 1);
     if (size <= 0) return 0;
     path[size] = 0;
-    return ours(path);
+    return 1;
+}
+
+static int ours_open(int handle) {
+    char path[PATH_MAX];
+    return path_of(handle, path) && ours(path);
+}
+
+static int ours_at(int folder, const char *path) {
+    char whole[PATH_MAX * 2];
+    if (folder == AT_FDCWD || !path || path[0] == '/') return ours(path);
+    if (!path_of(folder, whole)) return 0;
+    strncat(whole, "/", 2);
+    strncat(whole, path, PATH_MAX - 2);
+    return ours(whole);
 }
 
 /* 1 where this operation has to fail, with errno set; 2 where half of a write is to be done before the end */
@@ -92,7 +107,7 @@ OPEN(open64)
         mode_t mode = va_arg(rest, mode_t);                                                                            \
         va_end(rest);                                                                                                  \
         REAL(name);                                                                                                    \
-        if ((flags & (O_CREAT | O_TRUNC)) && ours(path) && disturbed(0)) return -1;                                    \
+        if ((flags & (O_CREAT | O_TRUNC)) && ours_at(folder, path) && disturbed(0)) return -1;                         \
         return real(folder, path, flags, mode);                                                                        \
     }
 OPENAT(openat)
@@ -160,17 +175,17 @@ int mkdir(const char *path, mode_t mode) {
 
 int linkat(int from, const char *old, int to, const char *new, int flags) {
     REAL(linkat);
-    return ours(new) && disturbed(0) ? -1 : real(from, old, to, new, flags);
+    return ours_at(to, new) && disturbed(0) ? -1 : real(from, old, to, new, flags);
 }
 
 int renameat(int from, const char *old, int to, const char *new) {
     REAL(renameat);
-    return ours(new) && disturbed(0) ? -1 : real(from, old, to, new);
+    return ours_at(to, new) && disturbed(0) ? -1 : real(from, old, to, new);
 }
 
 int unlinkat(int folder, const char *path, int flags) {
     REAL(unlinkat);
-    return ours(path) && disturbed(0) ? -1 : real(folder, path, flags);
+    return ours_at(folder, path) && disturbed(0) ? -1 : real(folder, path, flags);
 }
 
 int ftruncate(int handle, off_t size) {

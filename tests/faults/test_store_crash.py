@@ -122,6 +122,8 @@ class Faults:
 
     def _disturbed(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
+            if name == "open" and self.action == "kill" and not args[1] & os.O_CREAT:
+                return real(*args, **kwargs)  # it changes nothing: a kill here is one at the next operation
             self.count += 1
             if self.action == "short":
                 return real(args[0], memoryview(args[1])[: len(args[1]) // 2 + 1])
@@ -285,9 +287,10 @@ def test_a_fault_at_every_operation_leaves_whole_files_and_is_healed(results: Re
     assert result["bad"] == []
     assert result["operations"] >= (40 if action == "torn" else 100)
     assert result["files"] == 12
-    # an error is loud and in words for users; it is passed over only where what is left is deleted by the next run
+    # an error is loud and in words for users; it is passed over only where what is left is deleted by the next run, or
+    # where the mark of an alert cannot be read, which then is told again
     assert result["outcomes"].keys() == ({"3", "0"} if action == "error" else {"-9"}), result["stderr"]
-    assert result["outcomes"].get("0", 0) <= 4
+    assert result["outcomes"].get("0", 0) <= 12
 
 
 def test_short_writes_are_completed(results: Results) -> None:
@@ -324,14 +327,21 @@ def _traced(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]
 
     def opened(path: Any, *args: Any, **kwargs: Any) -> int:
         handle: int = real["open"](path, *args, **kwargs)
-        paths[handle] = str(path)
+        paths[handle] = whole(path, kwargs.get("dir_fd"))
         return handle
+
+    def whole(path: Any, folder: int | None) -> str:
+        return str(path) if folder is None else os.path.join(paths[folder], path)
 
     def on_handle(name: str) -> Callable[..., Any]:
         return lambda handle, *rest: (trace.append((name, paths[handle])), real[name](handle, *rest))[1]
 
     def on_paths(name: str) -> Callable[..., Any]:
-        return lambda old, new: (trace.append((name, f"{old}>{new}")), real[name](old, new))[1]
+        def call(old: Any, new: Any, **where: Any) -> Any:
+            trace.append((name, f"{whole(old, where.get('src_dir_fd'))}>{whole(new, where.get('dst_dir_fd'))}"))
+            return real[name](old, new, **where)
+
+        return call
 
     monkeypatch.setattr(os, "open", opened)
     for name in ("write", "fsync"):

@@ -492,13 +492,13 @@ def race(store: Store, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """One writer stops between scores and report while another, with another model's scores, tries to commit."""
     ledger, result = Ledger(store), {}
     stopped, go = threading.Event(), threading.Event()
-    link = os.link
+    publish = Store.publish
 
-    def slow_link(source: Path, final: Path) -> None:
+    def slow_publish(store: Store, content: Path | bytes, final: Path, **options: bool) -> None:
         if threading.current_thread().name == "slow" and final.parent == store.reports:
             stopped.set()
             go.wait(10)
-        link(source, final)
+        publish(store, content, final, **options)
 
     def commit(model: str) -> None:
         record, file, report = work[model]
@@ -508,7 +508,7 @@ def race(store: Store, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
             result[threading.current_thread().name] = error
 
     work = {model: scored(store, "a.csv", b"1", model=model) for model in ("1", "2")}
-    monkeypatch.setattr(os, "link", slow_link)
+    monkeypatch.setattr(Store, "publish", slow_publish)
     threads = [threading.Thread(target=commit, args=[m], name=n) for m, n in (("1", "slow"), ("2", "fast"))]
     threads[0].start()
     assert stopped.wait(10)

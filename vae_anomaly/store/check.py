@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from vae_anomaly.batch import OK
 from vae_anomaly.errors import ConfigError, StoreError
 from vae_anomaly.store.commits import standing
-from vae_anomaly.store.files import Store, is_alive, names, owner_of, safe_id, sha256_of
+from vae_anomaly.store.files import Store, content_of, is_alive, names, owner_of, safe_id, sha256_of
 from vae_anomaly.store.records import Attempts, Commit, FileRef, Pruned, Quarantine, read_record
 from vae_anomaly.store.score_files import SCORE_SCHEMA, read_scores, score_schema
 
@@ -156,7 +156,7 @@ def _attempts(attempts: list[Attempts], commits: list[Commit], refusals: list[Qu
 def _monitor(store: Store, records: list[Commit | Quarantine]) -> Iterator[Finding]:
     path = store.root / "store.json"
     try:
-        monitor = json.loads(path.read_bytes())["monitor"]
+        monitor = json.loads(content_of(path))["monitor"]
     except FileNotFoundError:
         yield Finding("I5", "store.json", "Missing: it says whose store this is.", _NEXT_RUN, "note")
         return
@@ -172,7 +172,7 @@ def _monitor(store: Store, records: list[Commit | Quarantine]) -> Iterator[Findi
 
 def _whole(store: Store, ref: FileRef, remedy: str) -> Iterator[Finding]:
     path = store.root / ref.file
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
         yield Finding("I3", ref.file, "Missing, though a commit names it.", remedy)
     elif (size := path.stat().st_size) != ref.bytes:
         yield Finding("I3", ref.file, f"Must have {ref.bytes} bytes. Got {size}.", remedy)
@@ -202,7 +202,7 @@ def _report(store: Store, commit: Commit) -> Iterator[Finding]:
     yield from problems
     if not problems:
         try:
-            json.loads((store.root / commit.report.file).read_bytes())
+            json.loads(content_of(store.root / commit.report.file))
         except ValueError:
             yield Finding("I3", commit.report.file, "Not readable as JSON.", remedy)
     html = f"reports/{commit.batch_id}.html"
@@ -294,7 +294,7 @@ def _markers(store: Store) -> Iterator[Finding]:
     for name in names(store.outbox):
         path = f"{store.outbox.name}/{name}"
         try:
-            marker = json.loads((store.root / path).read_bytes())
+            marker = json.loads(content_of(store.root / path))
             batch, sink, _ = (str(marker[key]) for key in ("batch_id", "sink", "idempotency_key"))
         except (OSError, ValueError, TypeError, KeyError):
             yield Finding("I6", path, "Not readable as a delivery marker.", "Delete it: the alert is delivered again.")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from vae_anomaly.errors import StoreError
-from vae_anomaly.store.files import Store, discard, drop, explained, names, safe_id
+from vae_anomaly.store.files import Store, content_of, discard, drop, explained, names, safe_id
 from vae_anomaly.store.records import (  # fmt: skip
     Attempts,
     Commit,
@@ -155,12 +155,16 @@ class Ledger:
             drop(scores.tmp)
 
     def quarantine(self, record: Quarantine) -> bool:
-        """Publish the reason file, over one of another contract; False when this content is recorded already."""
+        """Publish the reason file, over one of another contract; False when this content is recorded already.
+
+        Raises :class:`StoreError` where other content, whose digest begins alike, has the same batch id.
+        """
         with self.store.lock(self.store.commits):
             if self.committed(record.sha256) or self.quarantined(record.sha256, record.contract_digest):
                 return False
             final = self.store.file(self.store.quarantine, record.batch_id, ".json")
-            self.store.publish(record.to_json(), final, replaceable=True)
+            own = not final.exists() or read_record(final, Quarantine).sha256 == record.sha256
+            self.store.publish(record.to_json(), final, replaceable=own)
             self.forget(record.batch_id)
         return True
 
@@ -260,7 +264,7 @@ class Ledger:
 
     def _told(self, batch: str, sink: str) -> str | None:
         try:
-            return str(json.loads(self._marker(batch, sink).read_bytes())["idempotency_key"])
+            return str(json.loads(content_of(self._marker(batch, sink)))["idempotency_key"])
         except (OSError, ValueError, TypeError, KeyError):  # absent or broken: tell again, receivers know the key
             return None
 
@@ -301,7 +305,7 @@ class HashCache:
 
     def _load(self) -> dict[str, Any]:
         try:
-            value = json.loads(self._path.read_bytes())
+            value = json.loads(content_of(self._path))
         except (OSError, ValueError):
             return {}
         return value if isinstance(value, dict) else {}

@@ -3,18 +3,22 @@
 A file is written under ``_tmp``, synced, and linked to its final name: a link fails where the name is taken, while a
 rename would overwrite. Then the folder is synced. A killed process leaves a temporary file at most; its name says who
 wrote it (process, boot, start of the process), so the next run can delete it once the writer is gone.
+A file is created, named and read through a descriptor of its folder that follows no link: where somebody puts a link in
+the place of a folder, the next operation fails and nothing elsewhere is touched.
 Promised on a local POSIX file system, among processes of one host that see each other's ids.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
 import re
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -49,8 +53,25 @@ def sha256_of(content: Path | bytes) -> str:
     """The content's sha256, hexadecimal."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
-    with content.open("rb") as file:
+    with opened(content) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """The regular file ``path``, for reading; ``OSError`` for a link, in its folder's place too, a pipe or a device."""
+    with _folder(path.parent) as folder:
+        handle = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY, dir_fd=folder)
+    with open(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        yield file
+
+
+def content_of(path: Path) -> bytes:
+    """All bytes of the regular file ``path``; ``OSError`` as :func:`opened`."""
+    with opened(path) as file:
+        return file.read()
 
 
 def names(folder: Path) -> list[str]:
@@ -91,7 +112,7 @@ class Store:
         Raises
         ------
         ConfigError
-            A folder cannot be written, cannot hold hard links, or belongs to another monitor.
+            A folder cannot be written, cannot hold hard links, is a link, or belongs to another monitor.
         """
         try:
             new = not self.root.exists()
@@ -99,6 +120,7 @@ class Store:
             self.tmp.mkdir(mode=0o700, exist_ok=True)
             for folder in self.folders:
                 folder.mkdir(mode=0o755, exist_ok=True)
+            self._refuse_links()
             sweep(self.tmp)
             self._probe()
             for folder in [self.root, *([self.root.parent] if new else [])]:
@@ -110,6 +132,15 @@ class Store:
             ) from error
         self._claim(monitor)
         return self
+
+    def _refuse_links(self) -> None:
+        with os.scandir(self.root) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    raise ConfigError(
+                        f"output must hold its files and folders itself, in {str(self.root)!r}. Got the link "
+                        f"{entry.name!r}. Put what it leads to in its place, or choose another folder as 'output'."
+                    )
 
     def _probe(self) -> None:
         probe, second = self.new_temporary(), self.new_temporary()
@@ -176,7 +207,7 @@ class Store:
         Raises :class:`Busy` after ``patience`` seconds: the holder is alive but stopped, or slow.
         """
         with explained(folder):
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             with explained(folder):
                 _wait(handle, folder, patience)
@@ -192,7 +223,7 @@ def replace(content: bytes, final: Path, *, tmp: Path) -> None:
         try:
             _write(part, content)
             _sync(part)
-            os.replace(part, final)
+            _rename(part, final)
         except BaseException:
             discard(part)
             raise
@@ -244,7 +275,8 @@ class Sink(io.RawIOBase):
     """A new file whose every byte goes through ``os.write``, and none after it was closed."""
 
     def __init__(self, path: Path) -> None:
-        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        with _folder(path.parent) as folder:
+            self._handle = os.open(path.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=folder)
 
     def writable(self) -> bool:
         return True
@@ -268,8 +300,18 @@ def _write(path: Path, content: bytes) -> None:
         sink.write(content)
 
 
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[int]:
+    """A descriptor of the folder ``path`` itself, never of where a link of that name leads."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(handle)
     finally:
@@ -278,7 +320,8 @@ def _sync(path: Path) -> None:
 
 def _link(tmp: Path, final: Path, replaceable: bool) -> None:
     try:
-        os.link(tmp, final)
+        with _folder(tmp.parent) as start, _folder(final.parent) as end:
+            os.link(tmp.name, final.name, src_dir_fd=start, dst_dir_fd=end, follow_symlinks=False)
     except FileExistsError:
         if sha256_of(final) == sha256_of(tmp):
             return
@@ -287,19 +330,24 @@ def _link(tmp: Path, final: Path, replaceable: bool) -> None:
                 f"{str(final)!r} must be new or hold the same bytes. Got other content, and left it as it is. Run "
                 "'vae-anomaly check' to see what to do."
             ) from None
-        os.replace(tmp, final)
+        _rename(tmp, final)
+
+
+def _rename(tmp: Path, final: Path) -> None:
+    with _folder(tmp.parent) as start, _folder(final.parent) as end:
+        os.replace(tmp.name, final.name, src_dir_fd=start, dst_dir_fd=end)
 
 
 def discard(path: Path) -> None:
     """Delete ``path`` if it is there."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    with contextlib.suppress(FileNotFoundError), _folder(path.parent) as folder:
+        os.unlink(path.name, dir_fd=folder)
 
 
 def drop(path: Path) -> None:
     """Delete ``path`` if that is possible now; else the next run does, whose sweep or recovery finds it."""
     with contextlib.suppress(OSError):
-        os.unlink(path)
+        discard(path)
 
 
 def _temporary(folder: Path) -> Path:

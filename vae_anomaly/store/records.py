@@ -16,7 +16,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from vae_anomaly.errors import DataError, StoreError
-from vae_anomaly.store.files import sha256_of
+from vae_anomaly.store.files import content_of, sha256_of
 from vae_anomaly.store.score_files import ScoreFile
 
 FORMAT = 1
@@ -251,7 +251,7 @@ def report_ref(batch: str, content: bytes) -> FileRef:
 def read_record(path: Path, kind: type[Record]) -> Record:
     """The record in ``path``; raises :class:`StoreError` that names the file and what is wrong with it."""
     try:
-        return parse(path.read_bytes(), kind, path.stem)
+        return parse(content_of(path), kind, path.stem)
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise StoreError(

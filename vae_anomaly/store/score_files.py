@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from vae_anomaly.batch import OK
 from vae_anomaly.errors import StoreError
-from vae_anomaly.store.files import Sink, Store, discard, explained, sha256_of
+from vae_anomaly.store.files import Sink, Store, discard, explained, opened, sha256_of
 
 ROW_GROUP = 131_072
 """Rows of every row group but the last, however the rows arrived: the bytes depend on the rows only."""
@@ -122,7 +122,8 @@ class ScoreWriter:
         found = sum(group.num_rows for group in read_scores(self._tmp))
         if found != self._rows:
             raise StoreError(f"{str(self._tmp)!r} must hold {self._rows} rows. Got {found}. Check the disk, run again.")
-        return ScoreFile(self._tmp, sha256_of(self._tmp), self._tmp.stat().st_size, found)
+        with explained(self._tmp):
+            return ScoreFile(self._tmp, sha256_of(self._tmp), self._tmp.stat().st_size, found)
 
     def _flush(self, rows: int) -> None:
         table = pa.Table.from_batches(self._waiting, SCORE_SCHEMA)
@@ -152,7 +153,7 @@ def score_schema(path: Path) -> pa.Schema:
 @contextlib.contextmanager
 def _parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with opened(path) as stream, pq.ParquetFile(stream, page_checksum_verification=True) as file:
             yield file
     except (OSError, ValueError, pa.ArrowException) as error:
         raise StoreError(
