@@ -27,6 +27,7 @@ from zoneinfo import ZoneInfo
 
 from flows.server import RUNNER, local_server, serving_env, start_child, stop_child
 from vae_anomaly.config import redacted
+from vae_anomaly.console import log_to_stderr
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.workspace import Workspace
 
@@ -211,7 +212,7 @@ def _is_silent(client: Any, deployment: UUID, ws: Workspace) -> bool:
 
 def main(arguments: Sequence[str]) -> None:
     """The runner's process; an argument is a monitor's file and its mlflow file, or nothing, on two lines."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr(logging.WARNING)
     pairs = [argument.split("\n") for argument in arguments]
     try:
         run_scheduled([Workspace.open(monitor, mlflow or None) for monitor, mlflow in pairs])

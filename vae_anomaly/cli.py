@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vae_anomaly.benchmark.commands import app as benchmark_app
-from vae_anomaly.console import progress_display, say, say_json, show_score, shown, table
+from vae_anomaly.console import log_to_stderr, progress_display, say, say_json, show_score, shown, table, tell
 from vae_anomaly.errors import ConfigError, VaeAnomalyError
-from vae_anomaly.sinks.log import printable
 
 if TYPE_CHECKING:
     from vae_anomaly.pipelines import FitOutcome, Look
@@ -61,9 +60,7 @@ Version = Annotated[str | None, typer.Option("--version", help="A registered ver
 def _global(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug messages.")] = False,
 ) -> None:
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True
-    )
+    log_to_stderr(logging.DEBUG if debug else logging.WARNING)
     if debug:
         os.environ["VAE_ANOMALY_DEBUG"] = "1"
     for name in ("alembic", "mlflow", "matplotlib", "urllib3", "asyncio", "git"):
@@ -96,7 +93,7 @@ def main() -> None:
 def _fail(line: str, code: int) -> None:
     if os.environ.get("VAE_ANOMALY_DEBUG"):
         traceback.print_exc()
-    sys.stderr.write(printable(line) + "\n")
+    tell(line)
     sys.exit(code)
 
 

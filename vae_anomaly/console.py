@@ -1,8 +1,13 @@
-"""What people see: progress on stderr, results on stdout, tables, short paths."""
+"""What people see: progress and messages on stderr, results on stdout, tables, short paths.
+
+Names come from files, and a terminal obeys what it is sent: every line is printed with its control and direction
+characters spelt out, so that one thing said is one line.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vae_anomaly.sinks.log import printable
+from vae_anomaly.errors import printable
 
 if TYPE_CHECKING:
     from vae_anomaly.scoring import ScoreOutcome
@@ -23,19 +28,18 @@ if TYPE_CHECKING:
 def progress_display() -> Iterator[Callable[[str, int, int], None]]:
     """A progress display on stderr: a bar on a terminal, one line for each stage elsewhere."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _plain_progress()
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description:<40}"), BarColumn(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description:<40}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task("starting", total=None)
 
         def show(stage: str, done: int, total: int) -> None:
-            bars.update(task, description=escape(printable(stage)), completed=done, total=total if total > 1 else None)
+            bars.update(task, description=printable(stage), completed=done, total=total if total > 1 else None)
 
         yield show
 
@@ -46,14 +50,34 @@ def _plain_progress() -> Callable[[str, int, int], None]:
     def show(stage: str, done: int, total: int) -> None:
         if stage not in said:
             said.add(stage)
-            sys.stderr.write(f"{printable(stage)} ...\n")
-            sys.stderr.flush()
+            tell(f"{stage} ...")
 
     return show
 
 
+class OneLine(logging.Formatter):
+    """Log records as one line each, but for the traceback that ``--debug`` adds."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        return printable(super().formatMessage(record))
+
+
+def log_to_stderr(level: int) -> None:
+    """Log to stderr from ``level`` on, in place of what was set up before."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def tell(text: str) -> None:
+    """One line on stderr."""
+    sys.stderr.write(printable(text) + "\n")
+    sys.stderr.flush()
+
+
 def say(text: str = "") -> None:
-    """One line of the result; characters that do not print are escaped."""
+    """One line of the result."""
     typer.echo(printable(text))
 
 
@@ -68,7 +92,14 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    grid = Table(*columns, title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
+    grid = Table(
+        *columns,
+        title=escape(printable(title)),
+        title_justify="left",
+        header_style="bold",
+        show_edge=False,
+        pad_edge=False,
+    )
     for row in rows:
         grid.add_row(*(escape(printable(cell)) for cell in row))
     width = None if sys.stdout.isatty() else 160

@@ -7,8 +7,11 @@ expected, what came and where, followed by the remedy; it never holds the conten
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import partial
+
+_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 class VaeAnomalyError(ValueError):
@@ -106,3 +109,19 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the nearest known name, else the empty string."""
     near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, with everything in it that is not visible spelt out; nothing is cut.
+
+    Names come from files, and a terminal obeys what it is sent.
+
+    >>> printable("day\\x1b[2J\\r\\nERROR none")
+    'day\\\\x1b[2J\\\\r\\\\nERROR none'
+    """
+    return "".join(spelt_out(c) if unicodedata.category(c) in _INVISIBLE else c for c in text)
+
+
+def spelt_out(character: str) -> str:
+    """The character as in the source of a program: ``\\n`` for a line break."""
+    return character.encode("unicode_escape").decode()

@@ -7,6 +7,7 @@ What takes longer than a second reports its progress to a callback ``progress(st
 from __future__ import annotations
 
 import contextlib
+import csv
 import logging
 import os
 import time
@@ -570,7 +571,20 @@ def _table_files(stem: str, columns: Mapping[str, Any]) -> dict[str, bytes]:
 
     frame, sink = pd.DataFrame(dict(columns)), pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), sink)
-    return {f"{stem}.csv": frame.to_csv(index=False).encode(), f"{stem}.parquet": sink.getvalue().to_pybytes()}
+    shown = frame.map(_inert).rename(columns=_inert).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+    content = shown.encode("utf-8", "backslashreplace")
+    return {f"{stem}.csv": content, f"{stem}.parquet": sink.getvalue().to_pybytes()}
+
+
+def _inert(cell: Any) -> Any:
+    """A cell of a CSV file, which spreadsheets open: a text that they would compute is led by an apostrophe."""
+    if not isinstance(cell, str) or not cell.lstrip().startswith(("=", "+", "-", "@", "\0")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def _written(ws: Workspace, output: Path | None, files: Mapping[str, bytes]) -> tuple[Path, ...]:

@@ -10,7 +10,6 @@ import base64
 import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass, replace
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from types import UnionType
@@ -18,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
+from hostile_samples import PAYLOADS, Page, intruders
 from jinja2 import Environment, StrictUndefined
 from markdown_it import MarkdownIt
 
@@ -43,86 +43,6 @@ from vae_anomaly.report.pictures import picture, png
 from vae_anomaly.sinks import Alert
 from vae_anomaly.sinks.log import deliver_log
 
-MARKUP = """
-<script>alert(1)</script>
-</title><script>alert(1)</script>
-</style><script>alert(1)</script>
-<style>*{display:none}</style>
-</style><style>@import 'http://evil.example/x.css';</style>
-<img src=x onerror=alert(1)>
-<img src="http://evil.example/pixel.png">
-"><img src=x onerror=alert(1)>
-'><img src=x onerror=alert(1)>
-" onmouseover="alert(1)
-' onmouseover='alert(1)
-" autofocus onfocus=alert(1) x="
-<svg onload=alert(1)>
-<svg><script>alert(1)</script></svg>
-<svg><animate onbegin=alert(1) attributeName=x></svg>
-</svg><script>alert(1)</script>
-<math><mi xlink:href="javascript:alert(1)">x</mi></math>
-<iframe src="javascript:alert(1)"></iframe>
-<iframe srcdoc="<script>alert(1)</script>">
-<object data="data:text/html,<script>alert(1)</script>">
-<embed src="javascript:alert(1)">
-<a href="javascript:alert(1)">click</a>
-<a href="http://evil.example">click</a>
-<base href="http://evil.example/">
-<meta http-equiv="refresh" content="0;url=http://evil.example">
-<link rel="stylesheet" href="http://evil.example/x.css">
-<form action="http://evil.example"><input name=q>
-<details open ontoggle=alert(1)>
-<video><source onerror=alert(1)></video>
-<body onload=alert(1)>
-<table><tr><td>escape</td></tr></table></table></table>
-</table></div></section></main></body></html>
-<!-- comment -->
---><script>alert(1)</script>
-<![CDATA[<script>alert(1)</script>]]>
-<?php echo 1 ?>
-<!DOCTYPE html>
-{{ 7 * 7 }}
-{{ config }}
-{{ ''.__class__.__mro__[1].__subclasses__() }}
-{% include '/etc/passwd' %}
-{# hidden #}
-${7*7}
-%s%n%x {0} {0.__class__}
-javascript:alert(1)
-data:text/html;base64,PHNjcmlwdD4=
-&lt;script&gt;alert(1)&lt;/script&gt;
-&#60;script&#62;alert(1)&#60;/script&#62;
-\\x3cscript\\x3ealert(1)
-<scr<script>ipt>alert(1)</scr</script>ipt>
-<ScRiPt >alert(1)</sCrIpT >
-<script/src=//evil.example></script>
-<x style="background:url(http://evil.example)">
-x;background:url(javascript:alert(1))
-expression(alert(1))
-[link](javascript:alert(1))
-![picture](http://evil.example/pixel.png)
-[a]: http://evil.example
-<http://evil.example>
-http://evil.example/?q=1
-``` `code` ``` **bold** _it_ # head | cell | @channel <!here>
-</textarea></noscript></template><script>alert(1)</script>
-=HYPERLINK("http://evil.example")
-"""
-PAYLOADS = [
-    *MARKUP.strip().splitlines(),
-    "\u202e<script>\u2066alert(1)\u2069",
-    "<script\x00>alert(1)</script\x00>",
-    "\r\n\r\n# Heading\r\n<script>alert(1)</script>",
-    "\n- [x] item\n\n    code\n\n1. list",
-    "\x1b[31mred\x07",
-    "\x1b]8;;http://evil.example\x07link\x1b]8;;\x07",
-    "=cmd|' /C calc'!A0",
-    "\t@SUM(1)",
-    "{{ 7 * 7 }}{% raw %}",
-    "＜script＞alert(1)＜/script＞",
-    "\ud800<b>\udfff",
-    "'\"`<>&\\/",
-]
 NUMBERS = {int: 3, float: 0.25}
 DIGIT = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
 PICTURE = picture(DIGIT, DIGIT / 256, (DIGIT - 60.0) / 50)
@@ -152,42 +72,6 @@ def filled(kind: Any, words: str) -> Any:
 
 def full_report(words: str, flagged_range: tuple[int, int] = (1, 2)) -> Report:
     return replace(filled(Report, words), labelled={"anomalies": 4, "found": 3}, flagged_range=flagged_range)
-
-
-class Page(HTMLParser):
-    """Everything but the text: elements with all their attributes, comments, declarations; and the style."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.nodes: list[tuple[str, Any]] = []
-        self.words: list[str] = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.nodes.append((tag, attrs))
-
-    def handle_endtag(self, tag: str) -> None:
-        self.nodes.append(("/" + tag, None))
-
-    def handle_comment(self, data: str) -> None:
-        self.nodes.append(("comment", data))
-
-    handle_pi = unknown_decl = handle_comment
-
-    def handle_decl(self, decl: str) -> None:
-        self.nodes.append(("declaration", decl))
-
-    def handle_data(self, data: str) -> None:
-        in_style = bool(self.nodes) and self.nodes[-1][0] == "style"
-        (self.nodes.append(("css", data)) if in_style else self.words.append(data))
-
-
-def intruders(page: str, expected: Page) -> list[Any]:
-    """What ``page`` has in its structure that the page with harmless texts does not have at that place."""
-    seen = Page(page).nodes
-    odd = [a for a, b in zip(seen, expected.nodes, strict=False) if a != b]
-    return odd or seen[len(expected.nodes) :] or expected.nodes[len(seen) :]
 
 
 @pytest.fixture(scope="module")

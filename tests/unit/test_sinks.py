@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vae_anomaly.errors import ConfigError, StoreError
+from vae_anomaly.errors import ConfigError, StoreError, printable
 from vae_anomaly.sinks import SINKS, Alert, deliver
-from vae_anomaly.sinks.log import printable
 
 ALERT = Alert(
     monitor="payments",

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import unicodedata
 
+from vae_anomaly.errors import printable, spelt_out
+
 UNKNOWN, MINUS = "n/a", "\N{MINUS SIGN}"
-_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
@@ -93,13 +94,8 @@ def text(value: object, limit: int = 120) -> str:
     """
     shown, marks = [], 0
     for character in str(value)[: limit + 1]:
-        category = unicodedata.category(character)
-        marks = marks + 1 if category[0] == "M" else 0
-        hidden = category in _INVISIBLE or marks > 3  # a tower of accents would cover the lines above it
-        shown.append(_escaped(character) if hidden else character)
+        marks = marks + 1 if unicodedata.category(character)[0] == "M" else 0
+        # a tower of accents would cover the lines above it
+        shown.append(spelt_out(character) if marks > 3 else printable(character))
     result = "".join(shown)
     return result if len(result) <= limit else result[: limit - 1] + "…"
-
-
-def _escaped(character: str) -> str:
-    return character.encode("ascii", "backslashreplace").decode() if character > "\x7f" else repr(character)[1:-1]

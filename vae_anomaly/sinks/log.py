@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from vae_anomaly.errors import printable
+
 if TYPE_CHECKING:
     from vae_anomaly.sinks import Alert
 
@@ -15,9 +17,3 @@ def deliver_log(alert: Alert) -> None:
     """Log ``alert`` as one line at WARNING; characters that do not print are escaped."""
     words = [alert.kind, alert.monitor, f"batch {alert.batch_id}", alert.title, *map(str, alert.report_paths)]
     _log.warning("%s", printable(" | ".join(words)))
-
-
-def printable(text: str) -> str:
-    """``text`` with line breaks, control and direction characters and lone surrogates written as escapes."""
-    seen = (c if c.isprintable() or c == "\N{NO-BREAK SPACE}" else c.encode("unicode_escape").decode() for c in text)
-    return "".join(seen)
