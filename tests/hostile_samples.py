@@ -117,3 +117,34 @@ def intruders(page: str, expected: Page) -> list[Any]:
     seen = Page(page).nodes
     odd = [a for a, b in zip(seen, expected.nodes, strict=False) if a != b]
     return odd or seen[len(expected.nodes) :] or expected.nodes[len(seen) :]
+
+
+ACTIVE = {
+    *("script", "iframe", "frame", "object", "embed", "link", "base", "form", "input", "a", "area", "template"),
+    *("video", "audio", "source", "applet", "math", "animate", "set", "foreignobject", "use", "image", "marquee"),
+}
+LEADING = ("href", "xlink:href", "src", "srcset", "srcdoc", "action", "formaction", "data", "background", "poster")
+
+
+def active(page: str) -> list[Any]:
+    """What in ``page`` runs, leads elsewhere or loads something: elements and attributes that no page of ours has."""
+    found: list[Any] = []
+    for tag, attributes in Page(page).nodes:
+        if tag.lower() in ACTIVE or (tag == "declaration" and attributes != "DOCTYPE html"):
+            found.append(tag)
+        if tag == "css" and ("url(" in attributes or "@import" in attributes):
+            found.append(tag)
+        for name, value in attributes if isinstance(attributes, list) else ():
+            word = "".join((value or "").split()).lower()
+            inert = name == "src" and tag == "img" and word.startswith("data:image/png;base64,")
+            if (name in LEADING and not inert) or name.startswith("on") or "javascript:" in word or "url(" in word:
+                found.append((tag, name, value))
+            if (name, word) == ("http-equiv", "refresh"):
+                found.append((tag, name, value))
+    return found
+
+
+FORMULAS = [
+    *('=HYPERLINK("http://evil.example")', "=cmd|' /C calc'!A0", "+cmd|' /C calc'!A0", "-2+cmd|' /C'!A0", "@SUM(1)"),
+    *("\t=1+1", "\r=1+1", "\n=1+1", " =1+1", "\0=1+1", "\ufeff=1+1", "\uff1d1+1", "a;=1+1", 'a",=1+1', "a\n=1+1"),
+]

@@ -10,6 +10,7 @@ import contextlib
 import csv
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from vae_anomaly.tracking import Registered
 
 _log = logging.getLogger(__name__)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_COMPUTED = re.compile(r"(?:^|(?<=[\"',;|\t\r\n]))(?=[\s\0\ufeff]*[=+@-])")
 LARGEST = 1e30  # of a training value; preprocessing refuses it as well, but knows no file and no row
 
 
@@ -577,14 +580,13 @@ def _table_files(stem: str, columns: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def _inert(cell: Any) -> Any:
-    """A cell of a CSV file, which spreadsheets open: a text that they would compute is led by an apostrophe."""
-    if not isinstance(cell, str) or not cell.lstrip().startswith(("=", "+", "-", "@", "\0")):
+    """A cell of a CSV file, which spreadsheets open: a text that they would compute is led by an apostrophe.
+
+    So is what they would take for a cell of its own, who split lines at another sign than the comma.
+    """
+    if not isinstance(cell, str) or _NUMBER.fullmatch(cell):
         return cell
-    try:
-        float(cell)
-    except ValueError:
-        return f"'{cell}"
-    return cell
+    return _COMPUTED.sub("'", cell)
 
 
 def _written(ws: Workspace, output: Path | None, files: Mapping[str, bytes]) -> tuple[Path, ...]:

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile_samples import PAYLOADS, active
+from jinja2 import Environment, StrictUndefined
 
 from vae_anomaly.report import (
     COMBINATION,
@@ -30,6 +32,7 @@ from vae_anomaly.report import (
     Token,
     to_html,
 )
+from vae_anomaly.report import html as renderer
 from vae_anomaly.report.formatting import number, percent
 from vae_anomaly.report.pictures import picture
 
@@ -401,6 +404,25 @@ def test_the_measure_sees_labels_that_overlap_and_words_in_empty_cells(tmp_path)
     (seen,) = measure(tmp_path, broken, 375, dark=False)
     assert seen["crowded"] >= 2
     assert seen["bare"] == 2
+
+
+def test_a_browser_finds_nothing_active_in_a_page_of_payloads(tmp_path):
+    """What Chromium made of the page, written out again; a page that does not escape is caught."""
+    report = sample_report()
+    parts = [Contribution(payload, 1.0, payload, payload, 1.0, payload) for payload in PAYLOADS]
+    records = tuple(
+        replace(record, record_id=PAYLOADS[k], contributions=tuple(parts[8 * k : 8 * k + 8]))
+        for k, record in enumerate((report.records * 10)[: len(parts) // 8 + 1])
+    )
+    hostile = replace(report, records=records, notes=tuple(PAYLOADS[:20]))
+    careless = renderer.with_filters(Environment(autoescape=False, undefined=StrictUndefined, trim_blocks=True))
+    found = []
+    for name, page in (("page", to_html(hostile)), ("twin", renderer.render(hostile, careless))):
+        path = tmp_path / f"{name}.html"
+        path.write_bytes(page.encode("utf-8", "backslashreplace"))
+        found.append(active(chromium(tmp_path / "profile", path, "--dump-dom")))
+    assert found[0] == []
+    assert len(found[1]) > 10
 
 
 def test_the_page_is_painted(tmp_path):
