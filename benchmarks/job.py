@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +39,12 @@ name: speed
 source: {training: training, inbox: inbox, settle_seconds: 0}
 columns:
 COLUMNS
-model: {kind: mlp, hidden: [128, 64, 32], latent: 2, activation: relu}
+model: {kind: mlp, MODEL}
 score: {kind: negative_elbo}
 training: {steps: 500}
 threshold: {alpha: 0.01}
 sinks: []
 """
-MULTIPLY_ADDS = 2 * sum(a * b for a, b in zip((COLUMNS, 128, 64, 32), (128, 64, 32, 2), strict=True))
 PROGRAM = Path(sys.executable).with_name("vae-anomaly")
 
 
@@ -62,7 +62,9 @@ def monitor(folder: Path) -> Path:
     home = folder / "monitor"
     for name in ("training", "inbox"):
         (home / name).mkdir(parents=True)
-    (home / "monitor.yml").write_text(MONITOR.replace("COLUMNS", "\n".join(f"  {n}: {{kind: number}}" for n in NAMES)))
+    text = MONITOR.replace("COLUMNS", "\n".join(f"  {n}: {{kind: number}}" for n in NAMES))
+    model = json.dumps(ARCHITECTURE)[1:-1]
+    (home / "monitor.yml").write_text(text.replace("MODEL", model))
     write(home / "training" / "normal.parquet", 50_000, 10_000)
     for command in (["fit"], ["review"], ["promote", "--force", "--reason", "benchmark"]):
         progress(f"vae-anomaly {command[0]}")
@@ -119,7 +121,7 @@ def peak(seconds: float = 2.0) -> float:
 # ---------------------------------------------------------------- measuring
 
 
-def spent(command: list[object], **options: object) -> tuple[float, float]:
+def spent(command: list[object]) -> tuple[float, float]:
     """CPU-seconds and largest MB of a command and of all that it started, each process by itself for the memory."""
     script = (
         "import json, resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL,"
@@ -170,8 +172,9 @@ def report(found: dict[str, dict[int, list[tuple[float, float]]]], best: float) 
             seconds, memory = medians[way][count], max(mb for _, mb in values)
             lines.append(f"{count:>12,}{way:>12}{seconds:>10.1f}{memory:>8.0f}{1e6 * seconds / count:>12.2f}")
     count = max(found["ours"])
-    # encoder with both heads, and the decoder: mirrored
-    operations = 2 * MULTIPLY_ADDS + 2 * ARCHITECTURE["hidden"][-1] * 2
+    widths = (COLUMNS, *ARCHITECTURE["hidden"])
+    heads = 3 * widths[-1] * ARCHITECTURE["latent"]  # mean and spread, and the decoder's first layer
+    operations = 2 * (2 * sum(a * b for a, b in pairwise(widths)) + heads)  # encoder, and decoder mirrored
     floor = medians["decoding"][count] + count * operations / best
     ours = medians["ours"][count]
     lines += [

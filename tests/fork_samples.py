@@ -139,7 +139,10 @@ class Rounds:
         SINKS["log"] = told
         self.phases.watch()
         outcome = scoring.score(Workspace.open(self.folder))
-        return int(any(b.verdict == "failed" for b in outcome.batches) or bool(outcome.undelivered))
+        problems = [*(b.problem for b in outcome.batches if b.verdict == "failed"), *outcome.undelivered]
+        for problem in problems:
+            print(problem, file=sys.stderr, flush=True)
+        return int(bool(problems))
 
     def results(self) -> dict[str, str]:
         return {name: digest for name, digest in tree(self.output).items() if name.startswith(OURS)}
@@ -183,6 +186,11 @@ def warm(folder: Path) -> None:
     # gradients would start threads
     with mock.patch.object(tabular, "latent_shares", lambda detector, inputs, _: np.zeros((len(inputs), 6))):
         scoring.score(Workspace.open(folder))
+    alone()
+
+
+def alone() -> None:
+    """Wait for all other threads: a fork would lose them."""
     for thread in set(threading.enumerate()) - {threading.main_thread()}:
         thread.join(10)
     assert threading.active_count() == 1, "a fork would lose threads"
@@ -221,6 +229,6 @@ def ran(program: str, folder: Path, *names: str, within: Sequence[str] = (), lim
         assert path.exists(), done.stderr[-3000:]
         found: dict[str, Any] = json.loads(path.read_text())
         print(found)
-        return found | {"stderr": done.stderr[-3000:]}
+        return found | {"stderr": done.stderr}
 
     return result

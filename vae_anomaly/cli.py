@@ -370,8 +370,6 @@ def check(monitor: Monitor, as_json: Json = False) -> None:
     from vae_anomaly.store.check import check as check_store
 
     ws = _open(monitor, None)
-    if not ws.store.root.is_dir():
-        raise ConfigError(f"output must be a folder that `vae-anomaly score` has made. Got {str(ws.store.root)!r}.")
     findings = check_store(ws.store)
     if as_json:
         say_json([vars(f) for f in findings])
@@ -394,10 +392,8 @@ def prune(
     from vae_anomaly.store.commits import Ledger
 
     ws = _open(monitor, None)
-    if not ws.store.root.is_dir():
-        raise ConfigError(f"output must be a folder that `vae-anomaly score` has made. Got {str(ws.store.root)!r}.")
     before, sinks = time.time() - 86_400 * older_than, [sink.kind for sink in ws.monitor.sinks]
-    done = Ledger(ws.store.prepare(ws.monitor.name)).prune(before, sinks, dry_run=dry_run)
+    done = Ledger(ws.store.existing().prepare(ws.monitor.name)).prune(before, sinks, dry_run=dry_run)
     if as_json:
         say_json(done._asdict() | {"dry_run": dry_run})
         return

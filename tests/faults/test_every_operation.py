@@ -17,7 +17,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +28,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
-from fork_samples import Phases, Rounds, forked, wait
+from fork_samples import Phases, Rounds, alone, forked, wait
 from pipeline_samples import copy, deliver, fitted, parquet, shared_store, table, write_monitor
 from store_samples import tree
 from test_kill_score import naive
@@ -290,9 +289,7 @@ def program(folder: Path, job: str) -> None:
                 return 3
 
         trial.work = work  # type: ignore[method-assign]
-        for thread in set(threading.enumerate()) - {threading.main_thread()}:
-            thread.join(10)
-        assert threading.active_count() == 1, "a fork would lose threads"
+        alone()
         control.root(Path(os.path.commonpath([*trial.places, folder])))
         assert wait(forked(work)) == 0
         trial.settle()

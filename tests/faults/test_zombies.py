@@ -112,6 +112,7 @@ def assert_harmless(results: Results, place: str) -> None:
     first, second, last = result["codes"]
     assert (first, last) == (0, 0)
     assert (second != 0) == PLACES[place]
+    assert not PLACES[place] or "must be free within" in result["stderr"]
     assert result["meanwhile"] == BATCHES or PLACES[place]
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from vae_anomaly.store import commits as module
 from vae_anomaly.store.check import check
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.files import Store
+from vae_anomaly.store.records import Pruned, read_record
 
 DAY = 86_400.0
 
@@ -123,13 +125,15 @@ def test_a_batch_whose_record_was_deleted_after_pruning_is_a_batch_like_any_othe
     assert [f for f in check(store) if f.severity == "error"]
 
 
-@pytest.mark.parametrize("damage", ["another commit", "a changed byte"])
+@pytest.mark.parametrize("damage", ["no commit", "another key", "a changed byte"])
 def test_a_record_of_pruning_that_is_wrong_is_told(store: Store, damage: str) -> None:
     prune(store)
     record = next(store.pruned.iterdir())
     content = record.read_bytes()
     if damage == "a changed byte":
         record.write_bytes(content.replace(b'"commit"', b'"commi"'))
+    elif damage == "another key":
+        record.write_bytes(replace(read_record(record, Pruned), commit="0" * 64).to_json())
     else:
         (store.commits / record.name).unlink()
     assert any(f.path == f"pruned/{record.name}" and f.severity == "error" for f in check(store))

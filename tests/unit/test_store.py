@@ -886,7 +886,7 @@ def test_the_next_run_mends_what_it_says_it_mends(store: Store, corrupt: Callabl
 
 
 def test_check_needs_a_store(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="existing folder"):
+    with pytest.raises(ConfigError, match="has made"):
         check(Store(tmp_path / "nowhere"))
 
 

@@ -217,9 +217,9 @@ class TabularPreprocessor:
         x[missing] = 0.0
         evidence = np.where(missing, missing_nats, present_nats)
         of_context = np.zeros((len(x), len(self.context.states)), np.float32)  # which is not judged
-        rest = encode_states(self.states[len(center) :], others, len(x))
-        x, missing = (np.column_stack(pair) for pair in zip((x, missing), rest, strict=False))
-        evidence = np.column_stack([evidence, rest[2], of_context])
+        more, more_missing, more_evidence = encode_states(self.states[len(center) :], others, len(x))
+        x, missing = np.column_stack([x, more]), np.column_stack([missing, more_missing])
+        evidence = np.column_stack([evidence, more_evidence, of_context])
         observed = None
         if missing.any():
             observed = torch.from_numpy(np.repeat(~missing, [s.size for s in self.states], axis=1).astype(np.float32))

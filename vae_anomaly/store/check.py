@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vae_anomaly.batch import OK
-from vae_anomaly.errors import ConfigError, StoreError
+from vae_anomaly.errors import StoreError
 from vae_anomaly.store.commits import standing
 from vae_anomaly.store.files import Store, content_of, is_alive, names, owner_of, safe_id, sha256_of
 from vae_anomaly.store.records import Attempts, Commit, FileRef, Pruned, Quarantine, read_record
@@ -66,9 +66,7 @@ class Finding:
 
 def check(store: Store) -> list[Finding]:
     """All findings, by path; raises :class:`ConfigError` where there is no store."""
-    if not store.root.is_dir():
-        raise ConfigError(f"output must be an existing folder. Got {str(store.root)!r}. Score first, or mend the path.")
-    findings = [*_strangers(store), *_temporaries(store)]
+    findings = [*_strangers(store.existing()), *_temporaries(store)]
     commits, broken = _records(store.commits, Commit, f"Restore it from a backup. {_DELETE}")
     refusals, unreadable = _records(store.quarantine, Quarantine, _DELETE)
     attempts, illegible = _records(store.attempts, Attempts, "If you delete it, the file's attempts count from one.")
@@ -76,13 +74,9 @@ def check(store: Store) -> list[Finding]:
     findings += [*broken, *unreadable, *illegible, *gone, *_keys(commits), *_twice(commits, refusals)]
     findings += _attempts(attempts, commits, refusals)
     findings += _monitor(store, [*commits, *refusals])
-    keys = {record.batch_id: record.commit for record in pruned}
     for commit in commits:
-        if keys.pop(commit.batch_id, None) != commit.key:
-            findings += _files(store, commit)
-    for batch in keys:
-        findings.append(Finding("I3", f"pruned/{batch}.json", "No commit of that key is there.", "Delete it."))
-    findings += [*_orphans(store), *_markers(store)]
+        findings += _files(store, commit)
+    findings += [*_pruned(pruned, commits), *_orphans(store), *_markers(store)]
     return sorted(set(findings), key=lambda f: (f.path, f.invariant, f.problem))
 
 
@@ -153,6 +147,13 @@ def _attempts(attempts: list[Attempts], commits: list[Commit], refusals: list[Qu
             yield Finding("I6", path, "The file has come to an end since.", _NEXT_RUN, "note")
 
 
+def _pruned(pruned: list[Pruned], commits: list[Commit]) -> Iterator[Finding]:
+    known = {(commit.batch_id, commit.key) for commit in commits}
+    for record in pruned:
+        if (record.batch_id, record.commit) not in known:
+            yield Finding("I3", f"pruned/{record.batch_id}.json", "No commit of that key is there.", "Delete it.")
+
+
 def _monitor(store: Store, records: list[Commit | Quarantine]) -> Iterator[Finding]:
     path = store.root / "store.json"
     try:
@@ -181,7 +182,9 @@ def _whole(store: Store, ref: FileRef, remedy: str) -> Iterator[Finding]:
 
 
 def _files(store: Store, commit: Commit) -> list[Finding]:
-    """What is wrong with scores and report, but where they were pruned while it was looked at."""
+    """What is wrong with scores and report, but where they are pruned, or were while it was looked at."""
+    if _is_pruned(store, commit):
+        return []
     try:
         found = [*_scores(store, commit), *_report(store, commit)]
     except FileNotFoundError:  # it went while it was looked at

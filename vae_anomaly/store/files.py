@@ -133,6 +133,12 @@ class Store:
         self._claim(monitor)
         return self
 
+    def existing(self) -> Store:
+        """The store itself; raises :class:`ConfigError` where no run has made it yet."""
+        if not self.root.is_dir():
+            raise ConfigError(f"output must be a folder that `vae-anomaly score` has made. Got {str(self.root)!r}.")
+        return self
+
     def _refuse_links(self) -> None:
         with os.scandir(self.root) as entries:
             for entry in entries:
