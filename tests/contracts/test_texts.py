@@ -76,9 +76,13 @@ def test_no_line_makes_the_expressions_slow(line):
 @pytest.mark.parametrize("part", ["1::", "a:-", "ff:", "1a-", "/.", "a1", "0x", "::", "1:", "...", "A1b_", "\\"])
 def test_hostile_lines_take_time_with_their_length_only(part):
     """Twice the line, about twice the steps: a quadratic expression takes seconds here, a linear one milliseconds."""
-    started = time.thread_time()
-    pieces(part * (16_000 // len(part)), PLACEHOLDERS)
-    assert time.thread_time() - started < 1.0
+
+    def seconds() -> float:
+        started = time.thread_time()
+        pieces(part * (16_000 // len(part)), PLACEHOLDERS)
+        return time.thread_time() - started
+
+    assert any(seconds() < 1.0 for _ in range(5))  # a busy machine has slow moments
 
 
 def test_the_vocabulary_is_that_of_the_training_lines_most_frequent_first():
