@@ -511,16 +511,20 @@ def test_ctrl_c_is_one_line_and_the_next_run_finishes(tmp_path: Path) -> None:
     folder = copy(tmp_path / "stopped")
     batches = {f"b{i:02}.parquet": table(30, i, frauds=1) for i in range(48)}
     deliver(folder, **batches)
-    # at the lowest priority: on a busy machine it could else be done before its output is read here
-    program = ["nice", "-n", "19", PROGRAM, "score", folder]
+    # at a lower priority: on a busy machine it could else be done before its output is read here
+    program = ["nice", "-n", "5", PROGRAM, "score", folder]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         assert run.stderr is not None
         assert run.stdout is not None
-        seen = next(line for line in run.stderr if "b03" in line)
+        said = []
+        for line in run.stderr:
+            said.append(line)
+            if "b03" in line:
+                break
         run.send_signal(signal.SIGINT)
         rest = [line for line in run.stderr if not line.endswith(" ...\n")]
         code, out = run.wait(), run.stdout.read()
-    assert seen == "scoring b03.parquet ...\n"
+    assert said[-1] == "scoring b03.parquet ...\n", said
     assert (code, out) == (130, "")
     assert rest == ["interrupted; run again to finish what is unfinished\n"]
     assert 3 <= len(list((folder / "output" / "commits").iterdir())) < 48
