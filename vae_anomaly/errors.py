@@ -119,6 +119,8 @@ def printable(text: str) -> str:
     >>> printable("day\\x1b[2J\\r\\nERROR none")
     'day\\\\x1b[2J\\\\r\\\\nERROR none'
     """
+    if text.isprintable():  # nearly always
+        return text
     return "".join(spelt_out(c) if unicodedata.category(c) in _INVISIBLE else c for c in text)
 
 
