@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fork_samples import Phases, Results, Rounds, batches, forked, jobs, ran, slow_disk, wait
 from pipeline_samples import PROGRAM, copy, deliver
 
-KILLS, TWIN_KILLS, ROUNDS, SEED = 24, 40, 2, 20260105
+KILLS, MANY_KILLS, TWIN_KILLS, ROUNDS, SEED = 10, 100, 40, 2, 20260105
 GATE, EVERY = 200, int(os.environ.get("FAULTS_EVERY", "1"))
 
 
@@ -126,8 +126,9 @@ def job(name: str, rounds: Rounds) -> dict[str, Any]:
         return compete(rounds, int(scorers), ROUNDS)
     if what == "exhaust":
         return compete(rounds, int(scorers), GATE // EVERY)
-    if what == "ours":
-        return kill(rounds, KILLS, SEED, enough=KILLS)
+    if what in ("ours", "many"):
+        kills = KILLS if what == "ours" else MANY_KILLS
+        return kill(rounds, kills, SEED, enough=kills)
     naive()
     if what == "careless":
         unlocked()
@@ -143,12 +144,21 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return ran(__file__, tmp_path_factory.mktemp("kills"), "ours", "naive", "compete-4", "careless-4")
 
 
-def test_killed_at_random_moments_the_next_run_gives_the_same_bytes(results: Results) -> None:
-    result = results("ours")
+def assert_harmless(result: dict[str, Any], kills: int) -> None:
     assert result["bad"] == [], result["stderr"]
-    assert sum(result["kills"].values()) >= KILLS
+    assert sum(result["kills"].values()) >= kills
     assert len(result["kills"]) >= 4, "the kills hit few phases"
     assert result["files"] > 35
+
+
+def test_killed_at_random_moments_the_next_run_gives_the_same_bytes(results: Results) -> None:
+    assert_harmless(results("ours"), KILLS)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+def test_killed_at_many_random_moments(tmp_path: Path) -> None:
+    assert_harmless(ran(__file__, tmp_path, "many", limit=1700)("many"), MANY_KILLS)
 
 
 def test_a_scorer_that_takes_what_is_there_for_done_is_caught(results: Results) -> None:
@@ -202,7 +212,7 @@ def test_the_installed_program_killed_at_random_moments(tmp_path: Path) -> None:
     reference = rounds.results()
     assert len(reference) > 30
     kills = 0
-    while kills < KILLS:
+    while kills < 50:
         rounds.fresh()
         for _ in range(noise.choice((1, 1, 2, 3))):
             moment = noise.uniform(0.9 * first if kills % 2 else 0, duration)

@@ -45,7 +45,8 @@ def test_the_pictures_name_every_demonstration() -> None:
     assert {line.split()[2] for line in commands() if line.startswith("vae-anomaly demo ")} == set(LEAST)
 
 
-@pytest.mark.parametrize("name", ["digits", *(pytest.param(n, marks=pytest.mark.slow) for n in LEAST if n != "digits")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEAST)
 def test_a_demonstration_runs_with_one_command_and_can_be_looked_into(name: str, tmp_path: Path) -> None:
     least, steps = LEAST[name]
     done = run(f"vae-anomaly demo {name} --json", tmp_path, steps)

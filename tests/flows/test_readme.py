@@ -1,6 +1,6 @@
 """The README does what it says: its commands are run in order as they are written, and its Python is executed.
 
-In a copy of what they need, by the installed program; training is shortened by an environment variable.
+In a copy of what they need; training is shortened by an environment variable.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -39,28 +40,23 @@ def commands() -> list[str]:
 def environment() -> dict[str, str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("VAE_ANOMALY_", "MLFLOW_", "PREFECT_"))}
     path = f"{PROGRAM.parent}{os.pathsep}{os.environ['PATH']}"
-    return clean | {"PATH": path, "VAE_ANOMALY_MONITOR__TRAINING__STEPS": "500", "OMP_NUM_THREADS": "1"}
+    return clean | {"PATH": path, "OMP_NUM_THREADS": "1"}
 
 
-def test_the_commands_run_in_order_as_they_are_written(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_the_commands_run_in_order_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     for name in NEEDED:
         source = ROOT / name
         shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path / name)
     lines = commands()
     assert {line.split()[1] for line in lines} >= {"init", "fit", "review", "promote", "score", "status", "report"}
     for line in lines:
-        assert line.startswith("vae-anomaly "), line
-        done = subprocess.run(
-            ["bash", "-c", line],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr
+        command, _, other = line.partition(" || test $? -eq ")
+        name, *arguments = shlex.split(command)
+        assert name == "vae-anomaly"
+        said = cli(*arguments, env={"VAE_ANOMALY_MONITOR__TRAINING__STEPS": "200"})
+        assert said.code in (0, int(other or 0)), f"{line}\n{said.out}\n{said.err}"
+        assert "Traceback" not in said.err
     found = sorted(path.name for path in (tmp_path / "output").iterdir() if not path.name.startswith((".", "_")))
     for name in re.findall(r"^\| `(\w+)/", README, re.M):  # the folders that the README promises
         assert name in [*found, "quarantine"], found
