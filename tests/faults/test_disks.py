@@ -24,7 +24,7 @@ from pipeline_samples import PROGRAM, copy, deliver, table
 from test_kill_score import naive
 
 OWN_MOUNTS = ("unshare", "-rm")
-FULL, EVERY_FREE = ("full-0", "full-52"), [f"full-{free}" for free in range(0, 240, 8)]
+FULL, EVERY_FREE = ("full-0", "full-52"), [f"full-{free}" for free in range(0, 480, 16)]
 LIMITED, TWIN = ("limited-700", "limited-6000"), "naive-6000"
 
 
