@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 
+from vae_anomaly import tracking
 from vae_anomaly.batch import Records
 from vae_anomaly.config import MlflowConfig, MonitorConfig, load_mlflow, parse_monitor
 from vae_anomaly.detector import Part
@@ -106,6 +109,11 @@ seed: {seed}
 def mlflow(folder: Path, **env: str) -> MlflowConfig:
     """Everything embedded, below ``folder``, unless environment variables say otherwise."""
     return load_mlflow(None, folder, env)
+
+
+def without_figures() -> AbstractContextManager[object]:
+    """Fits that draw nothing: ten figures take seconds."""
+    return mock.patch.object(tracking, "_figures", return_value=())
 
 
 def register(tracker: Tracker, config: MonitorConfig, of: Sample) -> Registered:

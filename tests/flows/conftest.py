@@ -36,6 +36,15 @@ def open_monitor(place: Path) -> Callable[[str], Any]:
     return made
 
 
+@pytest.fixture
+def plain() -> Iterator[None]:
+    """Fits draw no figures."""
+    from tracking_samples import without_figures
+
+    with without_figures():
+        yield
+
+
 @pytest.fixture(scope="session")
 def prefect_server(place: Path) -> Iterator[None]:
     """The temporary server that the flows use, started once."""

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from pipeline_samples import Said, cli, deliver, table, write_monitor
 from store_samples import tree
+from tracking_samples import without_figures
 
 from vae_anomaly.scoring import Backfill
 from vae_anomaly.store.check import check
@@ -35,7 +36,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = (monitor / "monitor.yml").read_text().replace("seed: 0\n", "") + ("seed: 1\n" if seed else "seed: 0\n")
         (monitor / "monitor.yml").write_text(text)
         for command in (("fit",), ("review",), ("promote", "--by", "ann", "--force", "--reason", "test")):
-            said = cli(command[0], monitor, *command[1:])
+            with without_figures():
+                said = cli(command[0], monitor, *command[1:])
             assert said.code in (0, 5), said
     return monitor
 

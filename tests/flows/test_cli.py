@@ -139,6 +139,7 @@ def test_review_and_promote_answer_in_json() -> None:
     assert (promoted["version"], promoted["by"], promoted["reason"], promoted["previous"]) == ("1", "ann", "first", "")
 
 
+@pytest.mark.usefixtures("plain")
 def test_a_second_version_is_reviewed_promoted_and_rolled_back(tmp_path: Path) -> None:
     folder = edited(write_monitor(tmp_path / "other"), name="other")
     (tmp_path / "mlflow.yml").write_text(samples.shared_store())
@@ -540,6 +541,7 @@ def test_ctrl_c_is_one_line_and_the_next_run_finishes(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- the demonstration
 
 
+@pytest.mark.usefixtures("plain")
 def test_the_demonstration_without_prefect(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ from vae_anomaly.errors import ArtifactError, ConfigError
 from vae_anomaly.schema import check
 from vae_anomaly.tracking import Registered, Tracker
 
+pytestmark = pytest.mark.usefixtures("plain")  # of the fits, that of the fixture ``fitted`` draws figures
 EXPERIMENTS = ("Default", "vae-anomaly/train", "vae-anomaly/score", "vae-anomaly/review")
 
 
