@@ -287,15 +287,17 @@ class _Run:
         under_way: set[str] = set()
         for i, file in enumerate(todo):
             self.progress(f"scoring {file.name}", i, len(todo))
+            sha256 = ""
             try:
                 state, now = os.lstat(file.path), time.time_ns()
                 with open_delivery(file.path, folders=self.ws.folders) as delivery:
+                    sha256 = delivery.sha256
                     job = self._job(delivery, file, under_way, state, now)
                     jobs = self._divided(job, workers if delivery.size >= DIVIDED else 1) if job else []
             except DataError as error:
                 self._refused(file, "", error)
             except (OSError, StoreError) as error:
-                self._failed(file.name, str(error))
+                self._failed(file, sha256, str(error))
             else:
                 yield from jobs
 
@@ -344,8 +346,7 @@ class _Run:
             self._refused(file, job.sha256, ended.refusal.error)
             return
         if ended.problem is not None:
-            self._attempted(file, job.sha256, ended) if ended.counts else self._failed(file.name, ended.problem)
-            self._done.add(job.sha256)  # for this run: under another name it would get another batch id
+            (self._attempted if ended.counts else self._failed)(file, job.sha256, ended.problem)
             return
         if job.share:
             if len(self._parts[job.sha256]) == job.share[1]:
@@ -358,16 +359,16 @@ class _Run:
         else:
             self.already += 1
 
-    def _failed(self, name: str, problem: str) -> None:
-        self._outcomes[name] = BatchOutcome(name, "failed", problem=f"{problem} It will be tried again.")
+    def _failed(self, file: InboxFile, sha256: str, problem: str) -> None:
+        self._outcomes[file.name] = BatchOutcome(file.name, "failed", problem=f"{problem} It will be tried again.")
+        self._done.add(sha256)  # for this run: under another name the same content would get another batch id
 
-    def _attempted(self, file: InboxFile, sha256: str, ended: Ended) -> None:
+    def _attempted(self, file: InboxFile, sha256: str, problem: str) -> None:
         """A failure of which the file may be the cause: after ``TRIES`` of them the queue goes on without it."""
         id, contract = batch_id(file.name, sha256), self.ws.contract_digest
-        problem = ended.problem or ""
         tried = self.ledger.attempted(Attempts(id, file.name, sha256, contract, 1, problem))
         if tried.count < TRIES:
-            self._failed(file.name, f"{problem} Attempt {tried.count} of {TRIES}.")
+            self._failed(file, sha256, f"{problem} Attempt {tried.count} of {TRIES}.")
             return
         error = DataError(
             "poison",
@@ -390,8 +391,7 @@ class _Run:
             self._outcomes[file.name] = _quarantine(self.ws, self.ledger, file, identity, error)
             self._done.add(identity)
         except (OSError, StoreError) as problem:
-            self._failed(file.name, str(problem))
-            self._done.add(sha256)
+            self._failed(file, sha256, str(problem))
 
     def log(self, outcome: ScoreOutcome) -> None:
         """One MLflow run for the scoring job; best effort."""

@@ -57,7 +57,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from vae_anomaly.artifact import verified_files
 from vae_anomaly.config import NAME, MlflowConfig, MonitorConfig, config_digest, redacted
-from vae_anomaly.errors import ArtifactError, ConfigError
+from vae_anomaly.errors import ArtifactError, ConfigError, StoreError
+from vae_anomaly.store.files import replace, sweep
 
 if TYPE_CHECKING:  # whoever scores only asks the registry, and waits for none of these
     from vae_anomaly.batch import Records
@@ -386,7 +387,13 @@ class Tracker:
         except AWAY as error:
             return self._remembered(memory, name, which, error)
         if memory:
-            _replace(memory, json.dumps({**asdict(found), "at": self.now().isoformat()}).encode())
+            try:
+                memory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                sweep(memory.parent)
+                kept = json.dumps({**asdict(found), "at": self.now().isoformat()})
+                replace(kept.encode(), memory, tmp=memory.parent)
+            except (OSError, StoreError) as error:  # it is needed only where the registry is away
+                logger.warning("%s: which version serves cannot be remembered: %s", name, error)
         return found
 
     def _lookup(self, name: str, monitor: str, which: str) -> Resolved:
@@ -659,13 +666,6 @@ def _said(error: BaseException) -> str:
     if "Max retries exceeded" in text and (cause := re.search(r"Caused by (\w+)", text)):
         return f"no connection ({cause[1]})"
     return redacted(text.splitlines()[0][:300]).rstrip(".")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    part = path.with_name(f"{PART}{os.getpid()}-{path.name}")
-    part.write_bytes(content)
-    part.replace(path)
 
 
 def _sweep(cache: Path) -> None:

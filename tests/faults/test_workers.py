@@ -234,6 +234,27 @@ def test_g16_repeated_with_any_number_of_threads_the_bytes_are_the_same(
         assert results(folder) == huge_inline
 
 
+def test_what_failed_is_not_scored_under_another_name_in_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model cannot be fetched for the first file; for its copy it could."""
+    folder = engine(copy(tmp_path), "inline")
+    fetched, calls = scoring._fetched, iter([OSError(28, "No space left on device")])
+
+    def failing(*args: Any) -> Any:
+        if error := next(calls, None):
+            raise error
+        return fetched(*args)
+
+    monkeypatch.setattr(scoring, "_fetched", failing)
+    deliver(folder, **dict.fromkeys(("again.parquet", "day.parquet"), table(30, 3)))
+    assert cli("score", folder).code == 3
+    assert {name: row["state"] for name, row in states(folder).items()}["again.parquet"] == "pending"
+    assert os.listdir(folder / "output" / "commits") == []
+    assert cli("score", folder).code == 0
+    assert [name[:6] for name in os.listdir(folder / "output" / "commits")] == ["again-"]
+
+
 def test_a_part_that_fails_costs_one_attempt_and_the_next_run_scores_the_file(
     tmp_path: Path, huge_inline: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

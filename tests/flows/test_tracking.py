@@ -404,6 +404,15 @@ def test_scoring_goes_on_with_what_the_registry_said_last(
     assert "secret" not in found.note + caplog.text
 
 
+def test_what_cannot_be_remembered_is_found_all_the_same(
+    tracker: Tracker, fitted: Registered, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the place of a folder")
+    found = tracker.resolve("first", "candidate", cache=tmp_path / "file")
+    assert found.version == fitted.version
+    assert "cannot be remembered" in caplog.text
+
+
 @pytest.mark.parametrize("memory", [None, "{}", "not json", '{"at": "2026-01-01T00:00:00+00:00", "name": "other"}'])
 def test_without_a_usable_memory_it_is_an_error(tmp_path: Path, silent_server: str, memory: str | None) -> None:
     away = Tracker(mlflow(tmp_path, MLFLOW_TRACKING_URI=silent_server), patience=0.2)
