@@ -89,21 +89,14 @@ def say_json(value: Any) -> None:
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table as wide as the terminal, or 160 characters where there is none."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    grid = Table(
-        *columns,
-        title=escape(printable(title)),
-        title_justify="left",
-        header_style="bold",
-        show_edge=False,
-        pad_edge=False,
-    )
+    grid = Table(*columns, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
+    grid.title = printable(title)
     for row in rows:
-        grid.add_row(*(escape(printable(cell)) for cell in row))
+        grid.add_row(*map(printable, row))
     width = None if sys.stdout.isatty() else 160
-    Console(width=width, highlight=False).print(grid)
+    Console(width=width, highlight=False, markup=False, emoji=False).print(grid)
 
 
 def show_score(ws: Workspace, outcome: ScoreOutcome) -> None:

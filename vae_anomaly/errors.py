@@ -112,7 +112,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, with everything in it that is not visible spelt out; nothing is cut.
+    """``text`` on one line, with control, format and unassigned characters spelt out; nothing is cut.
 
     Names come from files, and a terminal obeys what it is sent.
 

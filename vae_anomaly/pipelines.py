@@ -50,8 +50,12 @@ if TYPE_CHECKING:
     from vae_anomaly.tracking import Registered
 
 _log = logging.getLogger(__name__)
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_COMPUTED = re.compile(r"(?:^|(?<=[\"',;|\t\r\n]))(?=[\s\0\ufeff]*[=+@-])")
+# what a spreadsheet would compute, where a cell begins for one that splits lines at another sign; a number is none
+_NUMBER = r"[+-]?(?:[\d.,]*(?:[eE][+-]?\d+)?|inf|nan)\s*"
+_COMPUTED = re.compile(
+    r"(?:^|(?<=[\"',;|\t\r\n]))(?=[\s\0\ufeff]*[=+@\uff1d\uff0b\uff20\uff0d-])"
+    rf"(?!\s*{_NUMBER}(?:$|[\"';|\t\r\n]))"
+)
 LARGEST = 1e30  # of a training value; preprocessing refuses it as well, but knows no file and no row
 
 
@@ -574,19 +578,15 @@ def _table_files(stem: str, columns: Mapping[str, Any]) -> dict[str, bytes]:
 
     frame, sink = pd.DataFrame(dict(columns)), pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), sink)
-    shown = frame.map(_inert).rename(columns=_inert).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
-    content = shown.encode("utf-8", "backslashreplace")
+    texts = frame.apply(lambda column: column if pd.api.types.is_numeric_dtype(column) else column.map(_inert))
+    shown = texts.rename(columns=_inert)
+    content = shown.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC).encode("utf-8", "backslashreplace")
     return {f"{stem}.csv": content, f"{stem}.parquet": sink.getvalue().to_pybytes()}
 
 
 def _inert(cell: Any) -> Any:
-    """A cell of a CSV file, which spreadsheets open: a text that they would compute is led by an apostrophe.
-
-    So is what they would take for a cell of its own, who split lines at another sign than the comma.
-    """
-    if not isinstance(cell, str) or _NUMBER.fullmatch(cell):
-        return cell
-    return _COMPUTED.sub("'", cell)
+    """A cell of a CSV file, which spreadsheets open: a text that they would compute is led by an apostrophe."""
+    return _COMPUTED.sub("'", cell) if isinstance(cell, str) else cell
 
 
 def _written(ws: Workspace, output: Path | None, files: Mapping[str, bytes]) -> tuple[Path, ...]:

@@ -256,7 +256,8 @@ class _Run:
         self._done = _known(ledger, ws.contract_digest) - self._again
         self._outcomes: dict[str, BatchOutcome] = {}
         self._left: list[InboxFile] = []  # of contents that are under way under another name, or in parts
-        self._parts: dict[str, list[str]] = {}  # of contents that several workers share: the files of the scores
+        self._parts: dict[str, list[bool]] = {}  # of contents that several workers share: whether each part is there
+        self._files: dict[str, list[Path]] = {}  # and the files of the parts' scores; this run deletes them
 
     def score(self) -> list[BatchOutcome]:
         """Carry out all work; the outcomes, by file name."""
@@ -268,10 +269,10 @@ class _Run:
                         self._left = []
                         for job, ended in crew.run(self._jobs(todo, crew.workers)):
                             self._end(job, ended)
-                        todo = self._left
+                        todo = sorted(self._left, key=lambda file: file.name)
             finally:
-                for part in filter(None, chain.from_iterable(self._parts.values())):
-                    drop(Path(part))
+                for path in chain.from_iterable(self._files.values()):
+                    drop(path)
         return [self._outcomes[name] for name in sorted(self._outcomes)]
 
     def _is_known(self, sha256: str | None, file: InboxFile) -> bool:
@@ -304,10 +305,12 @@ class _Run:
     def _divided(self, job: Job, workers: int) -> list[Job]:
         """A job for each of so many workers, and that which needs what they found as soon as they have it."""
         if job.sha256 in self._parts:
-            return [replace(job, scored=tuple(filter(None, self._parts[job.sha256])))]
+            whole = all(self._parts[job.sha256])
+            return [replace(job, scored=tuple(map(str, self._files[job.sha256])) if whole else ())]
         if workers < 2:  # a cluster may have none yet
             return [job]
-        return [replace(job, share=(i, workers)) for i in range(workers)]
+        files = self._files[job.sha256] = [self.ledger.store.new_temporary() for _ in range(workers)]
+        return [replace(job, share=(i, workers), part=str(file)) for i, file in enumerate(files)]
 
     def _job(
         self, delivery: Delivery, file: InboxFile, under_way: set[str], state: os.stat_result, now: int
@@ -339,7 +342,7 @@ class _Run:
         if ended.stops:
             raise STOPPING[ended.stops](ended.problem)
         if job.share:
-            self._parts.setdefault(job.sha256, []).append(ended.part or "")
+            self._parts.setdefault(job.sha256, []).append(bool(ended.part))
             if file.name in self._outcomes:  # another part of it has failed
                 return
         if ended.refusal:
@@ -517,6 +520,7 @@ def _with_report(store: Store, outcome: BatchOutcome) -> BatchOutcome:
 
 def status(ws: Workspace) -> list[BatchState]:
     """Where every file stands that was ever seen; pending ones are hashed, nothing is changed."""
+    ws.store.refuse_links()
     ledger, inbox = Ledger(ws.store), []
     refused = {record.sha256 for record in ledger.quarantines()}
     for file in list_inbox(ws.monitor.source.inbox, settle_seconds=0, folders=ws.folders).ready:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from vae_anomaly.batch import Detections, Records, concatenate
 from vae_anomaly.detector import Detector
-from vae_anomaly.explain import explain, reference_values
+from vae_anomaly.explain import explain, reference_values, shortened
 from vae_anomaly.preprocessing.tabular import ColumnState
 from vae_anomaly.report.model import ColumnQuality, FlaggedRecord, Neighbour, Report, ScoreHistogram
 
@@ -138,7 +138,7 @@ class BatchSummary:
             out.append(
                 FlaggedRecord(
                     row_index=int(rows[i]),
-                    record_id=str(records.record_ids[i]),
+                    record_id=shortened(str(records.record_ids[i])),
                     score=float(scores[i]),
                     p_value=float(p_values[i]),
                     label=label,

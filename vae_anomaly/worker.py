@@ -25,7 +25,7 @@ from vae_anomaly.config import MlflowConfig, MonitorConfig, config_digest
 from vae_anomaly.errors import ArtifactError, ConfigError, DataError, StoreError, VaeAnomalyError
 from vae_anomaly.schema import check
 from vae_anomaly.store.commits import Ledger, standing
-from vae_anomaly.store.files import Sink, discard, explained, names
+from vae_anomaly.store.files import Sink, discard, explained, names, opened
 from vae_anomaly.store.records import (  # fmt: skip
     BatchRef,
     Commit,
@@ -89,7 +89,7 @@ class Job:
     """Score the delivery at ``path``, which had this content, and this size, time of modification and inode.
 
     ``again``: although it was scored before, by another model or configuration. ``share`` (i, n): only the i-th of n
-    parts of its rows, into a file of their scores; ``scored``: these files, where that has been done.
+    parts of its rows, whose scores go into the file ``part``; ``scored``: these files, where that has been done.
     """
 
     setting: Setting
@@ -98,6 +98,7 @@ class Job:
     state: Sequence[int]
     again: bool
     share: Sequence[int] | None = None
+    part: str = ""
     scored: Sequence[str] = ()
 
 
@@ -131,7 +132,7 @@ class Ended:
     """What came of a job: exactly one of
 
     * a ``batch``, which is committed (its id); the empty string where the content was committed before;
-    * the file of a ``part``, with the scores of its rows; the empty string where this delivery cannot be divided;
+    * whether the file of a ``part`` is there, with the scores of its rows: not where this delivery cannot be divided;
     * a ``refusal``: the file breaks the contract;
     * a ``problem``: it failed, and may be tried again. It ``counts`` as an attempt where the file may be the cause, and
       not where the machine is (a full disk, a file that changed);
@@ -139,7 +140,7 @@ class Ended:
     """
 
     batch: str | None = None
-    part: str | None = None
+    part: bool | None = None
     refusal: Refusal | None = None
     problem: str | None = None
     counts: bool = False
@@ -157,7 +158,7 @@ def perform(job: Job, tell: Tell) -> Ended:
             if delivery.sha256 != job.sha256:
                 raise DeliveryChanged(f"File {delivery.name!r} must not change while it is read. It did.")
             if job.share:
-                return Ended(part=scorer.part(delivery, tell, *job.share))
+                return Ended(part=scorer.part(delivery, tell, Path(job.part), *job.share))
             scored = [Path(name) for name in job.scored]
             return Ended(batch=scorer.score(delivery, tell, again=job.again, scored=scored))
     except DataError as error:
@@ -208,27 +209,27 @@ class Scorer:
         threshold = self.detector.threshold
         self.threshold = ThresholdRef(threshold.version, threshold.value, threshold.alpha)
 
-    def part(self, delivery: Delivery, tell: Tell, i: int, of: int) -> str:
-        """Score the i-th of so many parts of a delivery's rows: the file that holds status and score of each.
+    def part(self, delivery: Delivery, tell: Tell, path: Path, i: int, of: int) -> bool:
+        """Score the i-th of so many parts of a delivery's rows; the file ``path`` then holds status and score of each.
 
-        The empty string where it is no Parquet file, or too short: the others say only when they are read how many rows
-        they have.
+        False where it is no Parquet file, or too short, for the others say only when they are read how many rows they
+        have; and where it breaks the contract, for what is said of that depends on all rows.
         """
         total = rows_of_parquet(delivery) or 0
         if total < of:
-            return ""
+            return False
         first, stop = (total * k // of for k in (i, i + 1))
-        path = self.ws.store.new_temporary()
-        try:
-            with explained(path), Sink(path) as sink, pa.ipc.new_stream(sink, PART_SCHEMA) as writer:
+        discard(path)  # of an attempt whose worker died
+        with Sink(path) as sink, pa.ipc.new_stream(sink, PART_SCHEMA) as writer:
+            try:
                 for records, found in self._detected(_until(read_records(delivery, self.ws, first), stop)):
-                    writer.write(pa.record_batch([found.status, found.score], schema=PART_SCHEMA))
+                    with explained(path):
+                        writer.write(pa.record_batch([found.status, found.score], schema=PART_SCHEMA))
                     tell(records.first_row + len(records) - first)
-            delivery.assert_unchanged()
-        except BaseException:
-            discard(path)
-            raise
-        return str(path)
+            except DataError:
+                return False
+        delivery.assert_unchanged()
+        return True
 
     def _detected(self, chunks: Iterator[Records]) -> Iterator[tuple[Records, Detections]]:
         """What is detected in each of the chunks, several at a time."""
@@ -311,14 +312,14 @@ class Scorer:
         """What was detected in the chunks, from the files of their parts."""
         batches, held = _batches(scored), PART_SCHEMA.empty_table()
         for records in chunks:
-            while len(held) < len(records) and (batch := next(batches, None)):
+            while len(held) < len(records) and (batch := next(batches, None)) is not None:
                 held = pa.concat_tables([held, pa.Table.from_batches([batch])])
             if len(held) < len(records):
                 raise StoreError(f"the parts must hold a score for each row. Got none from {records.first_row} on.")
             mine, held = held.slice(0, len(records)), held.slice(len(records))
             status, score = (mine[name].to_numpy(zero_copy_only=False) for name in PART_SCHEMA.names)
             yield records, self.detector.decided(status, score)
-        if len(held) or next(batches, None):
+        if len(held) or next(batches, None) is not None:
             raise StoreError("the parts must hold a score for each row. Got more.")
 
     def _origin(self, ref: BatchRef) -> dict[str, str]:
@@ -390,8 +391,11 @@ def read_records(delivery: Delivery, ws: Workspace, first: int = 0) -> Iterator[
 
 def _batches(parts: Sequence[Path]) -> Iterator[pa.RecordBatch]:
     for part in parts:
-        with pa.OSFile(str(part)) as file, pa.ipc.open_stream(file) as reader:
-            yield from reader
+        try:
+            with opened(part) as file, pa.ipc.open_stream(file) as reader:
+                yield from reader
+        except (OSError, pa.ArrowInvalid) as error:
+            raise StoreError(f"{str(part)!r} must hold scores. Got {type(error).__name__} on reading it.") from error
 
 
 def _until(chunks: Iterator[Records], stop: int) -> Iterator[Records]:

@@ -377,6 +377,23 @@ def test_a16_a_column_that_is_suddenly_empty_is_told(scored: Callable[..., Run],
         assert (found > base).mean() > 0.9
 
 
+def test_a27_five_thousand_columns_more_change_nothing_and_a_long_cell_costs_itself(scored: Callable[..., Run]) -> None:
+    wide = good()
+    for i in range(5000):
+        wide = wide.append_column(f"extra {i}", pa.array([1.5] * ROWS))
+    cell = "x" * 10_000_000
+    long = put("shop", [cell, *good()["shop"].to_pylist()[1:]], put("id", [cell, *good()["id"].to_pylist()[1:]]))
+    files = {"base.parquet": good(), "wide.parquet": wide, "wide.csv": as_csv(wide)}
+    run = scored(**files, **{"long.parquet": long, "long.jsonl": as_jsonl(long), "long.csv": as_csv(long)})
+    base = run.decisions("base.parquet")
+    assert run.decisions("wide.parquet") == run.decisions("wide.csv") == base
+    assert len(run.report("wide.parquet").extra_columns) == 5000
+    found = run.decisions("long.parquet")
+    assert found[1:] == base[1:] and found[0][2] > base[0][2]
+    assert len(run.report("long.parquet").to_json()) < 200_000
+    assert {run.refusal(name).rule for name in ("long.jsonl", "long.csv")} == {"row_too_long"}
+
+
 def test_a28_a30_unseen_categories_are_evidence_and_told(scored: Callable[..., Run]) -> None:
     shops = good()["shop"].to_pylist()
     one = put("shop", [*shops[:7], "airport", *shops[8:]])

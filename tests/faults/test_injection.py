@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -189,6 +190,13 @@ def test_g9_names_are_whole_for_programs(run: Run) -> None:
     assert set(file_names()) <= found
 
 
+def test_g9_a_name_is_no_picture_and_no_markup_in_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["x:bomb:.csv", "[red]y[/red].csv", ":warning:"]
+    console.table(names[0], [names[1], "b"], [[name, "1"] for name in names])
+    said = capsys.readouterr().out
+    assert all(name in said for name in names)
+
+
 @pytest.mark.parametrize("payload", [FORGED, "a\rb", "\x1b[31mred", "\u202etxt", "\ud800", "x\u2029y"])
 def test_g9_a_logger_that_does_not_clean_is_caught(payload: str) -> None:
     said = {}
@@ -240,17 +248,23 @@ def computed(content: str) -> list[str]:
 
 def test_g9_tables_for_spreadsheets_hold_no_formula() -> None:
     texts = [utf8(payload) for payload in EVERYTHING]
-    columns: dict[str, Any] = {"text": texts, "number": [-1.5] * len(texts), "digits": ["-3"] * len(texts)}
+    columns: dict[str, Any] = {"text": texts, "number": np.full(len(texts), -0.1, np.float32), "digits": "-3"}
     files = pipelines._table_files("map", columns | dict.fromkeys(texts, texts))
     content = files["map.csv"].decode()
     assert computed(content) == []
     assert pq.read_table(pa.BufferReader(files["map.parquet"]))["text"].to_pylist() == texts
     first, *rows = csv.reader(io.StringIO(content, newline=""))
     assert first[:3] == ["text", "number", "digits"]
-    assert {tuple(row[1:3]) for row in rows} == {("-1.5", "-3")}
+    assert {tuple(row[1:3]) for row in rows} == {("-0.1", "-3")}
     careless = io.StringIO()
     csv.writer(careless).writerows([[text] for text in texts])
     assert len(computed(careless.getvalue())) > 10
+
+
+def test_g9_numbers_that_are_texts_stay_as_they_are() -> None:
+    texts = ["-5,3", "-1.234,5", "+.5e-3", "-inf", "-", "error; -1", "2026-01-05, -3", "key=value", "a-b"]
+    content = pipelines._table_files("map", {"text": texts})["map.csv"].decode()
+    assert [row[0] for row in csv.reader(io.StringIO(content, newline=""))] == ["text", *texts]
 
 
 def test_g9_columns_of_any_name_come_into_a_configuration_as_they_are(tmp_path: Path) -> None:

@@ -236,6 +236,16 @@ def test_g8_a_linked_part_of_the_output_stops_the_run(tmp_path: Path, outside: P
     said = cli("score", folder)
     assert (said.code, len(said.errors)) == (2, 1), said.err
     assert f"Got the link {part!r}" in said.err
+    for command in (("status",), ("check",), ("prune", "--older-than", "1")):
+        assert cli(command[0], folder, *command[1:]).err == said.err
+
+
+def test_g8_what_is_no_file_is_not_held_open(tmp_path: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    for _ in range(20):
+        with pytest.raises(OSError, match="not a regular file"):
+            files.content_of(tmp_path)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_g8_a_linked_output_folder_is_the_operators(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ of a certain name is a crash, an endless loop, or a demand for memory or for des
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -17,12 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pipeline_samples import PROGRAM, Said, cli, copy, deliver, parquet, table
 from store_samples import tree
 from system_samples import children_of
 
-from vae_anomaly import scoring
+from vae_anomaly import scoring, worker
 from vae_anomaly.execution import Engine
 from vae_anomaly.store import sources
 from vae_anomaly.store.check import check
@@ -176,9 +178,10 @@ def test_every_engine_gives_the_same_bytes(tmp_path: Path, inline: dict[str, str
 
 
 def huge() -> dict[str, bytes]:
-    """A file for several workers, whose row groups are no multiple of anything, and one that cannot be divided."""
+    """A file for several workers, whose row groups are no multiple of anything, its copy, and one that has no parts."""
     lines = "".join(json.dumps(row, default=str) + "\n" for row in table(100, 78).to_pylist())
-    return {"huge.parquet": parquet(table(33_000, 77, frauds=40), row_group_size=7001), "small.jsonl": lines.encode()}
+    records = parquet(table(33_000, 77, frauds=40), row_group_size=7001)
+    return {"huge.parquet": records, "later.parquet": records, "small.jsonl": lines.encode()}
 
 
 @pytest.fixture(scope="module")
@@ -203,22 +206,65 @@ def test_a_file_that_workers_share_gives_the_same_bytes(
     assert os.listdir(folder / "output" / "_tmp") == []
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_parts_need_not_end_where_chunks_do_and_no_worker_is_no_reason_to_skip_a_file(
-    tmp_path: Path, huge_inline: dict[str, str], workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rows of wide tables come a few thousand at a time, and a cluster may have no worker yet."""
+@contextmanager
+def shared_by(workers: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Jobs as for so many workers, all of them in this process."""
 
     @contextmanager
     def here(config: object, tell: object) -> Iterator[Engine]:
         yield Engine(lambda jobs: ((job, perform(job, lambda rows: None)) for job in jobs), workers)
 
-    monkeypatch.setattr(scoring, "engine", here)
-    monkeypatch.setattr(scoring, "DIVIDED", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(scoring, "engine", here)
+        patched.setattr(scoring, "DIVIDED", 1)
+        yield
+
+
+def test_a_shared_file_is_refused_in_the_same_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows far apart, in one part of two, whose chunks begin elsewhere than those of the whole file."""
+    times = [value.isoformat() for value in table(40_000, 5)["at"].to_pylist()]
+    for row in (29_000, 34_000):
+        times[row] = times[row][:19]
+    records = table(40_000, 5).set_column(table(1).column_names.index("at"), "at", pa.array(times))
+    said = []
+    for workers in (1, 2, 3):
+        folder = copy(tmp_path / str(workers))
+        deliver(folder, **{"huge.parquet": parquet(records)})
+        with shared_by(workers, monkeypatch):
+            assert cli("score", folder).code == 3
+        said.append(tree(folder / "output" / "quarantine"))
+        assert os.listdir(folder / "output" / "_tmp") == []
+    assert len(said[0]) == 1
+    assert said[0] == said[1] == said[2]
+
+
+def test_what_the_machine_does_to_a_part_is_no_fault_of_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*args: object, **options: object) -> Iterator[Any]:
+        raise OSError(errno.EMFILE, "Too many open files", "huge.parquet")
+        yield
+
+    folder = copy(tmp_path)
+    deliver(folder, **{"huge.parquet": table(100, 5)})
+    with shared_by(2, monkeypatch), monkeypatch.context() as patched:
+        patched.setattr(worker, "read_chunks", failing)
+        said = cli("score", folder, "--json")
+    (batch,) = json.loads(said.out)["batches"]
+    assert "Too many open files" in batch["problem"] and "writable" not in batch["problem"]
+    assert "Attempt 1 of 3" in batch["problem"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_parts_need_not_end_where_chunks_do_and_no_worker_is_no_reason_to_skip_a_file(
+    tmp_path: Path, huge_inline: dict[str, str], workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of wide tables come a few thousand at a time, and a cluster may have no worker yet."""
     monkeypatch.setattr(sources, "LARGEST_TABLE", 600_000)
     folder = copy(tmp_path)
     deliver(folder, **huge())
-    assert cli("score", folder).code == 0
+    with shared_by(workers, monkeypatch):
+        assert cli("score", folder).code == 0
     ours = {name: digest for name, digest in results(folder).items() if name.startswith("scores")}
     assert ours == {name: digest for name, digest in huge_inline.items() if name.startswith("scores")}
 

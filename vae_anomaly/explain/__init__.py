@@ -12,10 +12,10 @@ from typing import NamedTuple
 from vae_anomaly.batch import Records
 from vae_anomaly.detector import Detector
 from vae_anomaly.explain import image, tabular, text
-from vae_anomaly.explain.shared import Explanation, latent_shares
+from vae_anomaly.explain.shared import Explanation, latent_shares, shortened
 from vae_anomaly.training import limited_threads
 
-__all__ = ["Explanation", "explain", "latent_shares", "reference_values"]
+__all__ = ["Explanation", "explain", "latent_shares", "reference_values", "shortened"]
 
 
 class Explainer(NamedTuple):

@@ -82,8 +82,8 @@ def context_reasons(context: ContextEncoder, records: Records) -> list[list[Cont
     ]
 
 
-def shortened(text: str, most: int) -> str:
-    """``text`` with at most ``most`` characters."""
+def shortened(text: str, most: int = 1000) -> str:
+    """``text`` with at most ``most`` characters: a report is no place for a cell of megabytes."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
@@ -91,7 +91,7 @@ def display(state: ColumnState, records: Records) -> list[str]:
     """The column's values as an analyst reads them; missing cells are empty."""
     values = records.values[state.column]
     if state.kind == "category":
-        return ["" if v is None else str(v) for v in values.to_pylist()]  # type: ignore[union-attr]
+        return ["" if v is None else shortened(v) for v in values.to_pylist()]  # type: ignore[union-attr]
     if state.kind == "boolean":
         return ["" if math.isnan(v) else ("true" if v else "false") for v in values]
     if state.kind == "timestamp":

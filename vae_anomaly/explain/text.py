@@ -43,7 +43,7 @@ def _reasons(column: str, line: str, ids: np.ndarray, terms: np.ndarray) -> list
     unknown = int((ids == UNKNOWN).sum())
     note = f"{unknown} never seen in training" if unknown else ""
     latent = Contribution(COMBINATION, float(terms[-1]), "", "", None, "a line that is unusual as a whole")
-    found = shortened(line, 1000)
+    found = shortened(line)
     return [Contribution(column, float(terms[:-1].sum()), found, "", None, note), latent]
 
 

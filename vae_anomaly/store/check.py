@@ -76,7 +76,7 @@ def check(store: Store) -> list[Finding]:
     findings += _monitor(store, [*commits, *refusals])
     for commit in commits:
         findings += _files(store, commit)
-    findings += [*_pruned(pruned, commits), *_orphans(store), *_markers(store)]
+    findings += [*_pruned(store, pruned, commits), *_orphans(store), *_markers(store)]
     return sorted(set(findings), key=lambda f: (f.path, f.invariant, f.problem))
 
 
@@ -147,11 +147,15 @@ def _attempts(attempts: list[Attempts], commits: list[Commit], refusals: list[Qu
             yield Finding("I6", path, "The file has come to an end since.", _NEXT_RUN, "note")
 
 
-def _pruned(pruned: list[Pruned], commits: list[Commit]) -> Iterator[Finding]:
-    known = {(commit.batch_id, commit.key) for commit in commits}
+def _pruned(store: Store, pruned: list[Pruned], commits: list[Commit]) -> Iterator[Finding]:
+    keys = {commit.batch_id: commit.key for commit in commits}
     for record in pruned:
-        if (record.batch_id, record.commit) not in known:
-            yield Finding("I3", f"pruned/{record.batch_id}.json", "No commit of that key is there.", "Delete it.")
+        id, path = record.batch_id, f"pruned/{record.batch_id}.json"
+        if id in keys and keys[id] != record.commit:
+            yield Finding("I3", path, "Its key is not that of the commit.", "Delete it.")
+        elif id not in keys and not (store.commits / f"{id}.json").exists():
+            remedy = "It goes when the file is scored again; else delete it."
+            yield Finding("I3", path, "Its commit is not there.", remedy, "note")
 
 
 def _monitor(store: Store, records: list[Commit | Quarantine]) -> Iterator[Finding]:

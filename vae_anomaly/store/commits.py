@@ -101,7 +101,7 @@ class Ledger:
         with self.store.lock(self.store.commits):
             final = self.store.file(self.store.attempts, attempt.batch_id, ".json")
             before = read_record(final, Attempts) if final.exists() else None
-            if before and before.contract_digest == attempt.contract_digest:
+            if before and (before.sha256, before.contract_digest) == (attempt.sha256, attempt.contract_digest):
                 attempt = replace(attempt, count=before.count + attempt.count)
             self.store.replace(attempt.to_json(), final)
         return attempt
@@ -228,13 +228,14 @@ class Ledger:
             if commit.batch_id in untold:
                 kept.append(commit.batch_id)
                 continue
-            freed += sum(path.stat().st_size for path in files)
             found.append(commit.batch_id)
-            if not dry_run:
-                with self.store.lock(self.store.outbox):  # nobody renders or delivers it meanwhile
+            with self.store.lock(self.store.outbox):  # nobody renders, delivers or prunes it meanwhile
+                if not dry_run:
                     self.store.publish(Pruned(commit.batch_id, commit.sha256, commit.key).to_json(), final)
-                    for path in files:
-                        with explained(path):
+                for path in files:
+                    with explained(path), contextlib.suppress(FileNotFoundError):
+                        freed += path.stat().st_size
+                        if not dry_run:
                             discard(path)
         return Retention(tuple(found), freed, tuple(kept))
 

@@ -62,9 +62,10 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
     """The regular file ``path``, for reading; ``OSError`` for a link, in its folder's place too, a pipe or a device."""
     with _folder(path.parent) as folder:
         handle = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     with open(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
         yield file
 
 
@@ -120,7 +121,7 @@ class Store:
             self.tmp.mkdir(mode=0o700, exist_ok=True)
             for folder in self.folders:
                 folder.mkdir(mode=0o755, exist_ok=True)
-            self._refuse_links()
+            self.refuse_links()
             sweep(self.tmp)
             self._probe()
             for folder in [self.root, *([self.root.parent] if new else [])]:
@@ -134,12 +135,16 @@ class Store:
         return self
 
     def existing(self) -> Store:
-        """The store itself; raises :class:`ConfigError` where no run has made it yet."""
+        """The store itself; raises :class:`ConfigError` where no run has made it yet, or a part of it is a link."""
         if not self.root.is_dir():
             raise ConfigError(f"output must be a folder that `vae-anomaly score` has made. Got {str(self.root)!r}.")
+        self.refuse_links()
         return self
 
-    def _refuse_links(self) -> None:
+    def refuse_links(self) -> None:
+        """Raise :class:`ConfigError` where a file or folder of an existing store is a link."""
+        if not self.root.is_dir():
+            return
         with os.scandir(self.root) as entries:
             for entry in entries:
                 if entry.is_symlink():
