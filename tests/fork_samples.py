@@ -134,7 +134,7 @@ class Rounds:
 
         def told(alert: Any) -> None:
             with self.told.open("a") as file:
-                file.write(f"{alert.idempotency_key}\n")
+                file.write(f"\n{alert.idempotency_key}\n")
 
         SINKS["log"] = told
         self.phases.watch()
@@ -148,7 +148,9 @@ class Rounds:
         return {name: digest for name, digest in tree(self.output).items() if name.startswith(OURS)}
 
     def keys(self) -> Counter[str]:
-        return Counter(self.told.read_text().split() if self.told.exists() else [])
+        """How often each alert was told; half of a key is what a torn write has left."""
+        told = self.told.read_text().split() if self.told.exists() else []
+        return Counter(key for key in told if len(key) == 64)
 
     def undisturbed(self) -> tuple[float, dict[str, str], Counter[str]]:
         """Seconds that a run takes, its results, and the alerts that it told."""
