@@ -382,6 +382,9 @@ class Tracker:
         """
         name = self.registered_name(monitor)
         memory = cache / f"{name}.{_file_safe(which)}.json" if cache else None
+        if not (self.config.server.registry_uri or self.config.server.tracking_uri).startswith("http"):
+            # what MLflow imports to open a database: seconds on a busy machine, in which no registry is waited for
+            import mlflow.store.model_registry.sqlalchemy_store  # noqa: F401
         try:
             found = _within(self.patience, lambda: self._lookup(name, monitor, which))
         except AWAY as error:
