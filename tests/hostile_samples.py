@@ -77,6 +77,10 @@ PAYLOADS = [
     "\r\n\r\n# Heading\r\n<script>alert(1)</script>",
     "\n- [x] item\n\n    code\n\n1. list",
     "\x1b[31mred\x07",
+    "\x1b]8;;http://evil.example\x07link\x1b]8;;\x07",
+    "=cmd|' /C calc'!A0",
+    "\t@SUM(1)",
+    "{{ 7 * 7 }}{% raw %}",
     "＜script＞alert(1)＜/script＞",
     "\ud800<b>\udfff",
     "'\"`<>&\\/",
@@ -145,6 +149,6 @@ def active(page: str) -> list[Any]:
 
 
 FORMULAS = [
-    *('=HYPERLINK("http://evil.example")', "=cmd|' /C calc'!A0", "+cmd|' /C calc'!A0", "-2+cmd|' /C'!A0", "@SUM(1)"),
+    *('=HYPERLINK("http://evil.example")', "+cmd|' /C calc'!A0", "-2+cmd|' /C'!A0", "@SUM(1)"),
     *("\t=1+1", "\r=1+1", "\n=1+1", " =1+1", "\0=1+1", "\ufeff=1+1", "\uff1d1+1", "a;=1+1", 'a",=1+1', "a\n=1+1"),
 ]

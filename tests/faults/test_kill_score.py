@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fork_samples import Phases, Results, Rounds, batches, forked, jobs, ran, slow_disk, wait
 from pipeline_samples import PROGRAM, copy, deliver
 
-KILLS, MANY_KILLS, TWIN_KILLS, ROUNDS, SEED = 10, 100, 40, 2, 20260105
+KILLS, MANY_KILLS, PROGRAM_KILLS, TWIN_KILLS, ROUNDS, SEED = 10, 100, 50, 40, 2, 20260105
 GATE, EVERY = 200, int(os.environ.get("FAULTS_EVERY", "1"))
 
 
@@ -212,7 +212,7 @@ def test_the_installed_program_killed_at_random_moments(tmp_path: Path) -> None:
     reference = rounds.results()
     assert len(reference) > 30
     kills = 0
-    while kills < 50:
+    while kills < PROGRAM_KILLS:
         rounds.fresh()
         for _ in range(noise.choice((1, 1, 2, 3))):
             moment = noise.uniform(0.9 * first if kills % 2 else 0, duration)
