@@ -62,6 +62,8 @@ def make_records(make_table: Callable[..., Any], schema: Any) -> Callable[..., A
 @pytest.fixture(scope="session")
 def fitted(make_records: Callable[..., Any], schema: Any) -> Callable[..., Any]:
     """``fitted(score, seed, holes=share of missing training cells)``: the fit of a small detector, made once."""
+    from score_samples import CHEAP
+
     from vae_anomaly.detector import Part
     from vae_anomaly.fitting import Recipe, fit_detector
 
@@ -69,7 +71,7 @@ def fitted(make_records: Callable[..., Any], schema: Any) -> Callable[..., Any]:
     def fit(score: str = "latent_neighbours", seed: int = 0, holes: float = 0.02) -> Any:
         recipe = Recipe(
             model=Part("mlp", SMALL),
-            score=Part(score),
+            score=Part(score, CHEAP.get(score, {})),
             training={"steps": 150},
             alpha=0.05,
             validation=0.15,

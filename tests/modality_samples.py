@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from model_samples import SMALL
+from score_samples import CHEAP
 
 from vae_anomaly.batch import OK, Records
 from vae_anomaly.detector import Detector, Member, Part, reference_evaluations
@@ -140,11 +141,13 @@ def fitted(case: Case) -> Detector:
 
 def with_score(detector: Detector, score: str) -> Detector:
     """The detector with another score, fitted to its reference records."""
-    members = [
-        Member(m.vae, build("score", SCORES, score, reference_evaluations(m.vae, detector.reference.inputs), None))
-        for m in detector.members
-    ]
-    return replace(detector, score_part=Part(score), members=tuple(members))
+    options = CHEAP.get(score, {})
+
+    def of(member: Member) -> Member:
+        reference = reference_evaluations(member.vae, detector.reference.inputs)
+        return Member(member.vae, build("score", SCORES, score, reference, None, **options))
+
+    return replace(detector, score_part=Part(score, options), members=tuple(map(of, detector.members)))
 
 
 def corrupted(case: Case, found: Records) -> Records:

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from score_samples import CHEAP
 
 from vae_anomaly import VAEDetector
 from vae_anomaly.batch import Records
@@ -31,7 +32,7 @@ from vae_anomaly.vae import Inputs, evaluate
 
 WIDTH = 30  # so many numbers that their sum depends on how they lie in memory
 ROWS, HOLED = 5003, 1024  # holes, unseen and absurd values in the first chunk only, and a padded tail
-THREADS = (1, 2, 3, 4, 7)
+THREADS = (2, 3, 7)
 EXTREMES = (1e300, -1e300, 1.7e308, -1.7e308, 1e30, 5e-324, -0.0)
 Scorer = Callable[[np.ndarray], np.ndarray]  # positions of records -> their scores
 
@@ -100,7 +101,8 @@ def test_a_score_depends_on_nothing_but_its_record(kind, fitted, stream):
 @each_score
 @pytest.mark.parametrize("hidden", [(96,), (80, 57)])  # wide enough that torch would share one layer among threads
 def test_a_score_does_not_depend_on_the_threads_for_wide_layers(kind, hidden, make_records, schema, stream):
-    recipe = Recipe(model=Part("mlp", {"hidden": hidden}), score=Part(kind), training={"epochs": 1}, calibration=0.3)
+    model, score = Part("mlp", {"hidden": hidden}), Part(kind, CHEAP.get(kind, {}))
+    recipe = Recipe(model=model, score=score, training={"epochs": 1}, calibration=0.3)
     detector = fit_detector(make_records(300), schema, recipe).detector
     assert dependence(lambda index: detector.detect(stream.take(index)).score) == []
 
@@ -118,9 +120,10 @@ def test_dependence_is_seen(kind, fitted, stream):
         inputs = detector.encode(stream.take(index))
         return detector.scores(inputs) * (1.0 if inputs.observed is None else 1.0 + 2**-52)
 
-    assert "order" not in dependence(centred)
-    assert {"subset", "batch of one", "records with holes"} <= set(dependence(centred))
-    assert "records with holes" in dependence(in_one_go)
+    found = dependence(centred, threads=())
+    assert "order" not in found
+    assert {"subset", "batch of one", "records with holes"} <= set(found)
+    assert "records with holes" in dependence(in_one_go, threads=())
 
 
 @each_score
@@ -169,7 +172,7 @@ def test_the_estimator_gives_the_bits_of_its_detector_in_every_order_and_layout(
     X, model = holed_matrix(), estimator(kind)
     base = model.anomaly_score(X)
     assert np.isfinite(base).all()
-    assert dependence(lambda index: model.anomaly_score(X[index])) == []
+    assert dependence(lambda index: model.anomaly_score(X[index]), threads=(7,)) == []
     detector = model.detector_
     names = [c.name for c in detector.schema.columns]
     status = np.full(ROWS, "ok", dtype=object)
