@@ -6,6 +6,7 @@ run. A test starts it with :func:`ran` and reads what it wrote.
 
 from __future__ import annotations
 
+import importlib
 import json
 import mmap
 import os
@@ -57,31 +58,36 @@ def wait(child: int) -> int:
 class Phases:
     """What a child is doing, in memory that its parent sees when the child is dead."""
 
+    WATCHED = (
+        ("store.files", "Store", "prepare", "preparing"),
+        ("tracking", "Tracker", "resolve", "resolving"),
+        ("tracking", "Tracker", "fetch", "loading"),
+        ("worker", "Scorer", "score", "scoring"),
+        ("store.score_files", "ScoreWriter", "close", "writing scores"),
+        ("store.commits", "Ledger", "commit", "committing"),
+        ("store.commits", "Ledger", "quarantine", "quarantining"),
+        ("store.commits", "Ledger", "mark_delivered", "marking"),
+        ("store.files", "Store", "publish", "publishing"),
+        ("scoring", "", "deliver_outbox", "rendering"),
+        ("scoring", "", "deliver", "alerting"),
+        ("tracking", "Tracker", "log_scoring", "logging"),
+    )
+    NAMES = ("starting", *(phase for *_, phase in WATCHED))
+
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 64)
 
     def watch(self) -> None:
         """Note the phase from here on; called in the child."""
-        from vae_anomaly import scoring, tracking, worker
-        from vae_anomaly.store import commits, files, score_files
-
         self._enter("starting")
-        watched = [
-            (files.Store, "prepare", "preparing"),
-            (tracking.Tracker, "resolve", "resolving"),
-            (tracking.Tracker, "fetch", "loading"),
-            (worker.Scorer, "score", "scoring"),
-            (score_files.ScoreWriter, "close", "writing scores"),
-            (commits.Ledger, "commit", "committing"),
-            (commits.Ledger, "quarantine", "quarantining"),
-            (commits.Ledger, "mark_delivered", "marking"),
-            (files.Store, "publish", "publishing"),
-            (scoring, "deliver_outbox", "rendering"),
-            (scoring, "deliver", "alerting"),
-            (tracking.Tracker, "log_scoring", "logging"),
-        ]
-        for owner, name, phase in watched:
+        for place, kind, name, phase in self.WATCHED:
+            module = importlib.import_module(f"vae_anomaly.{place}")
+            owner = getattr(module, kind) if kind else module
             setattr(owner, name, self._watched(getattr(owner, name), phase))
+
+    def forget(self) -> None:
+        """Before a child starts that has not said anything."""
+        self._enter("")
 
     def _watched(self, real: Callable[..., Any], phase: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

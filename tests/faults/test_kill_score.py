@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fork_samples import Phases, Results, Rounds, batches, forked, jobs, ran, slow_disk, wait
 from pipeline_samples import PROGRAM, copy, deliver
 
-KILLS, MANY_KILLS, PROGRAM_KILLS, TWIN_KILLS, ROUNDS, SEED = 10, 100, 50, 40, 2, 20260105
-GATE, EVERY = 200, int(os.environ.get("FAULTS_EVERY", "1"))
+KILLS, PROGRAM_KILLS, TWIN_KILLS, ROUNDS, SEED = 10, 50, 40, 2, 20260105
+MANY_KILLS, OF_EACH, GATE, EVERY = 1000, 10, 200, int(os.environ.get("FAULTS_EVERY", "1"))
 
 
 # ---------------------------------------------------------------- the program
@@ -63,6 +63,38 @@ def killed(rounds: Rounds, moment: float) -> str | None:
     time.sleep(moment)
     os.kill(child, signal.SIGKILL)
     return rounds.phases.now if wait(child) == -signal.SIGKILL else None
+
+
+def killed_in(rounds: Rounds, phase: str, moment: float, patience: float) -> str | None:
+    """The same, ``moment`` seconds after the run has come to ``phase``, or when ``patience`` seconds are over."""
+    rounds.phases.forget()
+    child, start = forked(rounds.score), time.perf_counter()
+    while rounds.phases.now != phase and time.perf_counter() - start < patience:
+        time.sleep(0.0001)
+    time.sleep(moment)
+    os.kill(child, signal.SIGKILL)
+    return rounds.phases.now if wait(child) == -signal.SIGKILL else None
+
+
+def kill_in_each(rounds: Rounds, kills: int, seed: int) -> dict[str, Any]:
+    """Kills in each phase, ``kills`` of them, and a whole run after each: some phases are too short for chance."""
+    noise = random.Random(seed)
+    duration, reference, keys = rounds.undisturbed()
+    hit: Counter[str] = Counter()
+    bad: list[str] = []
+    for number, phase in enumerate([phase for phase in rounds.phases.NAMES for _ in range(kills)]):
+        for _ in range(10):
+            rounds.fresh()
+            found = killed_in(rounds, phase, noise.uniform(0, 0.002), 2 * duration)
+            hit.update([found] if found else [])
+            wrong = rounds.faults(reference, keys, complete=False)
+            if not wrong and (code := wait(forked(rounds.score))):
+                wrong = [f"the next run ended with {code}"]
+            wrong = wrong or rounds.faults(reference, keys, complete=True)
+            bad += [f"{phase}, {number}: {wrong[0]}"] if wrong else []
+            if found == phase:
+                break
+    return {"seed": seed, "kills": hit, "bad": bad, "files": len(reference)}
 
 
 def kill(rounds: Rounds, kills: int, seed: int, *, enough: int) -> dict[str, Any]:
@@ -127,8 +159,10 @@ def job(name: str, rounds: Rounds) -> dict[str, Any]:
     if what == "exhaust":
         return compete(rounds, int(scorers), GATE // EVERY)
     if what in ("ours", "many"):
-        kills = KILLS if what == "ours" else MANY_KILLS
+        kills = KILLS if what == "ours" else MANY_KILLS // EVERY
         return kill(rounds, kills, SEED, enough=kills)
+    if what == "each":
+        return kill_in_each(rounds, OF_EACH, SEED)
     naive()
     if what == "careless":
         unlocked()
@@ -156,9 +190,20 @@ def test_killed_at_random_moments_the_next_run_gives_the_same_bytes(results: Res
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(20_000)
 def test_killed_at_many_random_moments(tmp_path: Path) -> None:
-    assert_harmless(ran(__file__, tmp_path, "many", limit=1700)("many"), MANY_KILLS)
+    """1,000 kills, or a part of that: ``FAULTS_EVERY``."""
+    assert_harmless(ran(__file__, tmp_path, "many", limit=19_000)("many"), MANY_KILLS // EVERY)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(3600)
+def test_killed_in_every_phase(tmp_path: Path) -> None:
+    result = ran(__file__, tmp_path, "each", limit=3500)("each")
+    assert result["bad"] == [], result["stderr"]
+    assert {phase: result["kills"].get(phase, 0) >= OF_EACH for phase in Phases.NAMES} == dict.fromkeys(
+        Phases.NAMES, True
+    )
 
 
 def test_a_scorer_that_takes_what_is_there_for_done_is_caught(results: Results) -> None:
