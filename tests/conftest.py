@@ -73,7 +73,7 @@ def fitted(make_records: Callable[..., Any], schema: Any) -> Callable[..., Any]:
             model=Part("mlp", SMALL),
             score=Part(score, CHEAP.get(score, {})),
             training={"steps": 150},
-            alpha=0.05,
+            threshold=Part("conformal", {"alpha": 0.05}),
             validation=0.15,
             calibration=0.35,
             seed=seed,

@@ -20,6 +20,7 @@ from vae_anomaly.registry import build
 from vae_anomaly.schema import Column, Schema
 from vae_anomaly.scores import SCORES
 
+ALPHA = Part("conformal", {"alpha": 0.05})
 SITES = ("north", "south", "east")
 SIDE = 8
 
@@ -135,7 +136,7 @@ def fitted(case: Case) -> Detector:
     """A small detector with the model's own score, trained for a moment."""
     options = {"members": ENSEMBLES[case.modality]} if case.kind == "ensemble" else SMALL[case.kind]
     training = {"steps": 250, "patience": 1000, "learning_rate": 5e-3}
-    recipe = Recipe(Part(case.kind, options), training=training, calibration=0.3, alpha=0.05, device="cpu")
+    recipe = Recipe(Part(case.kind, options), training=training, calibration=0.3, threshold=ALPHA, device="cpu")
     return fit_detector(records(case, 500, 1), schema(case), recipe).detector
 
 

@@ -33,7 +33,7 @@ SCHEMA = Schema(tuple(Column(name, kind) for name, kind in KINDS.items()), recor
 RECIPE = Recipe(
     model=Part("mlp", {"hidden": [16], "latent": 3}),
     training={"epochs": 30, "patience": 30},
-    alpha=0.05,
+    threshold=Part("conformal", {"alpha": 0.05}),
     validation=0.2,
     calibration=0.4,
 )

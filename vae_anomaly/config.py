@@ -403,13 +403,52 @@ class ScoreConfig(_Open):
     )
 
 
-class ThresholdConfig(_Section):
-    """When a score is an anomaly."""
+class _MethodConfig(_Section):
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys other than ``method``."""
+        return self.model_dump(exclude={"method"})
 
-    method: str = Field(default="conformal", pattern=OPTION, description="Name of the threshold method.")
+
+class ConformalConfig(_MethodConfig):
+    """At most a share alpha of normal records is flagged, on average over calibrations."""
+
+    method: Literal["conformal"] = Field(default="conformal", description="Name of the threshold method.")
     alpha: OpenShare = Field(
         default=0.01, description="Target false-alarm rate: share of normal records, in (0, 1), that may be flagged."
     )
+
+
+class PacConfig(_MethodConfig):
+    """At most a share alpha of normal records is flagged, with all but a share delta of calibrations."""
+
+    method: Literal["pac"] = Field(default="pac", description="Name of the threshold method.")
+    alpha: OpenShare = Field(
+        default=0.01, description="Largest false-alarm rate: share of normal records, in (0, 1), that may be flagged."
+    )
+    delta: OpenShare = Field(default=0.05, description="Probability, in (0, 1), that the calibration misses that.")
+
+
+class BudgetConfig(_MethodConfig):
+    """Of so many normal records at most so many are flagged."""
+
+    method: Literal["budget"] = Field(default="budget", description="Name of the threshold method.")
+    alerts: Annotated[Whole, Field(ge=0, le=1_000_000)] = Field(
+        description="Most false alarms among that many records, at least 0."
+    )
+    records: Annotated[Count, Field(le=1_000_000_000)] = Field(
+        description="Records of a batch, or of a day, at least 1."
+    )
+    confidence: OpenShare = Field(default=0.95, description="Probability, in (0, 1), that there are no more.")
+
+
+def _with_method(value: object) -> object:
+    return {"method": "conformal", **value} if isinstance(value, dict) else value
+
+
+ThresholdConfig = Annotated[
+    ConformalConfig | PacConfig | BudgetConfig, Field(discriminator="method"), BeforeValidator(_with_method)
+]
 
 
 class ScheduleConfig(_Section):
@@ -479,7 +518,7 @@ class MonitorConfig(_Section):
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="What training minimises.")
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="The optimiser's run.")
     score: ScoreConfig = Field(default_factory=ScoreConfig, description="The anomaly score of a record.")
-    threshold: ThresholdConfig = Field(default_factory=ThresholdConfig, description="When a score is an anomaly.")
+    threshold: ThresholdConfig = Field(default_factory=ConformalConfig, description="When a score is an anomaly.")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="When to look for batches.")
     output: LocalPath = Field(default=Path("output"), description="Folder of all results.")
     sinks: tuple[SinkConfig, ...] = Field(
@@ -922,23 +961,23 @@ def _validate(model: type[_Config], data: dict[str, Any], where: str, *, path: P
 def _fault(model: type[BaseModel], detail: ErrorDetails, variables: Mapping[tuple[str, ...], str]) -> list[str]:
     """The lines that tell of one of pydantic's errors."""
     loc, kind = detail["loc"], detail["type"]
-    shown, parent = _locate(model, loc)
-    source = _source(loc, variables, whole=kind == "extra_forbidden")
+    keys, parent = _locate(model, loc)
+    source = _source(keys, variables, whole=kind == "extra_forbidden")
     if not loc:  # a rule between keys says all by itself
         return detail["msg"].removeprefix("Value error, ").split("\n")
     if kind == "extra_forbidden":
-        place = f"in {_locate(model, loc[:-1])[0]}" if len(loc) > 1 else "at the top level"
+        place = f"in {_shown(keys[:-1])}" if len(keys) > 1 else "at the top level"
         return [f"unknown key {str(loc[-1])!r} ({place}).{_known(model, parent, str(loc[-1]))}{source}"]
     hidden = bool(_SECRET & {str(part) for part in loc})
     value = detail.get("ctx", {}).get("tag", detail["input"])
     got = "" if kind == "missing" else " Its value is not shown." if hidden else f" Got {_kind_of(value)}."
-    return [f"{shown} {_phrase(detail)}.{got}{_remedy(detail)}{_description(parent, loc)}{source}"]
+    return [f"{_shown(keys)} {_phrase(detail)}.{got}{_remedy(detail)}{_description(parent, loc)}{source}"]
 
 
 def _phrase(detail: ErrorDetails) -> str:
     context = detail.get("ctx", {})
     if detail["type"] == "union_tag_invalid":
-        return f"must be of kind {context['expected_tags']}"
+        return f"must be of {context['discriminator'].strip(chr(39))} {context['expected_tags']}"
     text = _PHRASES.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
     text = re.sub(r"^(Input|String|Tuple|Dictionary|List) should ", "must ", text)
     return re.sub(r" after validation, not \d+$", "", text).rstrip(".")
@@ -978,19 +1017,19 @@ def _source(loc: tuple[int | str, ...], variables: Mapping[tuple[str, ...], str]
     return ""
 
 
-def _locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel] | None]:
-    """The key path ``loc`` as shown, and the section that its last part is a key of."""
+def _locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[tuple[int | str, ...], type[BaseModel] | None]:
+    """The keys of ``loc``, and the section that the last one is a key of."""
     annotation: Any = model
     parent: type[BaseModel] | None = None
-    shown: list[int | str] = []
+    keys: list[int | str] = []
     for part in loc:
         options = _models(annotation)
         if isinstance(part, str) and part in (tags := {_tag(o): o for o in options if _tag(o)}):
             annotation = tags[part]  # pydantic names the variant of a union, which is no key
             continue
-        shown.append(part)
+        keys.append(part)
         annotation, parent = _step(annotation, part)
-    return _shown(shown), parent
+    return tuple(keys), parent
 
 
 def _step(annotation: Any, part: int | str) -> tuple[Any, type[BaseModel] | None]:
@@ -1018,8 +1057,9 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _tag(model: type[BaseModel]) -> str | None:
-    """The one ``kind`` of a variant of a union."""
-    kinds = get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
+    """The one ``kind``, or ``method``, of a variant of a union."""
+    key = next((key for key in ("kind", "method") if key in model.model_fields), None)
+    kinds = get_args(model.model_fields[key].annotation) if key else ()
     return kinds[0] if len(kinds) == 1 else None
 
 

@@ -30,7 +30,7 @@ from vae_anomaly.preprocessing.tabular import TabularPreprocessor
 from vae_anomaly.registry import build
 from vae_anomaly.schema import Schema
 from vae_anomaly.scores import SCORES, Referring, Score
-from vae_anomaly.thresholds import Threshold
+from vae_anomaly.thresholds import Threshold, rebuilt
 from vae_anomaly.training import build_seeded, limited_threads
 from vae_anomaly.vae import VAE, Evaluation, Inputs, evaluate
 
@@ -305,7 +305,7 @@ def _rebuild(folder: Path, head: Mapping[str, Any], weights: bytes) -> Detector:
         for i, part in enumerate(parts_of(model))
     )
     calibration = tensors["threshold.calibration"].numpy()
-    threshold = Threshold(head["threshold"]["method"], head["threshold"]["alpha"], calibration)
+    threshold = rebuilt(head["threshold"], calibration)
     if threshold.to_dict() != head["threshold"]:
         raise ArtifactError(
             f"{folder / 'detector.json'}: the threshold must follow from the calibration scores. Got another value."

@@ -84,7 +84,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             model=Part(self.model or "", dict(self.model_options or {})),
             score=Part(self.scoring or ""),
             training=dict(self.training or {}),
-            alpha=self.alpha,
+            threshold=Part("conformal", {"alpha": self.alpha}),
             calibration=self.calibration,
             seed=_seed(self.random_state),
         )

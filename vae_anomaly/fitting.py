@@ -23,11 +23,11 @@ from vae_anomaly.errors import ConfigError, DataError, TrainingError, suggestion
 from vae_anomaly.models import BUILDERS, MODELS, build_model, default_model, default_score
 from vae_anomaly.objectives import BetaElbo
 from vae_anomaly.preprocessing import PREPROCESSORS, Preprocessor
-from vae_anomaly.registry import checked, lookup
+from vae_anomaly.registry import checked
 from vae_anomaly.schema import Schema
 from vae_anomaly.scores import SCORES
 from vae_anomaly.scores.elbo import negative_elbo
-from vae_anomaly.thresholds import THRESHOLDS, Threshold, require_supported
+from vae_anomaly.thresholds import calibrated, conformal
 from vae_anomaly.training import EpochLog, TrainingPlan, build_seeded, device_of, limited_threads, most_likely, train
 from vae_anomaly.vae import VAE, Inputs, concatenated
 
@@ -35,7 +35,6 @@ MIN_RECORDS = 8
 # Reference records: so many that scoring 40 features costs 20 microseconds a record on one core, up to twice as many of
 # fewer features, and fewer where they are so wide that they would not fit into memory.
 REFERENCE_RECORDS, REFERENCE_FEATURES, REFERENCE_BYTES = 6_000, 40, 256 << 20
-DEFAULT_ALPHAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 
 @dataclass(frozen=True)
@@ -45,16 +44,15 @@ class Recipe:
     A ``model`` of no kind is the default of the records' modality, a ``score`` of no kind that of the model, whose
     options hold for it where no others are given; ``objective`` and
     ``training`` hold the options that differ from the model's own.
-    ``validation`` and ``calibration`` are shares in (0, 1) of the records, the rest trains; ``alpha`` None takes the
-    smallest false-alarm rate that the calibration set supports (:func:`supported_alpha`).
+    ``threshold`` is a method of :mod:`~vae_anomaly.thresholds`; ``validation`` and ``calibration`` are shares in (0, 1)
+    of the records, the rest trains.
     """
 
     model: Part | None = None
     score: Part | None = None
     objective: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
-    threshold: str = "conformal"
-    alpha: float | None = None
+    threshold: Part = field(default_factory=lambda: Part("conformal", {"alpha": None}))
     validation: float = 0.1
     calibration: float = 0.3
     seed: int = 0
@@ -127,9 +125,7 @@ def fit_detector(
     checked("score", SCORES, recipe.score.kind, recipe.score.options)
     for part in parts_of(recipe.model):
         checked("model", BUILDERS, part.kind, part.options)
-    lookup("threshold.method", THRESHOLDS, recipe.threshold)
-    if recipe.alpha is not None:
-        require_supported(recipe.alpha, len(splits["calibration"]))
+    _require_calibration(recipe, splits)
     with limited_threads(recipe.threads):
         return _fit(records, schema, recipe, splits, on_epoch)
 
@@ -143,8 +139,7 @@ def _fit(
 ) -> Fit:
     preprocessor = PREPROCESSORS[schema.modality].fit(records.take(splits["training"]), schema)
     splits = _of_known_context(preprocessor, records, splits)
-    if recipe.alpha is not None:
-        require_supported(recipe.alpha, len(splits["calibration"]))
+    _require_calibration(recipe, splits)
     parts = {name: preprocessor.encode(records.take(index)) for name, index in splits.items()}
     assert recipe.model is not None and recipe.score is not None
     models = parts_of(recipe.model)
@@ -167,7 +162,7 @@ def _fit(
         epochs.append(logs)
         vaes.append(vae)
     reference = Reference(inputs, tuple(map(str, records.record_ids[everyone[chosen.numpy()]])))
-    unset, provenance = Threshold(recipe.threshold, 0.5, np.zeros(1)), _provenance(recipe, records)
+    unset, provenance = conformal(np.zeros(1), alpha=0.5), _provenance(recipe, records)
     members = _members(vaes, reference, recipe.score)
     detector = Detector(schema, preprocessor, recipe.model, recipe.score, members, unset, reference, provenance)
     if contamination:
@@ -188,10 +183,14 @@ def _fit(
                 else "Equal records count once there: give more that differ."
             )
         )
-    alpha = supported_alpha(len(calibration)) if recipe.alpha is None else recipe.alpha
-    threshold = lookup("threshold.method", THRESHOLDS, recipe.threshold)(calibration, alpha=alpha)
+    threshold = calibrated(recipe.threshold.kind, calibration, recipe.threshold.options)
     detector = replace(detector, threshold=threshold)
     return Fit(detector, epochs[0], plans[0], splits, held_out["validation"])
+
+
+def _require_calibration(recipe: Recipe, splits: Mapping[str, np.ndarray]) -> None:
+    """Raise :class:`ConfigError` where so many calibration records cannot hold what the threshold is to promise."""
+    calibrated(recipe.threshold.kind, np.arange(len(splits["calibration"]), dtype=float), recipe.threshold.options)
 
 
 def _reference_records(features: int) -> int:
@@ -333,15 +332,6 @@ def _hashable(values: np.ndarray | pa.Array) -> np.ndarray:
     if values.ndim == 1:
         return values
     return np.array([hashlib.blake2b(image.tobytes()).hexdigest() for image in values], dtype=object)
-
-
-def supported_alpha(calibration_records: int) -> float:
-    """The smallest customary alpha with n >= 15 / alpha, where the false-alarm rate lies within about 50 % of alpha.
-
-    With fewer records the smallest that is possible at all, 1 / (n + 1), but not less than 0.1.
-    """
-    fitting = [alpha for alpha in DEFAULT_ALPHAS if calibration_records >= 15 / alpha]
-    return fitting[0] if fitting else max(0.1, math.ceil(1e4 / (calibration_records + 1)) / 1e4)
 
 
 def _bare(inputs: Inputs) -> Inputs:

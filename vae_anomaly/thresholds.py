@@ -6,7 +6,15 @@ score, :math:`b = \lfloor \alpha (n + 1) \rfloor` in exact arithmetic; then flag
 Given one calibration set, the false-alarm rate is Beta(b, n + 1 - b) and the number of false alarms among m normal
 records is beta-binomial (m, b, n + 1 - b), for scores without ties.
 
-References: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005; Bates, Candes, Lei, Romano and
+A method of ``THRESHOLDS`` chooses b, and with it the level alpha that p-values are compared with:
+
+* :func:`conformal`: the false-alarm rate is at most alpha on average over calibration sets;
+* :func:`pac`: for all but a share delta of the calibration sets it is at most alpha;
+* :func:`budget`: of so many normal records at most so many are flagged, with a stated probability.
+
+References: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005; Vovk, Conditional validity of
+inductive conformal predictors, ACML 2012, arXiv 1209.2673, proposition 2a, for :func:`pac`; Wilks, Determination of
+sample sizes for setting tolerance limits, Annals of Mathematical Statistics 12 (1941); Bates, Candes, Lei, Romano and
 Sesia, Testing for outliers with conformal p-values, Annals of Statistics 51 (2023), arXiv 2104.08279; Marques,
 arXiv 2303.02770.
 """
@@ -17,19 +25,32 @@ import bisect
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from vae_anomaly.errors import ConfigError
+from vae_anomaly.registry import build
+
+ALPHAS = (
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+)  # customary ones, the smallest of which is chosen for who has none
 
 
 @dataclass(frozen=True)
 class Promise:
-    """What a threshold promises about normal records: rates in [0, 1]."""
+    """What a threshold promises about normal records, in words and as rates in [0, 1]."""
 
+    target: str
     alpha: float
     expected: float
     low: float
@@ -38,18 +59,23 @@ class Promise:
 
     def __str__(self) -> str:
         return (
-            f"target {self.alpha:.4g}, expected {self.expected:.4g}, 95 % range {self.low:.4g} to {self.high:.4g}"
+            f"{self.target}, expected {self.expected:.4g}, 95 % range {self.low:.4g} to {self.high:.4g}"
             f" with {self.calibration_records} calibration records"
         )
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A conformal threshold: ``calibration`` (n,) float64 held-out normal scores in ascending order, and alpha."""
+    """A conformal threshold: ``calibration`` (n,) float64 held-out normal scores in ascending order, and alpha.
+
+    ``options`` are what its ``method`` was asked for, where that is more than alpha; ``target`` says it in words.
+    """
 
     method: str
     alpha: float
     calibration: np.ndarray
+    options: Mapping[str, float] = field(default_factory=dict)
+    target: str = ""
 
     @property
     def rank(self) -> int:
@@ -64,7 +90,7 @@ class Threshold:
     @property
     def version(self) -> str:
         """Short digest of the method, alpha and the calibration scores."""
-        head = json.dumps({"method": self.method, "alpha": self.alpha}, sort_keys=True).encode()
+        head = json.dumps({"method": self.method, "alpha": self.alpha, **self._asked}, sort_keys=True).encode()
         return "t-" + hashlib.sha256(head + self.calibration.tobytes()).hexdigest()[:12]
 
     def p_value(self, scores: np.ndarray) -> np.ndarray:
@@ -84,7 +110,8 @@ class Threshold:
 
         b, n = self.rank, len(self.calibration)
         low, high = betaincinv(b, n + 1 - b, [0.025, 0.975])
-        return Promise(self.alpha, b / (n + 1), float(low), float(high), n)
+        target = self.target or f"target {self.alpha:.4g}"
+        return Promise(target, self.alpha, b / (n + 1), float(low), float(high), n)
 
     def false_alarms(self, records: int) -> tuple[float, int, int]:
         """Expected number of false alarms among ``records`` normal records, and its central 95 % range."""
@@ -96,27 +123,35 @@ class Threshold:
         return bisect.bisect_left(range(records), probability - 1.0, key=lambda k: -self.batch_p_value(k + 1, records))
 
     def batch_p_value(self, flagged: int, records: int) -> float:
-        """P(at least ``flagged`` false alarms among ``records`` normal records), beta-binomial.
+        """P(at least ``flagged`` false alarms among ``records`` normal records), beta-binomial."""
+        return at_least(flagged, records, self.rank, len(self.calibration))
 
-        They are as many iff of the ``flagged`` + b - 1 highest of all n + ``records`` scores fewer than b are those of
-        calibration records, whose number is hypergeometric: a sum of b terms, whatever the number of records.
-        """
-        from scipy.special import betaln
-
-        if not flagged:
-            return 1.0
-        b, n = self.rank, len(self.calibration)
-        highest, known = flagged + b - 1, np.arange(max(0, flagged + b - 1 - records), b)
-
-        def log_choose(total: int, chosen: Any) -> Any:
-            return -betaln(total - chosen + 1, chosen + 1) - math.log(total + 1)
-
-        ways = log_choose(n, known) + log_choose(records, highest - known)
-        return min(1.0, float(np.exp(ways - log_choose(n + records, highest)).sum()))
+    @property
+    def _asked(self) -> dict[str, Any]:
+        return {"options": dict(self.options)} if self.options else {}
 
     def to_dict(self) -> dict[str, Any]:
-        """The editable part, as kept beside the weights."""
-        return {"method": self.method, "alpha": self.alpha, "value": self.value, "version": self.version}
+        """The editable part, as kept beside the weights; :func:`rebuilt` reads it."""
+        return {"method": self.method, "alpha": self.alpha, "value": self.value, "version": self.version, **self._asked}
+
+
+def at_least(flagged: int, records: int, b: int, n: int) -> float:
+    """P(at least ``flagged`` of ``records`` normal scores exceed the ``b``-th largest of ``n`` calibration scores).
+
+    They are as many iff of the ``flagged`` + b - 1 highest of all n + ``records`` scores fewer than b are those of
+    calibration records, whose number is hypergeometric: a sum of b terms, whatever the number of records.
+    """
+    from scipy.special import betaln  # imported late: the command line must start quickly
+
+    if not flagged:
+        return 1.0
+    highest, known = flagged + b - 1, np.arange(max(0, flagged + b - 1 - records), b)
+
+    def log_choose(total: int, chosen: Any) -> Any:
+        return -betaln(total - chosen + 1, chosen + 1) - math.log(total + 1)
+
+    ways = log_choose(n, known) + log_choose(records, highest - known)
+    return min(1.0, float(np.exp(ways - log_choose(n + records, highest)).sum()))
 
 
 def allowed_exceedances(alpha: float, n: int) -> int:
@@ -141,19 +176,123 @@ def require_supported(alpha: float, n: int) -> None:
         )
 
 
-def conformal(scores: np.ndarray, *, alpha: float) -> Threshold:
-    """Split-conformal threshold from held-out normal ``scores`` (n,).
+def supported_alpha(calibration_records: int) -> float:
+    """The smallest customary alpha with n >= 15 / alpha, where the false-alarm rate lies within about 50 % of alpha.
+
+    With fewer records the smallest that is possible at all, 1 / (n + 1), but not less than 0.1.
+    """
+    fitting = [alpha for alpha in ALPHAS if calibration_records >= 15 / alpha]
+    return fitting[0] if fitting else max(0.1, math.ceil(1e4 / (calibration_records + 1)) / 1e4)
+
+
+def _ascending(scores: np.ndarray) -> np.ndarray:
+    scores = np.sort(np.asarray(scores, dtype=np.float64))
+    if not np.isfinite(scores).all():
+        raise ConfigError(f"calibration scores must be finite. Got {int((~np.isfinite(scores)).sum())} that are not.")
+    return scores
+
+
+def conformal(scores: np.ndarray, *, alpha: float | None = 0.01) -> Threshold:
+    """Split-conformal threshold from held-out normal ``scores`` (n,): P(flag) <= alpha, over calibration sets.
+
+    ``alpha`` None is :func:`supported_alpha`.
 
     Raises
     ------
     ConfigError
         ``alpha`` is not in (0, 1), a score is not finite, or n is too small: alpha must be at least 1 / (n + 1).
     """
-    scores = np.sort(np.asarray(scores, dtype=np.float64))
-    if not np.isfinite(scores).all():
-        raise ConfigError(f"calibration scores must be finite. Got {int((~np.isfinite(scores)).sum())} that are not.")
+    scores = _ascending(scores)
+    alpha = supported_alpha(len(scores)) if alpha is None else alpha
     require_supported(alpha, len(scores))
     return Threshold("conformal", alpha, scores)
 
 
-THRESHOLDS = {"conformal": conformal}
+def pac(scores: np.ndarray, *, alpha: float = 0.01, delta: float = 0.05) -> Threshold:
+    r"""The lowest threshold with P(false-alarm rate <= alpha) >= 1 - delta over the draw of the n ``scores``.
+
+    The rate is Beta(b, n + 1 - b), so :math:`b = \max \{b : P(\mathrm{Bin}(n, \alpha) \ge b) \ge 1 - \delta\}`.
+
+    Raises
+    ------
+    ConfigError
+        ``alpha`` or ``delta`` is not in (0, 1), a score is not finite, or n is too small: (1 - alpha)^n must be at most
+        delta.
+    """
+    from scipy.special import betainc
+
+    scores = _ascending(scores)
+    for name, share in (("alpha", alpha), ("delta", delta)):
+        if not 0 < share < 1:
+            raise ConfigError(f"threshold.{name} must be greater than 0 and less than 1. Got {share!r}.")
+    n = len(scores)
+    b = _largest(n, lambda b: betainc(b, n + 1 - b, alpha) >= 1 - delta)
+    if not b:
+        needed = math.ceil(math.log(delta) / math.log1p(-alpha))
+        raise ConfigError(
+            f"threshold.method pac with alpha {alpha!r} and delta {delta!r} must have {needed:,} calibration records or"
+            f" more. Got {n:,}. Raise alpha or delta, or calibrate on more normal records."
+        )
+    target = f"at most {alpha:.4g} with confidence {1 - delta:.4g}"
+    return Threshold("pac", b / (n + 1), scores, {"alpha": alpha, "delta": delta}, target)
+
+
+def budget(scores: np.ndarray, *, alerts: int, records: int, confidence: float = 0.95) -> Threshold:
+    """The lowest threshold that flags at most ``alerts`` of ``records`` normal records with probability ``confidence``.
+
+    ``records`` is how many come in a batch, or in a day. The number of false alarms is beta-binomial, and so is the
+    probability, which covers the draw of the n ``scores`` too.
+
+    Raises
+    ------
+    ConfigError
+        ``alerts`` is negative or not less than ``records``, ``confidence`` is not in (0, 1), a score is not finite, or
+        n is too small.
+    """
+    scores = _ascending(scores)
+    for name, number in (("alerts", alerts), ("records", records)):
+        if not float(number).is_integer():
+            raise ConfigError(f"threshold.{name} must be a whole number. Got {number!r}.")
+    if not 0 <= alerts < records:
+        raise ConfigError(
+            f"threshold.alerts must be at least 0 and less than threshold.records. Got {alerts!r} of {records!r}."
+        )
+    if not 0 < confidence < 1:
+        raise ConfigError(f"threshold.confidence must be greater than 0 and less than 1. Got {confidence!r}.")
+
+    def kept(b: int, n: int) -> bool:
+        return at_least(alerts + 1, records, b, n) <= (1 - confidence) * (1 + 1e-9)  # it is rounded
+
+    n = len(scores)
+    b = _largest(n, lambda b: kept(b, n))
+    if not b:
+        # more than records (records / (1 - confidence)) never are needed: then even one alarm is unlikely
+        enough = bisect.bisect_left(
+            range(math.ceil(records / (1 - confidence)) + 1), True, key=lambda n: kept(1, n + 1)
+        )
+        raise ConfigError(
+            f"threshold.method budget with {alerts} alerts among {records:,} records must have {enough + 1:,}"
+            f" calibration records or more. Got {n:,}. Allow more alerts, or calibrate on more normal records."
+        )
+    target = f"at most {alerts:,} of {records:,} normal records with probability {confidence:.4g}"
+    asked = {"alerts": alerts, "records": records, "confidence": confidence}
+    return Threshold("budget", b / (n + 1), scores, asked, target)
+
+
+def _largest(n: int, holds: Callable[[int], bool]) -> int:
+    """The largest b in 1 ... n for which ``holds``, which must hold for all smaller ones then; 0 for none."""
+    return bisect.bisect_left(range(1, n + 1), True, key=lambda b: not holds(b))
+
+
+THRESHOLDS: dict[str, Callable[..., Threshold]] = {"conformal": conformal, "pac": pac, "budget": budget}
+
+
+def calibrated(method: str, scores: np.ndarray, options: Mapping[str, Any]) -> Threshold:
+    """The threshold of a method of ``THRESHOLDS`` from held-out normal ``scores`` (n,); raises as the method does."""
+    made: Threshold = build("threshold.method", THRESHOLDS, method, scores, **options)
+    return made
+
+
+def rebuilt(head: Mapping[str, Any], scores: np.ndarray) -> Threshold:
+    """The threshold that :meth:`Threshold.to_dict` gave ``head`` of; another one where it was altered."""
+    return calibrated(head["method"], scores, head.get("options", {"alpha": head["alpha"]}))

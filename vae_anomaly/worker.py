@@ -7,6 +7,7 @@ of the first time and changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -25,7 +26,7 @@ from vae_anomaly.config import MlflowConfig, MonitorConfig, config_digest
 from vae_anomaly.errors import ArtifactError, ConfigError, DataError, StoreError, VaeAnomalyError
 from vae_anomaly.schema import check
 from vae_anomaly.store.commits import Ledger, standing
-from vae_anomaly.store.files import Sink, discard, explained, names, opened
+from vae_anomaly.store.files import Sink, Store, discard, explained, names, opened, sha256_of
 from vae_anomaly.store.records import (  # fmt: skip
     BatchRef,
     Commit,
@@ -38,7 +39,7 @@ from vae_anomaly.store.records import (  # fmt: skip
     report_ref,
     scores_ref,
 )
-from vae_anomaly.store.score_files import ScoreWriter, score_table
+from vae_anomaly.store.score_files import ScoreWriter, read_scores, score_table
 from vae_anomaly.store.sources import (  # fmt: skip
     Delivery,
     DeliveryChanged,
@@ -200,7 +201,7 @@ def scorer_of(setting: Setting) -> Scorer:
 
 
 class Scorer:
-    """The detector that serves, with the present ``alpha``, and how it scores a delivery."""
+    """The detector that serves, with the present threshold, and how it scores a delivery."""
 
     def __init__(self, ws: Workspace, model: ModelRef, folder: Path) -> None:
         self.ws, self.model = ws, model
@@ -241,7 +242,8 @@ class Scorer:
         """Score and commit a delivery: its batch id, or the empty string where its content was committed before.
 
         ``again``: by other models or configurations does not count as before. ``scored``: the parts that hold the
-        scores of all its rows, in order; else they are computed here.
+        scores of all its rows, in order. Without them those of a commit of before are taken, where it was this version
+        and this code that scored: then another threshold only decides again. Else they are computed.
         """
         from vae_anomaly.summary import BatchSummary
 
@@ -258,8 +260,9 @@ class Scorer:
         summary = BatchSummary(self.detector)
         extra = self._extra_columns(delivery)
         chunks = read_records(delivery, self.ws)
+        known = _batches(scored) if scored else self._known(ledger.store, before)
         with ScoreWriter(ledger.store, origin) as writer:
-            for records, found in self._of_parts(scored, chunks) if scored else self._detected(chunks):
+            for records, found in self._detected(chunks) if known is None else self._decided(known, chunks):
                 summary.add(records, found)
                 writer.write(
                     score_table(
@@ -308,18 +311,32 @@ class Scorer:
         )
         return ref.id if ledger.commit(commit, scores, report=content, again=again) else ""
 
-    def _of_parts(self, scored: Sequence[Path], chunks: Iterator[Records]) -> Iterator[tuple[Records, Detections]]:
-        """What was detected in the chunks, from the files of their parts."""
-        batches, held = _batches(scored), PART_SCHEMA.empty_table()
+    def _known(self, store: Store, before: Sequence[Commit]) -> Iterator[pa.RecordBatch] | None:
+        """Status and score of each row as a commit of ``before`` has them; None where there is none to take."""
+        mine = self.model.digest, self.contract_digest, code_version()
+        for commit in before:
+            path = store.root / commit.scores.file
+            with contextlib.suppress(OSError):  # it may have been pruned; `check` tells of the rest
+                theirs = commit.model.digest, commit.contract_digest, commit.code_version
+                if theirs == mine and sha256_of(path) == commit.scores.sha256:
+                    parts = read_scores(path, PART_SCHEMA.names)
+                    return (batch for part in parts for batch in part.cast(PART_SCHEMA).to_batches())
+        return None
+
+    def _decided(
+        self, known: Iterator[pa.RecordBatch], chunks: Iterator[Records]
+    ) -> Iterator[tuple[Records, Detections]]:
+        """What is detected in the chunks whose rows have these scores."""
+        held = PART_SCHEMA.empty_table()
         for records in chunks:
-            while len(held) < len(records) and (batch := next(batches, None)) is not None:
+            while len(held) < len(records) and (batch := next(known, None)) is not None:
                 held = pa.concat_tables([held, pa.Table.from_batches([batch])])
             if len(held) < len(records):
                 raise StoreError(f"the parts must hold a score for each row. Got none from {records.first_row} on.")
             mine, held = held.slice(0, len(records)), held.slice(len(records))
             status, score = (mine[name].to_numpy(zero_copy_only=False) for name in PART_SCHEMA.names)
             yield records, self.detector.decided(status, score)
-        if len(held) or next(batches, None) is not None:
+        if len(held) or next(known, None) is not None:
             raise StoreError("the parts must hold a score for each row. Got more.")
 
     def _origin(self, ref: BatchRef) -> dict[str, str]:
@@ -352,7 +369,7 @@ def registered(ws: Workspace, model: ModelRef, folder: Path) -> Detector:
 
 
 def serving(ws: Workspace, model: ModelRef, folder: Path) -> Detector:
-    """The verified detector in ``folder``, with the present ``alpha``.
+    """The verified detector in ``folder``, decided by the present ``threshold`` of monitor.yml.
 
     Warns where monitor.yml asks for another model or score than it has.
 
@@ -361,15 +378,12 @@ def serving(ws: Workspace, model: ModelRef, folder: Path) -> Detector:
     ArtifactError
         It does not verify, or is not for these columns.
     """
-    from vae_anomaly.registry import lookup
-    from vae_anomaly.thresholds import THRESHOLDS
+    from vae_anomaly.thresholds import calibrated
 
-    detector = registered(ws, model, folder)
-    wanted = ws.monitor.threshold
-    if wanted.alpha != detector.threshold.alpha:
-        method = lookup("threshold.method", THRESHOLDS, wanted.method)
-        detector = dataclasses.replace(detector, threshold=method(detector.threshold.calibration, alpha=wanted.alpha))
-    recipe = ws.recipe
+    detector, recipe = registered(ws, model, folder), ws.recipe
+    wanted = calibrated(recipe.threshold.kind, detector.threshold.calibration, recipe.threshold.options)
+    if wanted.version != detector.threshold.version:
+        detector = dataclasses.replace(detector, threshold=wanted)
     if (recipe.model, recipe.score) != (detector.model, detector.score_part):
         _log.warning(
             "champion %s has %s and %s, and scores with them; monitor.yml asks for %s and %s: fit and promote for that",
@@ -424,9 +438,8 @@ def _superseding(ref: BatchRef, earlier: Commit | None) -> list[str]:
     if earlier is None:
         return []
     if earlier.sha256 == ref.sha256:
-        why = (
-            f"the same records were scored before, with model version {earlier.model.version}, and its scores are kept."
-        )
+        which = f"model version {earlier.model.version} and threshold {earlier.threshold.version}"
+        why = f"the same records were scored before, with {which}, and those scores are kept."
     else:
         why = "a file of this name with other content was scored before, and its scores are kept."
     return [f"Supersedes {earlier.batch_id}: {why}"]

@@ -27,6 +27,7 @@ from vae_anomaly.explain import explain, latent_shares
 from vae_anomaly.report.model import COMBINATION
 from vae_anomaly.schema import Column, Schema
 from vae_anomaly.scores import SCORES
+from vae_anomaly.thresholds import conformal
 from vae_anomaly.vae import Inputs
 
 HEAD, WEIGHTS = FILES
@@ -110,7 +111,7 @@ def test_a_fresh_process_gives_the_same_bits(detector, saved, make_table, make_r
 
 
 def test_the_digest_names_the_threshold_too(detector):
-    other = replace(detector, threshold=replace(detector.threshold, alpha=0.1))
+    other = replace(detector, threshold=conformal(detector.threshold.calibration, alpha=0.1))
     assert other.digest != detector.digest
     assert detector.digest == detector.digest
 
@@ -272,6 +273,9 @@ def test_tensors_that_do_not_fit_are_refused(change, saved):
     [
         lambda h: h["threshold"].update(alpha=0.5),
         lambda h: h["threshold"].update(value=0.0),
+        lambda h: h["threshold"].update(method="no_such_method"),
+        lambda h: h["threshold"].update(options={"alpha": 0.06}),
+        lambda h: h["threshold"].update(options={"no_such_option": 1}),
         lambda h: h["model"].update(kind="os.system"),
         lambda h: h["model"]["options"].update(latent=5),
         lambda h: h["model"]["options"].update(no_such_option=1),
@@ -281,7 +285,8 @@ def test_tensors_that_do_not_fit_are_refused(change, saved):
         lambda h: h["preprocessor"]["states"][0].update(kind="image"),
         lambda h: h.clear(),
     ],
-    ids=["alpha", "threshold value", "model kind", "latent", "model option", "score", "no schema",
+    ids=["alpha", "threshold value", "method", "method option", "no such option",
+         "model kind", "latent", "model option", "score", "no schema",
          "column state", "column kind", "nothing"],
 )  # fmt: skip
 def test_descriptions_that_do_not_fit_are_refused(change, saved):

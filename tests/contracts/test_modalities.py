@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from modality_samples import CASES, ENSEMBLES, Case, as_records, corrupted, fitted, records, schema, with_score
+from modality_samples import ALPHA, CASES, ENSEMBLES, Case, as_records, corrupted, fitted, records, schema, with_score
 
 from vae_anomaly.batch import Records
 from vae_anomaly.detector import Detector, Part, parts_of
@@ -199,7 +199,7 @@ def test_held_out_records_of_unknown_context_do_not_calibrate():
     site = found.values["site"].to_pylist()
     site[::10] = [None] * 30
     options = {"hidden": (8,), "latent": 2}
-    recipe = Recipe(Part("conditional", options), training={"steps": 40}, calibration=0.3, alpha=0.05)
+    recipe = Recipe(Part("conditional", options), training={"steps": 40}, calibration=0.3, threshold=ALPHA)
     fit = fit_detector(as_records({**found.values, "site": pa.array(site)}), schema(case), recipe)
     for name in ("validation", "calibration"):
         assert all(site[i] is not None for i in fit.splits[name])

@@ -6,9 +6,12 @@ random checks, 3.29 standard errors and p > 0.001, fail by chance once in a thou
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +20,22 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vae_anomaly.errors import ConfigError
-from vae_anomaly.thresholds import THRESHOLDS, Threshold, allowed_exceedances
+from vae_anomaly.thresholds import (
+    THRESHOLDS,
+    Threshold,
+    allowed_exceedances,
+    budget,
+    calibrated,
+    conformal,
+    pac,
+    rebuilt,
+)
 
+OPTIONS: dict[str, dict[str, float]] = {
+    "conformal": {"alpha": 0.05},
+    "pac": {"alpha": 0.05, "delta": 0.1},
+    "budget": {"alerts": 5, "records": 60},
+}
 each_method = pytest.mark.parametrize("method", THRESHOLDS)
 fixed = settings(deadline=None, derandomize=True, max_examples=300)
 ALPHAS = ("0.001", "0.002", "0.005", "0.01", "0.02", "0.05", "0.07", "0.1", "0.123456", "0.29", "0.5", "0.9", "0.999")
@@ -34,8 +51,12 @@ def discrete(g: np.random.Generator, n: int) -> np.ndarray:
     return g.poisson(2.0, n).astype(float)
 
 
-def threshold(scores: np.ndarray, alpha: float, method: str = "conformal") -> Threshold:
-    return THRESHOLDS[method](scores, alpha=alpha)
+def threshold(scores: np.ndarray, method: str) -> Threshold:
+    return calibrated(method, scores, OPTIONS[method])
+
+
+def test_every_method_is_tested():
+    assert OPTIONS.keys() == THRESHOLDS.keys()
 
 
 @st.composite
@@ -65,22 +86,37 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, float]:
     return calibration, judged, alpha
 
 
-@each_method
 @fixed
 @given(case=cases())
 @example(case=(np.arange(5.0), np.arange(-1, 6.0), 1 / 3))  # decimals of the float 1/3 lie below 1/3
 @example(case=(np.arange(6.0), np.arange(-1, 7.0), 1 / 7))
 @example(case=(np.arange(99.0), np.arange(-1, 100.0), 0.29))  # 0.29 * 100 is 28.999999999999996 in floating point
-def test_flagged_exactly_where_p_is_at_most_alpha(method, case):
+def test_flagged_exactly_where_p_is_at_most_alpha(case):
     calibration, judged, alpha = case
     if alpha < 1 / (len(calibration) + 1):
         with pytest.raises(ConfigError, match=r"at least 1 / \(n \+ 1\)"):
-            threshold(calibration, alpha, method)
+            conformal(calibration, alpha=alpha)
         return
-    made = threshold(calibration, alpha, method)
-    p = made.p_value(judged)
+    made = conformal(calibration, alpha=alpha)
+    assert made.alpha == alpha
+    assert_lawful(made, judged)
+
+
+@pytest.mark.parametrize("method", ["pac", "budget"])
+@settings(fixed, max_examples=100)
+@given(case=cases())
+def test_whatever_the_method_flagged_exactly_where_p_is_at_most_its_alpha(method, case):
+    calibration, judged, alpha = case
+    records = 1 + int(100 * alpha)
+    options = {"pac": {"alpha": alpha, "delta": 0.3}, "budget": {"alerts": records // 3, "records": records}}[method]
+    enough = np.tile(calibration, math.ceil(1300 / len(calibration)))
+    assert_lawful(calibrated(method, enough, options), judged)
+
+
+def assert_lawful(made: Threshold, judged: np.ndarray) -> None:
+    p, calibration = made.p_value(judged), made.calibration
     assert ((p > 0) & (p <= 1)).all()
-    assert (made.flag(judged) == (p <= alpha)).all()
+    assert (made.flag(judged) == (p <= made.alpha)).all()
     assert (made.flag(judged) == (judged > made.value)).all()
     assert (p == [(1 + (calibration >= s).sum()) / (len(calibration) + 1) for s in judged]).all()
     assert made.flag(calibration).sum() <= made.rank - 1
@@ -95,35 +131,82 @@ def test_the_number_of_exceedances_is_exact(n):
         assert allowed_exceedances(float(np.nextafter(b / (n + 1), 0)), n) == b - 1
 
 
-@each_method
 @pytest.mark.parametrize("text", ALPHAS)
-def test_too_few_calibration_records_are_refused_with_the_number_that_suffices(method, text):
+def test_too_few_calibration_records_are_refused_with_the_number_that_suffices(text):
     alpha, needed = float(text), math.ceil(1 / Fraction(text)) - 1
     if needed > 1:
         with pytest.raises(ConfigError, match=f"calibrate on {needed} normal records or more"):
-            threshold(np.arange(needed - 1.0), alpha, method)
-    made = threshold(np.arange(float(needed)), alpha, method)
+            conformal(np.arange(needed - 1.0), alpha=alpha)
+    made = conformal(np.arange(float(needed)), alpha=alpha)
     assert made.rank >= 1
     assert made.flag(np.array([needed + 1.0])).all()
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "needed"),
+    [
+        # of Wilks: the smallest n with (1 - alpha)^n <= delta
+        ("pac", {"alpha": 0.05, "delta": 0.05}, 59),
+        ("pac", {"alpha": 0.01, "delta": 0.05}, 299),
+        ("pac", {"alpha": 0.001, "delta": 0.05}, 2995),
+        # with no alert at all the largest of n + m scores must be a calibration score: m / (n + m) <= 0.05
+        ("budget", {"alerts": 0, "records": 10}, 190),
+        ("budget", {"alerts": 0, "records": 1}, 19),
+        # the two largest of n + 2 must not both be new: 2 / ((n + 2)(n + 1)) <= 0.5
+        ("budget", {"alerts": 1, "records": 2, "confidence": 0.5}, 1),
+    ],
+)
+def test_other_methods_name_the_smallest_number_of_records_that_suffices(method, options, needed):
+    assert calibrated(method, np.arange(float(needed)), options).rank == 1
+    if needed > 1:
+        with pytest.raises(ConfigError, match=f"must have {needed:,} calibration records or more"):
+            calibrated(method, np.arange(needed - 1.0), options)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5, math.nan, math.inf, -math.inf])
+def test_a_share_outside_of_0_and_1_is_refused(share):
+    for method, name in (("conformal", "alpha"), ("pac", "alpha"), ("pac", "delta"), ("budget", "confidence")):
+        with pytest.raises(ConfigError, match="greater than 0 and less than 1"):
+            calibrated(method, np.arange(100.0), {**OPTIONS[method], name: share})
+
+
+@pytest.mark.parametrize(("alerts", "records"), [(-1, 60), (60, 60), (61, 60), (0, 0), (0.5, 60), (5, 60.5)])
+def test_a_budget_is_a_whole_number_of_fewer_alerts_than_records(alerts, records):
+    with pytest.raises(ConfigError, match=r"less than threshold\.records|must be a whole number"):
+        budget(np.arange(100.0), alerts=alerts, records=records)
+
+
+def test_options_of_another_method_are_refused():
+    with pytest.raises(ConfigError, match="no option 'delta'"):
+        calibrated("conformal", np.arange(100.0), {"alpha": 0.05, "delta": 0.1})
+    with pytest.raises(ConfigError, match="must be one of"):
+        calibrated("conformol", np.arange(100.0), {})
+
+
 @each_method
-@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 1.5, math.nan, math.inf, -math.inf])
-def test_an_alpha_outside_of_0_and_1_is_refused(method, alpha):
-    with pytest.raises(ConfigError, match="greater than 0 and less than 1"):
-        threshold(np.arange(100.0), alpha, method)
+def test_what_is_saved_is_read_back_and_nothing_else(method):
+    made = threshold(np.random.default_rng(1).normal(size=300), method)
+    again = rebuilt(made.to_dict(), made.calibration)
+    assert (again.to_dict(), again.target) == (made.to_dict(), made.target)
+    assert json.loads(json.dumps(made.to_dict())) == made.to_dict()
+    for name in ("alpha", "delta", "alerts", "records", "confidence"):
+        altered = made.to_dict() | {"options": {**made.options, name: 0.5}}
+        try:
+            assert rebuilt(altered, made.calibration).to_dict() != made.to_dict()
+        except ConfigError:
+            assert name not in made.options or name in ("alerts", "records")
 
 
 @each_method
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_calibration_scores_must_be_finite(method, bad):
     with pytest.raises(ConfigError, match="must be finite"):
-        threshold(np.array([1.0, bad, 2.0]), 0.5, method)
+        threshold(np.array([*np.arange(300.0), bad]), method)
 
 
 @each_method
 def test_what_is_not_a_number_is_flagged_and_has_no_p_value(method):
-    made = threshold(np.arange(100.0), 0.05, method)
+    made = threshold(np.arange(100.0), method)
     assert made.flag(np.array([math.nan])).all()
     assert np.isnan(made.p_value(np.array([math.nan, 1.0]))).tolist() == [True, False]
     assert made.flag(np.array([])).shape == (0,)
@@ -134,11 +217,12 @@ def test_what_is_not_a_number_is_flagged_and_has_no_p_value(method):
 def test_the_order_of_the_calibration_does_not_matter_and_is_left_alone(method):
     scores = np.random.default_rng(1).normal(size=300)
     before = scores.copy()
-    made = threshold(scores, 0.05, method)
+    made = threshold(scores, method)
     assert (scores == before).all()
-    assert made.to_dict() == threshold(scores[::-1], 0.05, method).to_dict()
-    versions = {made.version, threshold(scores, 0.06, method).version, threshold(scores + 1e-9, 0.05, method).version}
-    assert len(versions) == 3
+    assert made.to_dict() == threshold(scores[::-1], method).to_dict()
+    name, value = next(iter(OPTIONS[method].items()))
+    other = calibrated(method, scores, {**OPTIONS[method], name: 1.2 * value})
+    assert len({made.version, other.version, threshold(scores + 1e-9, method).version}) == 3
 
 
 # ------------------------------------------------------------- the promise about false alarms
@@ -150,8 +234,8 @@ def false_alarms(rule: Callable[[np.ndarray, np.ndarray], np.ndarray], draw: Dra
     return np.array([rule(draw(g, N), draw(g, M)).sum() for _ in range(REDRAWS)])
 
 
-def conformal_rule(alpha: float, method: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    return lambda calibration, scores: threshold(calibration, alpha, method).flag(scores)
+def conformal_rule(alpha: float) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    return lambda calibration, scores: conformal(calibration, alpha=alpha).flag(scores)
 
 
 def away(alarms: np.ndarray, alpha: float) -> float:
@@ -161,11 +245,10 @@ def away(alarms: np.ndarray, alpha: float) -> float:
     return float((alarms.mean() / M - b / (N + 1)) / error)
 
 
-@each_method
 @pytest.mark.parametrize("alpha", [0.01, 0.05])
 @pytest.mark.parametrize("name", CONTINUOUS)
-def test_over_many_calibrations_the_rate_is_the_promised_one(method, name, alpha):
-    alarms = false_alarms(conformal_rule(alpha, method), CONTINUOUS[name], seed=20260105)
+def test_over_many_calibrations_the_rate_is_the_promised_one(name, alpha):
+    alarms = false_alarms(conformal_rule(alpha), CONTINUOUS[name], seed=20260105)
     assert abs(away(alarms, alpha)) < 3.29
     b = allowed_exceedances(alpha, N)
     expected = REDRAWS * scipy.stats.betabinom.pmf(np.arange(M + 1), M, b, N + 1 - b)
@@ -175,9 +258,8 @@ def test_over_many_calibrations_the_rate_is_the_promised_one(method, name, alpha
     assert scipy.stats.chisquare(counts, np.add.reduceat(expected, edges[:-1])).pvalue > 0.001
 
 
-@each_method
-def test_with_ties_the_rate_is_at_most_the_promised_one(method):
-    alarms = false_alarms(conformal_rule(0.05, method), discrete, seed=20260105)
+def test_with_ties_the_rate_is_at_most_the_promised_one():
+    alarms = false_alarms(conformal_rule(0.05), discrete, seed=20260105)
     assert away(alarms, 0.05) < 3.29
     assert alarms.sum() > 0
 
@@ -192,16 +274,72 @@ def test_a_quantile_in_its_place_is_seen(name):
 
 def test_flagging_at_the_threshold_is_seen_where_there_are_ties():
     def at_least(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        return scores >= threshold(calibration, 0.05).value
+        return scores >= conformal(calibration, alpha=0.05).value
 
     assert away(false_alarms(at_least, discrete, seed=20260105), 0.05) > 3.29
 
 
-@each_method
+# ---- for almost every calibration
+
+
+PAC_REDRAWS, PAC_ALPHA, PAC_DELTA = 2000, 0.05, 0.1
+
+
+def above_alpha(rule: Callable[[np.ndarray], Threshold], seed: int) -> float:
+    """Share of calibrations whose true false-alarm rate, known for uniform scores, is above ``PAC_ALPHA``."""
+    g = np.random.default_rng(seed)
+    return float(np.mean([1.0 - rule(g.random(N)).value > PAC_ALPHA for _ in range(PAC_REDRAWS)]))
+
+
+PAC_ERROR = 3.29 * math.sqrt(PAC_DELTA * (1 - PAC_DELTA) / PAC_REDRAWS)
+
+
+def test_all_but_a_share_delta_of_the_calibrations_keep_alpha():
+    share = above_alpha(lambda scores: pac(scores, alpha=PAC_ALPHA, delta=PAC_DELTA), 20260105)
+    assert share <= PAC_DELTA + PAC_ERROR
+    b = pac(np.arange(float(N)), alpha=PAC_ALPHA, delta=PAC_DELTA).rank
+    assert abs(share - scipy.stats.beta.sf(PAC_ALPHA, b, N + 1 - b)) <= PAC_ERROR
+    # one more would be too many
+    assert scipy.stats.beta.sf(PAC_ALPHA, b + 1, N - b) > PAC_DELTA >= scipy.stats.beta.sf(PAC_ALPHA, b, N + 1 - b)
+
+
+def test_a_threshold_that_keeps_alpha_on_average_only_is_seen():
+    assert above_alpha(lambda scores: conformal(scores, alpha=PAC_ALPHA), 20260105) > PAC_DELTA + 5 * PAC_ERROR
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1])
+def test_with_more_calibration_records_pac_comes_closer_to_alpha(alpha):
+    levels = [pac(np.arange(n), alpha=alpha).alpha for n in (400, 1000, 5000, 50_000)]
+    assert levels == sorted(levels)
+    assert 0.8 * alpha < levels[-1] <= alpha
+
+
+# ---- a budget
+
+
+def test_of_so_many_normal_records_no_more_than_the_budget_are_flagged_as_often_as_promised():
+    options = {"alerts": 15, "records": M, "confidence": 0.9}
+    over = {}
+    for name, spent in (("ours", 0), ("a rank more", 1)):
+
+        def rule(calibration: np.ndarray, scores: np.ndarray, spent: int = spent) -> np.ndarray:
+            made = budget(calibration, **options)  # type: ignore[arg-type]
+            return scores > made.calibration[len(made.calibration) - made.rank - spent]
+
+        over[name] = (false_alarms(rule, CONTINUOUS["normal"], seed=20260105) > 15).mean()
+    error = 3.29 * math.sqrt(0.1 * 0.9 / REDRAWS)
+    made = budget(np.arange(float(N)), **options)  # type: ignore[arg-type]
+    law = [scipy.stats.betabinom.sf(15, M, b, N + 1 - b) for b in (made.rank, made.rank + 1)]
+    assert law[0] <= 0.1 < law[1]
+    assert abs(over["ours"] - law[0]) <= error
+    assert abs(over["a rank more"] - law[1]) <= 2 * error  # and would be over the budget
+    assert made.false_alarm_quantile(M, 0.9) <= 15
+
+
 @pytest.mark.parametrize("name", CONTINUOUS)
-def test_with_one_calibration_the_alarms_lie_in_the_beta_binomial_range(method, name):
+def test_with_one_calibration_the_alarms_lie_in_the_beta_binomial_range(name):
     g, draw = np.random.default_rng(20260106), CONTINUOUS[name]
-    made = threshold(draw(g, 1000), 0.01, method)
+    made = conformal(draw(g, 1000), alpha=0.01)
     total, b = 1000 * M, made.rank
     alarms = int(made.flag(draw(g, total)).sum())
     low, high = scipy.stats.betabinom.ppf([0.0005, 0.9995], total, b, 1001 - b)
@@ -217,10 +355,9 @@ def beta_binomial(m: int, b: int, n: int) -> list[Fraction]:
     return [Fraction(w, math.comb(m + n, m)) for w in ways]
 
 
-@each_method
 @pytest.mark.parametrize(("n", "alpha", "m"), [(99, 0.01, 40), (200, 0.05, 120), (19, 0.05, 1), (60, 0.9, 30)])
-def test_false_alarms_agree_with_counting(method, n, alpha, m):
-    made = threshold(np.arange(float(n)), alpha, method)
+def test_false_alarms_agree_with_counting(n, alpha, m):
+    made = conformal(np.arange(float(n)), alpha=alpha)
     chance = beta_binomial(m, made.rank, n)
     assert sum(chance) == 1
     expected, low, high = made.false_alarms(m)
@@ -233,19 +370,17 @@ def test_false_alarms_agree_with_counting(method, n, alpha, m):
     assert made.false_alarms(0) == (0.0, 0, 0)
 
 
-@each_method
 @pytest.mark.parametrize("m", [100_000, 2_000_000])
-def test_of_many_records_false_alarms_agree_with_the_beta_binomial(method, m):
-    made = threshold(np.arange(3000.0), 0.01, method)
+def test_of_many_records_false_alarms_agree_with_the_beta_binomial(m):
+    made = conformal(np.arange(3000.0), alpha=0.01)
     law = scipy.stats.betabinom(m, made.rank, 3001 - made.rank)
     _, low, high = made.false_alarms(m)
     assert (low, high) == tuple(law.ppf([0.025, 0.975]))
     assert made.batch_p_value(high, m) == pytest.approx(law.sf(high - 1), rel=1e-6)
 
 
-@each_method
-def test_the_promise_is_the_beta_distribution_of_the_rate(method):
-    made = threshold(np.arange(1000.0), 0.01, method)
+def test_the_promise_is_the_beta_distribution_of_the_rate():
+    made = conformal(np.arange(1000.0), alpha=0.01)
     promise = made.promise
     assert promise.calibration_records == 1000
     assert promise.expected == pytest.approx(10 / 1001)
@@ -255,3 +390,49 @@ def test_the_promise_is_the_beta_distribution_of_the_rate(method):
     assert str(promise) == (
         "target 0.01, expected 0.00999, 95 % range 0.004806 to 0.01702 with 1000 calibration records"
     )
+
+
+DOCUMENTATION = (Path(__file__).parents[2] / "docs" / "thresholds.md").read_text()
+
+
+def test_the_numbers_of_the_documentation_are_those_of_the_methods():
+    rows = re.findall(r"^\| alpha (.*?) \| (.*) \|$", DOCUMENTATION, re.M)
+    assert len(rows) == 3
+    for text, cells in rows:
+        alpha, (marginal, certain, *levels) = float(text), cells.replace(",", "").split(" | ")
+        for method, needed in ((conformal, int(marginal)), (pac, int(certain))):
+            assert method(np.arange(float(needed)), alpha=alpha).rank == 1
+            with pytest.raises(ConfigError):
+                method(np.arange(needed - 1.0), alpha=alpha)
+        for n, level in zip((1000, 10_000, 50_000), levels, strict=True):
+            if level == "refused":
+                assert n < int(certain)
+            else:
+                assert pac(np.arange(float(n)), alpha=alpha).alpha == pytest.approx(float(level), abs=5.1e-5)
+    for alerts, needed in ((0, 19_000), (5, 646)):
+        assert f"{needed:,}" in DOCUMENTATION or str(needed) in DOCUMENTATION
+        assert budget(np.arange(float(needed)), alerts=alerts, records=1000).rank == 1
+        with pytest.raises(ConfigError):
+            budget(np.arange(needed - 1.0), alerts=alerts, records=1000)
+    made = budget(np.arange(5000.0), alerts=5, records=1000)
+    for records in (100, 1000):
+        expected, low, high = made.false_alarms(records)
+        assert (
+            f"of {records:,} normal records, {expected:.1f} are expected to be flagged (95 % range {low} to {high})"
+            in (DOCUMENTATION)
+        )
+    promise = made.promise
+    assert f"{promise.target}, expected {promise.expected:.2%}, 95 % range {promise.low:.2%} to {promise.high:.2%}" in (
+        DOCUMENTATION
+    )
+
+
+def test_what_a_method_promises_is_said():
+    said = {
+        method: str(threshold(np.arange(1000.0), method).promise).partition(", expected")[0] for method in THRESHOLDS
+    }
+    assert said == {
+        "conformal": "target 0.05",
+        "pac": "at most 0.05 with confidence 0.9",
+        "budget": "at most 5 of 60 normal records with probability 0.95",
+    }

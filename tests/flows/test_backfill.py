@@ -9,12 +9,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from pipeline_samples import Said, cli, deliver, table, write_monitor
+from pipeline_samples import Said, cli, copy, deliver, table, write_monitor
 from store_samples import tree
 from tracking_samples import without_figures
 
+from vae_anomaly.detector import Detector
 from vae_anomaly.scoring import Backfill
 from vae_anomaly.store.check import check
 from vae_anomaly.store.commits import Ledger
@@ -139,6 +143,55 @@ def test_backfill_from_one_model_to_the_next(scored: Path) -> None:
     assert verdicts(failed) == {"2026-01-04.csv": "quarantined"}
     assert standing(folder)["2026-01-04.csv"] == ["quarantined"]
     assert check(Store(output)) == []
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["scores kept", "scores lost"])
+def test_another_threshold_decides_again_and_computes_no_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    folder = copy(tmp_path)
+    deliver(folder, **{"2026-03-01.parquet": table(60, 31, frauds=3), "2026-03-02.parquet": broken(table(60, 32))})
+    assert cli("score", folder).code == 0
+    before = {name: pq.read_table(folder / "output" / name) for name in tree(folder / "output") if is_score(name)}
+    text = (folder / "monitor.yml").read_text()
+    (folder / "monitor.yml").write_text(
+        text.replace("threshold: {alpha: 0.05}", "threshold: {method: pac, alpha: 0.3}")
+    )
+    computed = []
+    detect = Detector.detect
+    monkeypatch.setattr(
+        Detector, "detect", lambda self, records: computed.append(len(records)) or detect(self, records)
+    )
+    if lost:
+        for name in before:
+            (folder / "output" / name).unlink()
+    assert cli("score", folder).code == 0
+    said = run(folder, "2026-03", "2026-03", "--reprocess", "all", "--json")
+    assert verdicts(said) == {"2026-03-01.parquet": "committed", "2026-03-02.parquet": "committed"}
+    assert computed == ([60, 60] if lost else [])
+    for old, scores in before.items():
+        (commit,) = [c for c in Ledger(Store(folder / "output")).commits() if c.supersedes == Path(old).stem]
+        again = pq.read_table(folder / "output" / commit.scores.file)
+        for name in ("row_index", "record_id", "status", "score", "p_value"):
+            assert again[name].equals(scores[name])
+        p = np.array(again["p_value"].to_pylist(), dtype=float)
+        assert (again["is_anomaly"].to_numpy() == (p <= commit.threshold.alpha)).all()
+        assert pc.sum(again["is_anomaly"]).as_py() > pc.sum(scores["is_anomaly"]).as_py()
+        report = json.loads((folder / "output" / commit.report.file).read_text())
+        assert "and threshold t-" in report["notes"][0]
+    if not lost:
+        assert check(Store(folder / "output")) == []
+
+
+def broken(found: pa.Table) -> pa.Table:
+    """Two of the rows cannot be scored."""
+    amount = found["amount"].to_numpy().copy()
+    amount[[3, 40]] = np.inf
+    return found.set_column(found.column_names.index("amount"), "amount", pa.array(amount))
+
+
+def is_score(name: str) -> bool:
+    return name.startswith("scores/")
 
 
 def test_a_batch_that_was_poison_is_pardoned_when_it_is_scored(scored: Path) -> None:

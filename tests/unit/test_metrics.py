@@ -348,7 +348,7 @@ def assessed(make: Callable[[int, int], np.ndarray], beta: float = 1.0, score: s
         score=Part(score),
         objective={"beta": beta},
         training={"steps": 600},
-        alpha=0.05,
+        threshold=Part("conformal", {"alpha": 0.05}),
     )
     fit = fit_detector(records, schema, recipe)
     known, held_out = (fit.detector.encode(records.take(fit.splits[part])) for part in ("training", "calibration"))

@@ -25,7 +25,6 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +35,7 @@ from vae_anomaly.benchmark.measuring import UNREADABLE, Deciding, Method, Split
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.estimator import VAEDetector
 from vae_anomaly.registry import lookup
-from vae_anomaly.thresholds import allowed_exceedances
+from vae_anomaly.thresholds import allowed_exceedances, conformal
 
 EXPECTED = "--data must be a folder with files NAME.npz that hold X (N, F) numbers and y (N,) of 0 and 1, 32 or more 0."
 FEWEST, FEW, MANY = 32, 1_000, 50_000
@@ -163,9 +162,8 @@ def ours(training: np.ndarray, seed: int, /, **options: Any) -> Deciding:
     threshold = fitted.detector_.threshold
 
     def cut(alpha: float) -> float:
-        return (
-            replace(threshold, alpha=alpha).value if allowed_exceedances(alpha, len(threshold.calibration)) else np.inf
-        )
+        few = not allowed_exceedances(alpha, len(threshold.calibration))
+        return np.inf if few else conformal(threshold.calibration, alpha=alpha).value
 
     return Deciding(fitted.anomaly_score, cut, lambda: fitted.left_out_score(training))
 
