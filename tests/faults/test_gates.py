@@ -222,7 +222,10 @@ def test_g10_neither_secrets_nor_records_leak(tmp_path: Path, spied: Callable[..
     secret, word = "zq-secret-7731", "zq-word-4242"
     folder = in_workers(copy(tmp_path))
     deliver(folder, **{"good.parquet": table(20, 6)})
-    assert spied("score", folder)[0].returncode == 0  # type: ignore[misc]
+    held = dict.fromkeys(("MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "PREFECT_API_KEY"), secret)
+    done, _ = spied("--debug", "score", folder, **held)  # type: ignore[misc]
+    assert done.returncode == 0, done.stderr
+    assert secret not in done.stdout + done.stderr
     cells = table(30, 5).to_pydict()
     cells["amount"] = [word, *map(str, cells["amount"][1:])]
     import pyarrow as pa
@@ -232,11 +235,14 @@ def test_g10_neither_secrets_nor_records_leak(tmp_path: Path, spied: Callable[..
     dead = f"http://user:{secret}@127.0.0.1:9"
     everything = ""
     for debug in ([], ["--debug"]):
-        done, _ = spied(*debug, "score", folder, MLFLOW_TRACKING_URI=dead)  # type: ignore[misc]
+        done, _ = spied(*debug, "score", folder, MLFLOW_TRACKING_URI=dead, **held)  # type: ignore[misc]
         assert done.returncode in (0, 3), done.stderr
         everything += done.stdout + done.stderr if not debug else ""
         assert secret not in done.stdout + done.stderr
     kept = [path for path in folder.rglob("*") if path.is_file() and "inbox" not in path.parts]
+    runs = [path for path in (fitted().parent / "state").rglob("*") if path.is_file()]
+    assert "mlflow.db" in {path.name for path in runs}
+    kept += runs
     everything += "".join(path.read_bytes().decode("latin-1") for path in kept)
     assert len(kept) > 10
     assert secret not in everything
