@@ -475,7 +475,73 @@ class FileSinkConfig(_Section):
     )
 
 
-SinkConfig = Annotated[LogSinkConfig | FileSinkConfig, Field(discriminator="kind")]
+class WebhookSinkConfig(_Section):
+    """Alerts go to an address, as JSON with the headers and the signature of Standard Webhooks."""
+
+    kind: Literal["webhook"] = Field(default="webhook", description="Name of the sink.")
+    url: Annotated[str, Field(pattern=r"^https?://")] | None = Field(
+        default=None, description="Address of the receiver; null where url_env names it."
+    )
+    url_env: VariableName | None = Field(default=None, description="Environment variable with the address.")
+    secret_env: VariableName | None = Field(
+        default=None, description="Environment variable with the secret that signs; null for no signature."
+    )
+    hosts: tuple[str, ...] = Field(default=(), description="The hosts that the address may name; empty for any.")
+    private: Flag = Field(
+        default=False, description="Whether the receiver may be in a private network, and be asked by plain http."
+    )
+
+    @model_validator(mode="after")
+    def _one_address(self) -> WebhookSinkConfig:
+        if (self.url is None) == (self.url_env is None):
+            raise ValueError("must have exactly one of url and url_env")
+        return self
+
+
+class SlackSinkConfig(_Section):
+    """Alerts go to a chat, by an incoming webhook of Slack or of one that takes the same messages."""
+
+    kind: Literal["slack"] = Field(default="slack", description="Name of the sink.")
+    url_env: VariableName = Field(
+        description="Environment variable with the address of the webhook, which is a secret."
+    )
+    hosts: tuple[str, ...] = Field(
+        default=("hooks.slack.com",), description="The hosts that the address may name; empty for any."
+    )
+    private: Flag = Field(
+        default=False, description="Whether the receiver may be in a private network, and be asked by plain http."
+    )
+
+
+MailAddress = Annotated[str, Field(pattern=r"^[^@\s,<>]+@[^@\s,<>]+$", max_length=254)]
+
+
+class EmailSinkConfig(_Section):
+    """Alerts go out as e-mails with the HTML report."""
+
+    kind: Literal["email"] = Field(default="email", description="Name of the sink.")
+    host: Annotated[str, Field(min_length=1)] = Field(description="Name of the SMTP server.")
+    port: Annotated[Count, Field(le=65_535)] = Field(default=587, description="Port of the server, 1 to 65535.")
+    security: Literal["starttls", "tls", "none"] = Field(
+        default="starttls", description="How the connection is encrypted; none is for a server on this machine."
+    )
+    sender: MailAddress = Field(description="Address that the e-mails come from.")
+    recipients: Annotated[tuple[MailAddress, ...], Field(min_length=1, max_length=100)] = Field(
+        description="Addresses that they go to, at least one."
+    )
+    user_env: VariableName | None = Field(default=None, description="Environment variable with the user to log in.")
+    password_env: VariableName | None = Field(default=None, description="Environment variable with the password.")
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> EmailSinkConfig:
+        if (self.user_env is None) != (self.password_env is None):
+            raise ValueError("must have both of user_env and password_env, or none")
+        return self
+
+
+SinkConfig = Annotated[
+    LogSinkConfig | FileSinkConfig | WebhookSinkConfig | SlackSinkConfig | EmailSinkConfig, Field(discriminator="kind")
+]
 
 
 ENGINE = r"^(inline|processes:[1-9]\d{0,2}|dask:([1-9]\d{0,2}|(tcp|tls)://\S+))$"
@@ -542,6 +608,9 @@ class MonitorConfig(_Section):
     @classmethod
     def _alerts_in_output(cls, sinks: tuple[SinkConfig, ...], info: ValidationInfo) -> tuple[SinkConfig, ...]:
         """Links in a directory that is configured are followed here, and none after that."""
+        kinds = [s.kind for s in sinks]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError("must have each kind at most once")
         alerts = info.data.get("output", Path("output")) / "alerts"
         return tuple(
             s.model_copy(update={"directory": s.directory.resolve() if s.directory else alerts})

@@ -105,6 +105,12 @@ class StoreError(VaeAnomalyError):
     exit_code = 6
 
 
+class DeliveryError(VaeAnomalyError):
+    """A sink did not take an alert; the next run tries again."""
+
+    exit_code = 3
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the nearest known name, else the empty string."""
     near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)

@@ -31,7 +31,7 @@ def checked(what: str, table: Mapping[str, Callable[..., Any]], kind: str, optio
             )
         # annotations as they are written: their names need not be there when nobody checks types
         wanted = known[name] if isinstance(known[name], str) else getattr(known[name], "__name__", "")
-        if any(isinstance(value, of) != (wanted == of.__name__) for of in (str, bool)):
+        if not _fits(value, wanted.split(" | ")):
             raise ConfigError(f"{what} {kind!r}: {name} must be of type {wanted}. Got {value!r}.")
     return builder
 
@@ -45,3 +45,11 @@ def build(what: str, table: Mapping[str, Callable[..., Any]], kind: str, *args: 
         if not options:
             raise
         raise ConfigError(f"{what} {kind!r} must have options of the types of its signature. Got {options}.") from error
+
+
+def _fits(value: object, wanted: list[str]) -> bool:
+    """Whether text and truth values are what is wanted, and nothing else is where only they are."""
+    for kind in (str, bool):
+        if isinstance(value, kind):
+            return kind.__name__ in wanted or (kind is str and wanted[0].startswith("Literal"))
+    return wanted not in (["str"], ["bool"])

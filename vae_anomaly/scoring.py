@@ -12,6 +12,7 @@ import json
 import os
 import stat
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from vae_anomaly.config import config_digest
-from vae_anomaly.errors import ConfigError, DataError, StoreError, VaeAnomalyError
+from vae_anomaly.errors import ConfigError, DataError, DeliveryError, StoreError, VaeAnomalyError
 from vae_anomaly.execution import engine
 from vae_anomaly.registry import lookup
 from vae_anomaly.report.html import to_html
@@ -150,7 +151,7 @@ def score(ws: Workspace, progress: Progress = silent, backfill: Backfill = EVERY
     """Score every batch in the inbox that has no committed result, with the champion, or what ``backfill`` says.
 
     A file that breaks the contract is quarantined, one that cannot be read now is tried again by the next run; the
-    others go on. The model is resolved once. What an earlier run left unfinished is finished first.
+    others go on. The model is resolved once. What an earlier run left unfinished is finished too.
 
     Raises
     ------
@@ -163,12 +164,17 @@ def score(ws: Workspace, progress: Progress = silent, backfill: Backfill = EVERY
     ledger, cache = Ledger(store), HashCache(store)
     ledger.recover()
     _forget_attempts(ledger, backfill)
+    try:
+        listing = _settled(ws, progress)
+        ready = [file for file in listing.ready if backfill.covers(file.name)]
+        run = _Run(ws, ledger, cache, ready, progress, backfill)
+        outcomes = run.score()
+        cache.save()
+    except VaeAnomalyError:
+        deliver_outbox(ws, ledger)  # of earlier runs, which have nothing to do with this
+        raise
+    # after the scores: a receiver that does not answer must not delay them
     undelivered = deliver_outbox(ws, ledger)
-    listing = _settled(ws, progress)
-    run = _Run(ws, ledger, cache, [file for file in listing.ready if backfill.covers(file.name)], progress, backfill)
-    outcomes = run.score()
-    cache.save()
-    undelivered = deliver_outbox(ws, ledger) if outcomes else undelivered
     result = ScoreOutcome(
         tuple(_with_report(store, o) for o in outcomes),
         run.already,
@@ -465,7 +471,10 @@ def load_version(ws: Workspace, tracker: Tracker, which: str) -> tuple[Detector,
 
 
 def deliver_outbox(ws: Workspace, ledger: Ledger) -> list[str]:
-    """Render reports and deliver alerts that the records call for and that are not done; returns what failed."""
+    """Render reports and deliver alerts that the records call for and that are not done; returns what failed.
+
+    A receiver that does not take an alert is told no more of them by this run: that would take as long each time.
+    """
     store, problems = ledger.store, []
     with store.lock(store.outbox):
         for commit in ledger.unrendered():
@@ -474,14 +483,23 @@ def deliver_outbox(ws: Workspace, ledger: Ledger) -> list[str]:
                 store.replace(html, store.file(store.reports, commit.batch_id, ".html"))
             except StoreError as error:
                 problems.append(f"report of batch {commit.batch_id}: {error}")
-        sinks: dict[str, dict[str, Any]] = {s.kind: s.model_dump(exclude={"kind"}) for s in ws.monitor.sinks}
-        for alert in ledger.pending_alerts(list(sinks)):
-            try:
+    sinks: dict[str, dict[str, Any]] = {s.kind: s.model_dump(exclude={"kind"}) for s in ws.monitor.sinks}
+    waiting: Counter[str] = Counter()  # alerts of the sinks that did not take one
+    for alert in ledger.pending_alerts(list(sinks)):
+        if alert.sink in waiting:
+            waiting[alert.sink] += 1
+            continue
+        try:
+            with store.lock(store.outbox):
+                if ledger.is_told(alert):
+                    continue
                 deliver(_alert(ws, store, alert.record), alert.sink, **sinks[alert.sink])
-                ledger.mark_delivered(alert.record.batch_id, alert.sink, idempotency_key=alert.record.idempotency_key)
-            except (VaeAnomalyError, OSError) as error:
-                problems.append(f"sink {alert.sink!r}, batch {alert.record.batch_id}: {error}")
-    return problems
+                ledger.mark_delivered(alert.record.batch_id, alert.sink, idempotency_key=alert.idempotency_key)
+        except (VaeAnomalyError, OSError) as error:
+            problems.append(f"sink {alert.sink!r}, batch {alert.record.batch_id}: {error}")
+            if isinstance(error, DeliveryError):
+                waiting[alert.sink] = 0
+    return problems + [f"sink {sink!r}: {count} more alerts wait." for sink, count in waiting.items() if count]
 
 
 def _alert(ws: Workspace, store: Store, record: Commit | Quarantine) -> Alert:

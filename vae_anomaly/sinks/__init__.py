@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vae_anomaly.registry import build
+from vae_anomaly.sinks.email import deliver_email
 from vae_anomaly.sinks.file import deliver_file
 from vae_anomaly.sinks.log import deliver_log
+from vae_anomaly.sinks.slack import deliver_slack
+from vae_anomaly.sinks.webhook import deliver_webhook
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,13 @@ class Alert:
 
 
 # name -> deliver(alert, **options)
-SINKS: dict[str, Callable[..., None]] = {"log": deliver_log, "file": deliver_file}
+SINKS: dict[str, Callable[..., None]] = {
+    "log": deliver_log,
+    "file": deliver_file,
+    "webhook": deliver_webhook,
+    "slack": deliver_slack,
+    "email": deliver_email,
+}
 
 
 def deliver(alert: Alert, kind: str, **options: Any) -> None:

@@ -240,7 +240,8 @@ class Ledger:
         return Retention(tuple(found), freed, tuple(kept))
 
     def pending_alerts(self, sinks: Sequence[str]) -> list[PendingAlert]:
-        """What each sink is still to be told. Hold ``store.lock(store.outbox)`` while delivering: no alert goes twice.
+        """What each sink is still to be told. Hold ``store.lock(store.outbox)`` while one is delivered, and ask
+        :meth:`is_told` then: no alert goes twice.
 
         A refusal of content that was scored since is old news, and so is what is pruned.
         """
@@ -254,6 +255,10 @@ class Ledger:
             for sink in sinks
             if self._told(record.batch_id, sink) != record.idempotency_key
         ]
+
+    def is_told(self, alert: PendingAlert) -> bool:
+        """Whether it was delivered, by this run or another one."""
+        return self._told(alert.record.batch_id, alert.sink) == alert.idempotency_key
 
     def mark_delivered(self, batch: str, sink: str, *, idempotency_key: str) -> None:
         """Note that ``sink`` has had this alert of the batch id ``batch``."""
