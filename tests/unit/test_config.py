@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -123,6 +124,13 @@ def test_configurations_are_frozen_and_survive_pickling() -> None:
 def test_the_sample_monitors_load() -> None:
     for folder in sorted((ROOT / "data").glob("*/monitor.yml")):
         assert load_monitor(folder, {}).name
+
+
+def test_the_sections_of_the_documentation_load() -> None:
+    (sinks,) = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "alerts.md").read_text(), re.M | re.S)
+    assert [sink.kind for sink in monitor(sinks).sinks] == ["log", "file", "webhook", "slack", "email"]
+    thresholds = re.findall(r"\| `(threshold: .*?)` \|", (ROOT / "docs" / "thresholds.md").read_text())
+    assert [monitor(text).threshold.method for text in thresholds] == ["conformal", "pac", "budget"]
 
 
 def test_every_field_is_described() -> None:
