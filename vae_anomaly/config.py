@@ -442,12 +442,23 @@ class BudgetConfig(_MethodConfig):
     confidence: OpenShare = Field(default=0.95, description="Probability, in (0, 1), that there are no more.")
 
 
+class FixedConfig(_MethodConfig):
+    """What scores higher than a number is flagged, whatever that promises."""
+
+    method: Literal["fixed"] = Field(default="fixed", description="Name of the threshold method.")
+    value: Annotated[Number, Field(allow_inf_nan=False)] = Field(
+        description="Highest score that is not flagged, in nats."
+    )
+
+
 def _with_method(value: object) -> object:
     return {"method": "conformal", **value} if isinstance(value, dict) else value
 
 
 ThresholdConfig = Annotated[
-    ConformalConfig | PacConfig | BudgetConfig, Field(discriminator="method"), BeforeValidator(_with_method)
+    ConformalConfig | PacConfig | BudgetConfig | FixedConfig,
+    Field(discriminator="method"),
+    BeforeValidator(_with_method),
 ]
 
 

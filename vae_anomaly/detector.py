@@ -239,7 +239,7 @@ class Detector:
             tensors |= {f"score.{i}.{k}": v for k, v in member.score.tensors.items()}
             if member.index is not None:
                 tensors[f"index.{i}"] = member.index
-        tensors["threshold.calibration"] = torch.from_numpy(self.threshold.calibration)
+        tensors["threshold.calibration"] = torch.from_numpy(self.threshold.measured)
         for name in ("x", "observed", "context"):
             part = getattr(self.reference.inputs, name)
             if part is not None:

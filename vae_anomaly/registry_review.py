@@ -64,7 +64,7 @@ def evaluate_gates(
     detector: Detector, evidence: Evidence | None, champion: Evidence | None, limits: GatesConfig
 ) -> tuple[Gate, ...]:
     """Every gate of a detector whose files were verified; without ``evidence`` those that need records do not hold."""
-    n, alpha, ratio = len(detector.threshold.calibration), detector.threshold.alpha, limits.max_false_alarm_ratio
+    n, alpha, ratio = len(detector.threshold.measured), detector.threshold.alpha, limits.max_false_alarm_ratio
     scores, flagged, recall = (evidence.scores, evidence.flagged, evidence.median_recall) if evidence else (None,) * 3
     known = champion.median_recall if champion else None
     drop = known - recall if known is not None and recall is not None else None

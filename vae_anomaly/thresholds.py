@@ -10,7 +10,10 @@ A method of ``THRESHOLDS`` chooses b, and with it the level alpha that p-values 
 
 * :func:`conformal`: the false-alarm rate is at most alpha on average over calibration sets;
 * :func:`pac`: for all but a share delta of the calibration sets it is at most alpha;
-* :func:`budget`: of so many normal records at most so many are flagged, with a stated probability.
+* :func:`budget`: of so many normal records at most so many are flagged, with a stated probability;
+* :func:`fixed`: what scores higher than a number is flagged. The number joins the calibration scores, as one that
+  stands at the threshold: so b - 1 are above it, p-values and flags agree, and the rate is Beta(b, n + 2 - b) as if one
+  had asked for that b, or a uniform prior.
 
 References: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005; Vovk, Conditional validity of
 inductive conformal predictors, ACML 2012, arXiv 1209.2673, proposition 2a, for :func:`pac`; Wilks, Determination of
@@ -68,7 +71,8 @@ class Promise:
 class Threshold:
     """A conformal threshold: ``calibration`` (n,) float64 held-out normal scores in ascending order, and alpha.
 
-    ``options`` are what its ``method`` was asked for, where that is more than alpha; ``target`` says it in words.
+    ``options`` are what its ``method`` was asked for, where that is more than alpha; ``target`` says it in words. A
+    ``cut`` is one of the scores of ``calibration`` and was not measured.
     """
 
     method: str
@@ -76,6 +80,15 @@ class Threshold:
     calibration: np.ndarray
     options: Mapping[str, float] = field(default_factory=dict)
     target: str = ""
+    cut: float | None = None
+
+    @property
+    def measured(self) -> np.ndarray:
+        """The held-out normal scores, ascending."""
+        return self.calibration if self.cut is None else np.delete(self.calibration, self._place(self.cut))
+
+    def _place(self, score: float) -> int:
+        return int(np.searchsorted(self.calibration, score))
 
     @property
     def rank(self) -> int:
@@ -279,12 +292,37 @@ def budget(scores: np.ndarray, *, alerts: int, records: int, confidence: float =
     return Threshold("budget", b / (n + 1), scores, asked, target)
 
 
+def fixed(scores: np.ndarray, *, value: float) -> Threshold:
+    """Flag what scores higher than ``value``, in nats, whatever that promises.
+
+    Raises
+    ------
+    ConfigError
+        ``value`` is not finite, or below all of the calibration ``scores``: then every normal record would be flagged.
+    """
+    scores = _ascending(scores)
+    if not math.isfinite(value) or value < scores[0]:
+        raise ConfigError(
+            f"threshold.value must be a finite number, at least the lowest calibration score {scores[0]:.6g}."
+            f" Got {value!r}."
+        )
+    above = len(scores) - int(np.searchsorted(scores, value, side="right"))
+    known = np.insert(scores, len(scores) - above, value)
+    target = f"fixed at {value:.6g}"
+    return Threshold("fixed", (above + 1) / (len(known) + 1), known, {"value": value}, target, cut=float(value))
+
+
 def _largest(n: int, holds: Callable[[int], bool]) -> int:
     """The largest b in 1 ... n for which ``holds``, which must hold for all smaller ones then; 0 for none."""
     return bisect.bisect_left(range(1, n + 1), True, key=lambda b: not holds(b))
 
 
-THRESHOLDS: dict[str, Callable[..., Threshold]] = {"conformal": conformal, "pac": pac, "budget": budget}
+THRESHOLDS: dict[str, Callable[..., Threshold]] = {
+    "conformal": conformal,
+    "pac": pac,
+    "budget": budget,
+    "fixed": fixed,
+}
 
 
 def calibrated(method: str, scores: np.ndarray, options: Mapping[str, Any]) -> Threshold:

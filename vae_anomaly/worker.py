@@ -381,7 +381,7 @@ def serving(ws: Workspace, model: ModelRef, folder: Path) -> Detector:
     from vae_anomaly.thresholds import calibrated
 
     detector, recipe = registered(ws, model, folder), ws.recipe
-    wanted = calibrated(recipe.threshold.kind, detector.threshold.calibration, recipe.threshold.options)
+    wanted = calibrated(recipe.threshold.kind, detector.threshold.measured, recipe.threshold.options)
     if wanted.version != detector.threshold.version:
         detector = dataclasses.replace(detector, threshold=wanted)
     if (recipe.model, recipe.score) != (detector.model, detector.score_part):

@@ -27,6 +27,7 @@ from vae_anomaly.thresholds import (
     budget,
     calibrated,
     conformal,
+    fixed,
     pac,
     rebuilt,
 )
@@ -35,9 +36,10 @@ OPTIONS: dict[str, dict[str, float]] = {
     "conformal": {"alpha": 0.05},
     "pac": {"alpha": 0.05, "delta": 0.1},
     "budget": {"alerts": 5, "records": 60},
+    "fixed": {"value": 1.25},
 }
 each_method = pytest.mark.parametrize("method", THRESHOLDS)
-fixed = settings(deadline=None, derandomize=True, max_examples=300)
+fixed_settings = settings(deadline=None, derandomize=True, max_examples=300)
 ALPHAS = ("0.001", "0.002", "0.005", "0.01", "0.02", "0.05", "0.07", "0.1", "0.123456", "0.29", "0.5", "0.9", "0.999")
 REDRAWS, N, M = 1000, 200, 500
 Draw = Callable[[np.random.Generator, int], np.ndarray]
@@ -86,7 +88,7 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, float]:
     return calibration, judged, alpha
 
 
-@fixed
+@fixed_settings
 @given(case=cases())
 @example(case=(np.arange(5.0), np.arange(-1, 6.0), 1 / 3))  # decimals of the float 1/3 lie below 1/3
 @example(case=(np.arange(6.0), np.arange(-1, 7.0), 1 / 7))
@@ -103,7 +105,7 @@ def test_flagged_exactly_where_p_is_at_most_alpha(case):
 
 
 @pytest.mark.parametrize("method", ["pac", "budget"])
-@settings(fixed, max_examples=100)
+@settings(fixed_settings, max_examples=100)
 @given(case=cases())
 def test_whatever_the_method_flagged_exactly_where_p_is_at_most_its_alpha(method, case):
     calibration, judged, alpha = case
@@ -111,6 +113,37 @@ def test_whatever_the_method_flagged_exactly_where_p_is_at_most_its_alpha(method
     options = {"pac": {"alpha": alpha, "delta": 0.3}, "budget": {"alerts": records // 3, "records": records}}[method]
     enough = np.tile(calibration, math.ceil(1300 / len(calibration)))
     assert_lawful(calibrated(method, enough, options), judged)
+
+
+@fixed_settings
+@given(case=cases(), place=st.floats(0, 1))
+def test_a_fixed_value_decides_and_agrees_with_the_p_values(case, place):
+    calibration, judged, _ = case
+    candidates = np.unique(judged[np.isfinite(judged) & (judged >= calibration.min())])
+    value = float(candidates[int(place * (len(candidates) - 1))])
+    made = fixed(calibration, value=value)
+    assert made.value == value
+    assert (made.flag(judged) == (judged > value)).all()
+    assert_lawful(made, judged)
+    assert (made.measured == np.sort(calibration)).all()
+    assert made.rank == 1 + (calibration > value).sum()
+    assert made.promise.expected == pytest.approx(((calibration > value).sum() + 1) / (len(calibration) + 2))
+
+
+def test_the_range_of_a_fixed_value_holds_the_true_rate_as_often_as_it_says():
+    g, held = np.random.default_rng(20260105), []
+    for _ in range(1000):
+        value, scores = g.random(), g.random(100)
+        if value >= scores.min():
+            promise = fixed(scores, value=value).promise
+            held.append(promise.low <= 1.0 - value <= promise.high)
+    assert abs(np.mean(held) - 0.95) <= 3.29 * math.sqrt(0.95 * 0.05 / len(held))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.5])
+def test_a_fixed_value_that_would_flag_everything_is_refused(value):
+    with pytest.raises(ConfigError, match="at least the lowest calibration score 0"):
+        fixed(np.arange(10.0), value=value)
 
 
 def assert_lawful(made: Threshold, judged: np.ndarray) -> None:
@@ -185,14 +218,16 @@ def test_options_of_another_method_are_refused():
 
 @each_method
 def test_what_is_saved_is_read_back_and_nothing_else(method):
-    made = threshold(np.random.default_rng(1).normal(size=300), method)
-    again = rebuilt(made.to_dict(), made.calibration)
+    scores = np.random.default_rng(1).normal(size=300)
+    made = threshold(scores, method)
+    assert (made.measured == np.sort(scores)).all()
+    again = rebuilt(made.to_dict(), made.measured)
     assert (again.to_dict(), again.target) == (made.to_dict(), made.target)
     assert json.loads(json.dumps(made.to_dict())) == made.to_dict()
-    for name in ("alpha", "delta", "alerts", "records", "confidence"):
+    for name in ("alpha", "delta", "alerts", "records", "confidence", "value"):
         altered = made.to_dict() | {"options": {**made.options, name: 0.5}}
         try:
-            assert rebuilt(altered, made.calibration).to_dict() != made.to_dict()
+            assert rebuilt(altered, made.measured).to_dict() != made.to_dict()
         except ConfigError:
             assert name not in made.options or name in ("alerts", "records")
 
@@ -435,4 +470,5 @@ def test_what_a_method_promises_is_said():
         "conformal": "target 0.05",
         "pac": "at most 0.05 with confidence 0.9",
         "budget": "at most 5 of 60 normal records with probability 0.95",
+        "fixed": "fixed at 1.25",
     }

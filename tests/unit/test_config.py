@@ -130,7 +130,7 @@ def test_the_sections_of_the_documentation_load() -> None:
     (sinks,) = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "alerts.md").read_text(), re.M | re.S)
     assert [sink.kind for sink in monitor(sinks).sinks] == ["log", "file", "webhook", "slack", "email"]
     thresholds = re.findall(r"\| `(threshold: .*?)` \|", (ROOT / "docs" / "thresholds.md").read_text())
-    assert [monitor(text).threshold.method for text in thresholds] == ["conformal", "pac", "budget"]
+    assert [monitor(text).threshold.method for text in thresholds] == ["conformal", "pac", "budget", "fixed"]
 
 
 def test_every_field_is_described() -> None:
@@ -175,7 +175,8 @@ def test_import_is_light() -> None:
         ("alpha: 0.1", "unknown key 'alpha' (at the top level). Did you mean 'threshold.alpha'?"),
         (
             "threshold: {method: conformol}",
-            "threshold must be of method 'conformal', 'pac', 'budget'. Got 'conformol'. Did you mean 'conformal'?",
+            "threshold must be of method 'conformal', 'pac', 'budget', 'fixed'. Got"
+            " 'conformol'. Did you mean 'conformal'?",
         ),
         ("threshold: {method: pac, delta: 1}", "threshold.delta must be less than 1. Got 1."),
         ("threshold: {delta: 0.1}", "unknown key 'delta' (in threshold)."),
