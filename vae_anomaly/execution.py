@@ -24,8 +24,9 @@ import signal
 import subprocess
 import sys
 import time
+from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -276,12 +277,45 @@ def _dask(where: str, limits: Limits) -> Iterator[Engine]:
     ahead = 2 * int(where) if where.isdecimal() else AHEAD
     with Client(cluster) as client:  # type: ignore[no-untyped-call]
         pool = client.get_executor(pure=False, retries=3)
+
+        def workers() -> int:
+            return len(client.scheduler_info(n_workers=-1)["workers"])
+
+        outcome = Waiting(workers, limits.patience).outcome
         try:
-            workers = len(client.scheduler_info(n_workers=-1)["workers"])
-            yield Engine(partial(in_order, pool, partial(_on_dask, limits), ahead), workers)
+            yield Engine(partial(in_order, pool, partial(_on_dask, limits), ahead, outcome=outcome), workers())
         finally:
             if not isinstance(cluster, str):
                 cluster.close()
+
+
+class Waiting:
+    """For jobs of a cluster, which may be without workers, but for no more than ``patience`` seconds."""
+
+    def __init__(self, workers: Callable[[], int], patience: float) -> None:
+        self._workers, self._patience, self._seen = workers, patience, time.monotonic()
+
+    def outcome(self, future: Future[Ended]) -> Ended:
+        """What comes of a job; where the cluster does not carry it out it has failed, and the file is not to blame."""
+        while True:
+            over = time.monotonic() - self._seen > self._patience
+            try:
+                return future.result(timeout=0.0 if over else 1.0)
+            except TimeoutError:
+                if self._are_there():
+                    self._seen = time.monotonic()
+                elif over:
+                    future.cancel()
+                    return Ended(problem=f"the cluster has had no worker for {self._patience:g} s.")
+            except (Exception, CancelledError) as error:
+                _log.debug("a job of the cluster was lost", exc_info=True)
+                return Ended(problem=f"the cluster did not carry it out ({type(error).__name__}).")
+
+    def _are_there(self) -> bool:
+        try:
+            return self._workers() > 0
+        except OSError:  # the scheduler does not answer
+            return False
 
 
 def _on_dask(limits: Limits, job: Job) -> Ended:

@@ -181,17 +181,25 @@ def perform(job: Job, tell: Tell) -> Ended:
 
 
 def in_order(
-    pool: Executor, work: Callable[[Item], Result], ahead: int, items: Iterable[Item]
+    pool: Executor,
+    work: Callable[[Item], Result],
+    ahead: int,
+    items: Iterable[Item],
+    *,
+    outcome: Callable[[Future[Result]], Result] = Future.result,
 ) -> Iterator[tuple[Item, Result]]:
-    """Each item and what ``pool`` makes of it, in their order, with at most ``ahead`` of them under way."""
+    """Each item and what ``pool`` makes of it, in their order, with at most ``ahead`` of them under way.
+
+    ``outcome`` waits for that, and may make something of it that it never came.
+    """
     flying: deque[tuple[Item, Future[Result]]] = deque()
     for item in items:
         flying.append((item, pool.submit(work, item)))
         if len(flying) >= ahead:
             done, future = flying.popleft()
-            yield done, future.result()
+            yield done, outcome(future)
     for done, future in flying:
-        yield done, future.result()
+        yield done, outcome(future)
 
 
 @lru_cache(maxsize=1)

@@ -12,8 +12,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,12 @@ from store_samples import tree
 from system_samples import children_of
 
 from vae_anomaly import scoring, worker
-from vae_anomaly.execution import Engine
+from vae_anomaly.execution import Engine, Waiting
 from vae_anomaly.store import sources
 from vae_anomaly.store.check import check
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.files import Store
-from vae_anomaly.worker import perform
+from vae_anomaly.worker import Ended, perform
 
 POISON = """
 import os, signal, sys
@@ -317,7 +319,54 @@ def test_a_part_that_fails_costs_one_attempt_and_the_next_run_scores_the_file(
     assert os.listdir(folder / "output" / "_tmp") == []
 
 
+def test_a_job_that_a_cluster_never_carries_out_has_failed_and_no_file_is_to_blame() -> None:
+    there = [0]
+    waiting = Waiting(lambda: there[0], 2.5)
+    done, never, broken = Future[Ended](), Future[Ended](), Future[Ended]()
+    done.set_result(Ended(batch="a"))
+    broken.set_exception(RuntimeError("KilledWorker"))
+    assert waiting.outcome(done) == Ended(batch="a")
+    assert waiting.outcome(broken) == Ended(problem="the cluster did not carry it out (RuntimeError).")
+    start = time.monotonic()
+    lost = Ended(problem="the cluster has had no worker for 2.5 s.")
+    assert waiting.outcome(never) == lost
+    assert 2 < time.monotonic() - start < 20
+    start = time.monotonic()
+    assert waiting.outcome(Future[Ended]()) == lost  # and the others of the run do not wait as long again
+    assert time.monotonic() - start < 2
+    there[0] = 1  # while there is one it may take as long as it takes: its own patience ends what stands still
+    slow = Future[Ended]()
+    threading.Timer(4.0, slow.set_result, [Ended(batch="b")]).start()
+    assert waiting.outcome(slow) == Ended(batch="b")
+
+
 @pytest.mark.faults
+def test_a_cluster_without_workers_ends_the_run_and_loses_nothing(tmp_path: Path, inline: dict[str, str]) -> None:
+    file = tmp_path / "scheduler.json"
+    command = ["--host", "127.0.0.1", "--no-dashboard", "--port", "0", "--scheduler-file", str(file)]
+    program = [sys.executable, "-m", "distributed.cli.dask_scheduler", *command]
+    scheduler = subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not file.exists():
+            time.sleep(0.05)
+        address = f"dask:{json.loads(file.read_text())['address']}"
+        folder = engine(copy(tmp_path), address, patience=4)
+        deliver(folder, **batches())
+        said = cli("score", folder, "--json")
+    finally:
+        scheduler.kill()
+        scheduler.wait()
+    found = json.loads(said.out)["batches"]
+    assert said.code == 3
+    assert {batch["verdict"] for batch in found} == {"failed"}
+    assert all("the cluster has had no worker for 4 s. It will be tried again." in batch["problem"] for batch in found)
+    (folder / "monitor.yml").write_text((folder / "monitor.yml").read_text().replace(address, "inline"))
+    assert cli("score", folder).code == 3  # one is refused
+    assert results(folder) == inline
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
 def test_a_cluster_of_other_processes_whose_workers_are_killed_gives_the_same_bytes(
     tmp_path: Path, inline: dict[str, str]
 ) -> None:
@@ -329,10 +378,10 @@ def test_a_cluster_of_other_processes_whose_workers_are_killed_gives_the_same_by
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         return subprocess.Popen([*command, *file], cwd=tmp_path, **quiet)  # type: ignore[call-overload, no-any-return]
 
-    scheduler, workers = (
-        start("dask_scheduler", "--port", "0"),
-        start("dask_worker", "--nworkers", "2", "--nthreads", "1"),
-    )
+    def start_workers() -> subprocess.Popen[bytes]:
+        return start("dask_worker", "--nworkers", "2", "--nthreads", "1")
+
+    scheduler, workers = start("dask_scheduler", "--port", "0"), start_workers()
     while not address.exists():
         time.sleep(0.05)
     at = json.loads(address.read_text())["address"]
@@ -343,6 +392,8 @@ def test_a_cluster_of_other_processes_whose_workers_are_killed_gives_the_same_by
         run = subprocess.Popen([str(PROGRAM), "score", str(folder)])
         while run.poll() is None:
             time.sleep(1.5)
+            if workers.poll() is not None:  # one that is killed while it starts is not started again
+                workers = start_workers()
             if len(killed) < 3 and (alive := children_of(workers.pid)):
                 os.kill(alive[len(killed) % len(alive)], signal.SIGKILL)
                 killed.append(1)
