@@ -524,7 +524,7 @@ class SlackSinkConfig(_Section):
     )
 
 
-MailAddress = Annotated[str, Field(pattern=r"^[^@\s,<>]+@[^@\s,<>]+$", max_length=254)]
+MailAddress = Annotated[str, Field(pattern=r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9.-]+$", max_length=254)]
 
 
 class EmailSinkConfig(_Section):
@@ -547,6 +547,8 @@ class EmailSinkConfig(_Section):
     def _both_or_none(self) -> EmailSinkConfig:
         if (self.user_env is None) != (self.password_env is None):
             raise ValueError("must have both of user_env and password_env, or none")
+        if self.user_env and self.security == "none" and self.host not in ("localhost", "127.0.0.1", "::1"):
+            raise ValueError("must not send a password without encryption; set security to starttls or tls")
         return self
 
 
@@ -1007,6 +1009,7 @@ def _set(data: dict[str, Any], variable: str, path: tuple[str, ...], value: obje
 
 _Config = TypeVar("_Config", bound=BaseModel)
 _SECRET = {"tracking_uri", "registry_uri", "artifact_root", "credentials_env"}
+_SECRET |= {"url", "url_env", "secret_env", "user_env", "password_env"}  # a value may stand where its name belongs
 _PHRASES = {
     "missing": "must be given",
     "model_type": "must be a mapping of keys and values",

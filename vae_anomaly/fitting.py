@@ -190,7 +190,9 @@ def _fit(
 
 def _require_calibration(recipe: Recipe, splits: Mapping[str, np.ndarray]) -> None:
     """Raise :class:`ConfigError` where so many calibration records cannot hold what the threshold is to promise."""
-    calibrated(recipe.threshold.kind, np.arange(len(splits["calibration"]), dtype=float), recipe.threshold.options)
+    # in place of the scores; lower than any that may be fixed
+    scores = np.linspace(-1e308, 0.0, len(splits["calibration"]))
+    calibrated(recipe.threshold.kind, scores, recipe.threshold.options)
 
 
 def _reference_records(features: int) -> int:

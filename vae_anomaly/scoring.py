@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import stat
 import time
@@ -30,7 +31,7 @@ from vae_anomaly.report.markdown import to_markdown
 from vae_anomaly.report.model import QuarantineNotice, Report
 from vae_anomaly.sinks import Alert, deliver
 from vae_anomaly.store.commits import BatchState, HashCache, Ledger, State
-from vae_anomaly.store.files import Store, content_of, drop
+from vae_anomaly.store.files import Busy, Store, content_of, drop
 from vae_anomaly.store.records import (  # fmt: skip
     Attempts,
     BatchRef,
@@ -136,13 +137,13 @@ def plan(ws: Workspace, backfill: Backfill) -> list[BatchState]:
     from vae_anomaly.tracking import Tracker
 
     found = Tracker(ws.mlflow).resolve(ws.monitor.name, backfill.version or "champion", cache=ws.model_cache)
-    by = found.digest, config_digest(ws.monitor)
+    by, ledger = (found.digest, config_digest(ws.monitor)), Ledger(ws.store)
     return [
         row
         for row in status(ws)
         if backfill.covers(row.name)
         and backfill.includes(row.state)
-        and not (isinstance(row.record, Commit) and (row.record.model.digest, row.record.config_digest) == by)
+        and not any((c.model.digest, c.config_digest) == by for c in ledger.commits_of(row.sha256))
         and (ws.monitor.source.inbox / row.name).exists()
     ]
 
@@ -171,7 +172,9 @@ def score(ws: Workspace, progress: Progress = silent, backfill: Backfill = EVERY
         outcomes = run.score()
         cache.save()
     except VaeAnomalyError:
-        deliver_outbox(ws, ledger)  # of earlier runs, which have nothing to do with this
+        with contextlib.suppress(VaeAnomalyError):
+            for problem in deliver_outbox(ws, ledger):  # of earlier runs, which have nothing to do with this
+                logging.getLogger(__name__).warning("%s", problem)
         raise
     # after the scores: a receiver that does not answer must not delay them
     undelivered = deliver_outbox(ws, ledger)
@@ -475,6 +478,16 @@ def deliver_outbox(ws: Workspace, ledger: Ledger) -> list[str]:
 
     A receiver that does not take an alert is told no more of them by this run: that would take as long each time.
     """
+    problems: list[str] = []
+    try:
+        problems += _render(ledger)
+        _tell(ws, ledger, problems)
+    except Busy:
+        problems.append("another run tells the alerts; what it does not tell, the next run does.")
+    return problems
+
+
+def _render(ledger: Ledger) -> list[str]:
     store, problems = ledger.store, []
     with store.lock(store.outbox):
         for commit in ledger.unrendered():
@@ -483,6 +496,11 @@ def deliver_outbox(ws: Workspace, ledger: Ledger) -> list[str]:
                 store.replace(html, store.file(store.reports, commit.batch_id, ".html"))
             except StoreError as error:
                 problems.append(f"report of batch {commit.batch_id}: {error}")
+    return problems
+
+
+def _tell(ws: Workspace, ledger: Ledger, problems: list[str]) -> None:
+    store = ledger.store
     sinks: dict[str, dict[str, Any]] = {s.kind: s.model_dump(exclude={"kind"}) for s in ws.monitor.sinks}
     waiting: Counter[str] = Counter()  # alerts of the sinks that did not take one
     for alert in ledger.pending_alerts(list(sinks)):
@@ -495,11 +513,17 @@ def deliver_outbox(ws: Workspace, ledger: Ledger) -> list[str]:
                     continue
                 deliver(_alert(ws, store, alert.record), alert.sink, **sinks[alert.sink])
                 ledger.mark_delivered(alert.record.batch_id, alert.sink, idempotency_key=alert.idempotency_key)
+        except Busy:
+            raise
         except (VaeAnomalyError, OSError) as error:
             problems.append(f"sink {alert.sink!r}, batch {alert.record.batch_id}: {error}")
             if isinstance(error, DeliveryError):
                 waiting[alert.sink] = 0
-    return problems + [f"sink {sink!r}: {count} more alerts wait." for sink, count in waiting.items() if count]
+        except Exception as error:
+            # without its text, which may quote an address; the other sinks are told all the same
+            problems.append(f"sink {alert.sink!r}, batch {alert.record.batch_id}: {type(error).__name__}.")
+            waiting[alert.sink] = 0
+    problems += [f"sink {sink!r}: {count} more alerts wait." for sink, count in waiting.items() if count]
 
 
 def _alert(ws: Workspace, store: Store, record: Commit | Quarantine) -> Alert:

@@ -124,7 +124,7 @@ class Threshold:
         b, n = self.rank, len(self.calibration)
         low, high = betaincinv(b, n + 1 - b, [0.025, 0.975])
         target = self.target or f"target {self.alpha:.4g}"
-        return Promise(target, self.alpha, b / (n + 1), float(low), float(high), n)
+        return Promise(target, self.alpha, b / (n + 1), float(low), float(high), len(self.measured))
 
     def false_alarms(self, records: int) -> tuple[float, int, int]:
         """Expected number of false alarms among ``records`` normal records, and its central 95 % range."""
@@ -241,7 +241,7 @@ def pac(scores: np.ndarray, *, alpha: float = 0.01, delta: float = 0.05) -> Thre
     n = len(scores)
     b = _largest(n, lambda b: betainc(b, n + 1 - b, alpha) >= 1 - delta)
     if not b:
-        needed = math.ceil(math.log(delta) / math.log1p(-alpha))
+        needed = math.ceil(min(math.log(delta) / math.log1p(-alpha), 1e18))
         raise ConfigError(
             f"threshold.method pac with alpha {alpha!r} and delta {delta!r} must have {needed:,} calibration records or"
             f" more. Got {n:,}. Raise alpha or delta, or calibrate on more normal records."
@@ -280,9 +280,8 @@ def budget(scores: np.ndarray, *, alerts: int, records: int, confidence: float =
     b = _largest(n, lambda b: kept(b, n))
     if not b:
         # more than records (records / (1 - confidence)) never are needed: then even one alarm is unlikely
-        enough = bisect.bisect_left(
-            range(math.ceil(records / (1 - confidence)) + 1), True, key=lambda n: kept(1, n + 1)
-        )
+        most = math.ceil(min(records / (1 - confidence), 1e18)) + 1
+        enough = bisect.bisect_left(range(most), True, key=lambda n: kept(1, n + 1))
         raise ConfigError(
             f"threshold.method budget with {alerts} alerts among {records:,} records must have {enough + 1:,}"
             f" calibration records or more. Got {n:,}. Allow more alerts, or calibrate on more normal records."
@@ -300,11 +299,11 @@ def fixed(scores: np.ndarray, *, value: float) -> Threshold:
     ConfigError
         ``value`` is not finite, or below all of the calibration ``scores``: then every normal record would be flagged.
     """
-    scores = _ascending(scores)
-    if not math.isfinite(value) or value < scores[0]:
+    scores, value = _ascending(scores) + 0.0, value + 0.0  # a negative zero is a zero
+    if not len(scores) or not math.isfinite(value) or value < scores[0]:
         raise ConfigError(
-            f"threshold.value must be a finite number, at least the lowest calibration score {scores[0]:.6g}."
-            f" Got {value!r}."
+            "threshold.value must be a finite number, at least the lowest calibration score"
+            f" {scores[0] if len(scores) else '(there is none)'}. Got {value!r}."
         )
     above = len(scores) - int(np.searchsorted(scores, value, side="right"))
     known = np.insert(scores, len(scores) - above, value)

@@ -264,6 +264,7 @@ class Scorer:
         id = batch_id(delivery.name, delivery.sha256, again=len(before))
         ref = BatchRef(id, delivery.name, delivery.sha256, delivery.size)
         earlier = _earlier(ledger, ref, before)
+        superseding = _superseding(ref, earlier)
         origin = self._origin(ref)
         summary = BatchSummary(self.detector)
         extra = self._extra_columns(delivery)
@@ -294,7 +295,7 @@ class Scorer:
                 batch_name=ref.name,
                 batch_sha256=ref.sha256,
                 extra_columns=extra,
-                notes=_superseding(ref, earlier),
+                notes=superseding,
                 provenance={**origin, "schema_digest": self.detector.schema.digest},
             )
         content = report.to_json().encode()
@@ -313,7 +314,10 @@ class Scorer:
             config_digest=self.config_digest,
             contract_digest=self.contract_digest,
             code_version=code_version(),
-            alert=report.has_something_to_say,
+            # that the same records are decided again is no news
+            alert=(
+                dataclasses.replace(report, notes=report.notes[len(superseding) :]) if before else report
+            ).has_something_to_say,
             labelled=Labelled(summary.anomalies, summary.found) if summary.labelled else None,
             supersedes=earlier.batch_id if earlier else None,
         )

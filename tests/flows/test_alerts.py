@@ -14,8 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import receivers
 from pipeline_samples import cli, copy, deliver, table
 
-from vae_anomaly.sinks import posting
+from vae_anomaly.sinks import SINKS, Alert, posting
 from vae_anomaly.store.check import check
+from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.files import Store
 
 
@@ -94,5 +95,50 @@ def test_what_earlier_runs_left_is_told_where_nothing_can_be_scored(
         text = (folder / "monitor.yml").read_text()
         (folder / "monitor.yml").write_text(text.replace("inbox: inbox", "inbox: not_there"))
         said = cli("score", folder)
-    assert (said.code, len(said.errors)) == (2, 1)
+    assert (said.code, len(said.errors)) == (2, 1), said.err
     assert len(found.requests) == 3
+
+
+def test_a_sink_that_breaks_costs_the_others_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(alert: object) -> None:
+        raise RuntimeError("zq-secret")
+
+    monkeypatch.setitem(SINKS, "log", broken)
+    with (folder / "monitor.yml").open("a") as file:
+        file.write("sinks: [{kind: log}, {kind: file}]\n")
+    said = cli("score", folder, "--json")
+    assert said.code == 3
+    first, rest = json.loads(said.out)["undelivered_alerts"]
+    assert first.endswith(": RuntimeError.")
+    assert rest == "sink 'log': 2 more alerts wait."
+    assert "zq-secret" not in said.out + said.err
+    assert len(os.listdir(folder / "output" / "alerts")) == 6
+
+
+def test_what_another_run_has_told_meanwhile_is_not_told_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def also_others(alert: Alert) -> None:
+        told.append(alert.batch_id)
+        ledger = Ledger(Store(folder / "output"))
+        for due in ledger.pending_alerts(["log"]):  # another run, which has told all of them
+            ledger.mark_delivered(due.record.batch_id, "log", idempotency_key=due.idempotency_key)
+
+    monkeypatch.setitem(SINKS, "log", also_others)
+    with (folder / "monitor.yml").open("a") as file:
+        file.write("sinks: [{kind: log}]\n")
+    assert cli("score", folder).code == 3  # one file is refused
+    assert len(told) == 1
+
+
+def test_while_another_run_tells_this_one_says_so_and_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = Store.lock
+    monkeypatch.setattr(Store, "lock", lambda store, folder, *, patience=0.2: lock(store, folder, patience=patience))
+    store = Store(folder / "output").prepare("shops")
+    with lock(store, store.outbox):
+        said = cli("score", folder, "--json")
+    found = json.loads(said.out)
+    assert said.code == 3
+    assert len(found["batches"]) == 3
+    assert found["undelivered_alerts"] == ["another run tells the alerts; what it does not tell, the next run does."]
+    assert cli("score", folder).code == 0

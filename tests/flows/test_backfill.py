@@ -18,6 +18,7 @@ from pipeline_samples import Said, cli, copy, deliver, table, write_monitor
 from store_samples import tree
 from tracking_samples import without_figures
 
+from vae_anomaly import worker
 from vae_anomaly.detector import Detector
 from vae_anomaly.scoring import Backfill
 from vae_anomaly.store.check import check
@@ -145,9 +146,9 @@ def test_backfill_from_one_model_to_the_next(scored: Path) -> None:
     assert check(Store(output)) == []
 
 
-@pytest.mark.parametrize("lost", [False, True], ids=["scores kept", "scores lost"])
+@pytest.mark.parametrize("lost", ["", "gone", "altered", "other code"])
 def test_another_threshold_decides_again_and_computes_no_score(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     folder = copy(tmp_path)
     deliver(folder, **{"2026-03-01.parquet": table(60, 31, frauds=3), "2026-03-02.parquet": broken(table(60, 32))})
@@ -162,9 +163,14 @@ def test_another_threshold_decides_again_and_computes_no_score(
     monkeypatch.setattr(
         Detector, "detect", lambda self, records: computed.append(len(records)) or detect(self, records)
     )
-    if lost:
-        for name in before:
+    for name in before:
+        if lost == "gone":
             (folder / "output" / name).unlink()
+        elif lost == "altered":
+            content = (folder / "output" / name).read_bytes()
+            (folder / "output" / name).write_bytes(content[:-1] + b"?")
+    if lost == "other code":
+        monkeypatch.setattr(worker, "code_version", lambda: "0.0.0")
     assert cli("score", folder).code == 0
     said = run(folder, "2026-03", "2026-03", "--reprocess", "all", "--json")
     assert verdicts(said) == {"2026-03-01.parquet": "committed", "2026-03-02.parquet": "committed"}
@@ -179,7 +185,8 @@ def test_another_threshold_decides_again_and_computes_no_score(
         assert pc.sum(again["is_anomaly"]).as_py() > pc.sum(scores["is_anomaly"]).as_py()
         report = json.loads((folder / "output" / commit.report.file).read_text())
         assert "and threshold t-" in report["notes"][0]
-    if not lost:
+        assert commit.alert == (commit.flagged > 0 or bool(commit.unscorable))  # that it is decided again is no news
+    if lost in ("", "other code"):
         assert check(Store(folder / "output")) == []
 
 

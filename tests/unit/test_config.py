@@ -204,6 +204,13 @@ def test_import_is_light() -> None:
         ("sinks: [{kind: slack, url_env: 'https://x'}]", "sinks[0].url_env"),
         ("sinks: [{kind: email, host: h, sender: a, recipients: [b@c]}]", "sinks[0].sender"),
         ("sinks: [{kind: email, host: h, sender: a@b, recipients: []}]", "sinks[0].recipients"),
+        ("sinks: [{kind: email, host: h, sender: a@b, recipients: ['a:b@c.org;']}]", "sinks[0].recipients[0]"),
+        (
+            "sinks: [{kind: email, host: h, sender: a@b, recipients: [a@b], user_env: U, password_env: P,"
+            " security: none}]",
+            "must not send a password without encryption",
+        ),
+        ("sinks: [{kind: webhook, url_env: 'https://x/secret'}]", "Its value is not shown."),
         (
             "sinks: [{kind: email, host: h, sender: a@b, recipients: [b@c], user_env: U}]",
             "must have both of user_env and",

@@ -11,6 +11,7 @@ import email.policy
 import hashlib
 import hmac
 import json
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -145,7 +146,8 @@ INSIDE = [
     "127.0.0.1", "127.9.9.9", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
     "192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fe80::1%eth0",
     "fc00::1", "fd00:ec2::254", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1",
-    "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:a00:1::", "2001:db8::1", "2001:0:53aa:64c:0:0:80ff:fffe",
+    "64:ff9b::a9fe:a9fe", "fec0::1", "3fff::1",
+    "192.88.99.1", "2002:7f00:1::", "2002:a00:1::", "2001:db8::1", "2001:0:53aa:64c:0:0:80ff:fffe",
 ]  # fmt: skip
 OUTSIDE = ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"]
 
@@ -156,7 +158,15 @@ def test_no_connection_is_made_to_an_address_inside(
 ) -> None:
     assert not posting.public(address)
     named(address)
-    monkeypatch.setattr(socket, "create_connection", unwanted)
+    monkeypatch.setattr("urllib3.util.connection.create_connection", unwanted)
+    with pytest.raises(DeliveryError, match="must be a public host"):
+        deliver(ALERT, "webhook", url=f"https://{HOST}/hook")
+
+
+def test_a_host_with_a_public_and_a_private_address_is_not_public(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 443)) for address in ("1.1.1.1", "10.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: both)
+    monkeypatch.setattr("urllib3.util.connection.create_connection", unwanted)
     with pytest.raises(DeliveryError, match="must be a public host"):
         deliver(ALERT, "webhook", url=f"https://{HOST}/hook")
 
@@ -176,7 +186,7 @@ def test_addresses_outside_are_public(address: str) -> None:
      "https://localhost./", "https://[::1]/", "https://[::ffff:127.0.0.1]/"],
 )  # fmt: skip
 def test_an_address_inside_by_any_other_name_is_one(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "create_connection", unwanted)
+    monkeypatch.setattr("urllib3.util.connection.create_connection", unwanted)
     with pytest.raises(DeliveryError, match=r"must be a public host|must be the name of a host"):
         deliver(ALERT, "webhook", url=url)
 
@@ -259,10 +269,9 @@ def test_a_certificate_must_be_trusted_valid_and_for_the_host(
 
 @pytest.mark.parametrize(
     ("pieces", "pause"),
-    [([], 30.0), ([b"HTTP/1.1 200 OK\r\n"] + [b"x"] * 1000, 0.05),
-     ([b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n", *[b"x"] * 9], 0.1)],
-    ids=["says nothing", "drips headers", "drips a body"],
-)  # fmt: skip
+    [([], 30.0), ([b"HTTP/1.1 200 OK\r\n"] + [b"x"] * 1000, 0.05)],
+    ids=["says nothing", "drips headers"],
+)
 def test_a_slow_receiver_costs_no_more_than_the_patience(
     pieces: list[bytes], pause: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,11 +283,57 @@ def test_a_slow_receiver_costs_no_more_than_the_patience(
         assert time.monotonic() - start < 5
 
 
-def test_of_an_endless_answer_little_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(posting, "PATIENCE", 5.0)
-    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with receivers.dripping([head, *[b"10000\r\n" + b"x" * 65536 + b"\r\n"] * 3], 0.0) as port:
+@pytest.mark.parametrize(
+    "answer",
+    [b"Content-Length: 10\r\n\r\nx", b"Content-Length: 3\r\nContent-Encoding: gzip\r\n\r\nabc",
+     b"Transfer-Encoding: chunked\r\n\r\nnone\r\n", b"Transfer-Encoding: chunked\r\n\r\n10000\r\n" + b"x" * 65536],
+    ids=["short", "not gzip", "no chunk", "endless"],
+)  # fmt: skip
+def test_who_says_that_it_was_taken_is_told_once_whatever_else_it_says(answer: bytes) -> None:
+    with receivers.dripping([b"HTTP/1.1 200 OK\r\n" + answer], 0.0) as port:
+        start = time.monotonic()
         deliver(ALERT, "webhook", url=f"http://127.0.0.1:{port}", private=True)
+        assert time.monotonic() - start < 5
+
+
+def test_no_attempt_is_made_when_the_time_is_over() -> None:
+    made = []
+
+    def attempt() -> None:
+        made.append(1)
+        raise posting._Passing("not yet")
+
+    for left, expected in ((-1.0, 1), (60.0, 3)):
+        made.clear()
+        with pytest.raises(DeliveryError, match="not yet"):
+            posting._attempts(attempt, time.monotonic() + left)
+        assert len(made) == expected
+
+
+def test_no_log_has_the_address(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with receivers.dripping([b"HTTP/1.1 200 OK\r\nno header\r\nContent-Length: 0\r\n\r\n"], 0.0) as port:
+        monkeypatch.setenv("THE_URL", f"http://127.0.0.1:{port}/T0/B0/secret-token")
+        deliver(ALERT, "slack", url_env="THE_URL", private=True)
+    assert "secret-token" not in caplog.text
+    logging.getLogger("urllib3.connection").warning("others are heard")
+    assert "others are heard" in caplog.text
+
+
+@pytest.mark.parametrize("secret", ["whsec_", "whsec_é", "whsec_a"])
+def test_a_secret_that_is_none_is_refused(secret: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THE_SECRET", secret)
+    with pytest.raises(DeliveryError, match="must be base64 after whsec_") as caught:
+        deliver(ALERT, "webhook", url="https://example.org", secret_env="THE_SECRET")
+    assert "é" not in str(caught.value)
+
+
+def test_a_name_beyond_ascii_is_asked_for_as_it_is_in_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.getaddrinfo
+    with receivers.http() as found:
+        monkeypatch.setattr(socket, "getaddrinfo", lambda host, *args, **more: real("127.0.0.1", *args, **more))
+        deliver(ALERT, "webhook", url=f"http://bücher.example:{found.port}/", private=True)
+    assert found.requests[0][1]["host"] == f"xn--bcher-kva.example:{found.port}"
 
 
 # ---------------------------------------------------------------- the chat
@@ -343,7 +398,7 @@ def test_no_text_becomes_a_header(payload: str) -> None:
     letter = letter_of(forged, "a@x.org", ["b@x.org"])
     found = email.message_from_bytes(letter.as_bytes(), policy=email.policy.default)
     of_mime = {"Content-Type", "MIME-Version", "Content-Transfer-Encoding"}
-    assert set(found.keys()) == {"Subject", "From", "To", "Message-ID", "Auto-Submitted"} | of_mime
+    assert set(found.keys()) == {"Subject", "From", "To", "Message-ID", "Date", "Auto-Submitted"} | of_mime
     assert found["Bcc"] is None
 
 
@@ -378,6 +433,16 @@ def test_an_email_goes_over_tls_to_a_server_that_shows_its_certificate(
                 with pytest.raises(DeliveryError, match="SSLCertVerificationError"):
                     post_to(box, host=HOST, security="starttls")
         assert len(box.letters) == sent
+
+
+def test_a_password_that_cannot_be_sent_and_a_host_that_is_none_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THE_USER", "ann")
+    monkeypatch.setenv("THE_WORD", "päss")
+    with receivers.smtp() as box, pytest.raises(DeliveryError, match="Got UnicodeEncodeError") as caught:
+        post_to(box, user_env="THE_USER", password_env="THE_WORD")
+    assert "päss" not in str(caught.value)
+    with pytest.raises(DeliveryError, match="must take the message"):
+        post_to(receivers.Postbox(25), host="smtp..example.org")
 
 
 def test_a_silent_mail_server_costs_no_more_than_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Sequence
 from email.message import EmailMessage
 from email.policy import SMTP
+from email.utils import localtime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -56,8 +57,8 @@ def deliver_email(
                     server.starttls(context=context)
                 if login:
                     server.login(*login)
-                refused = server.send_message(letter)
-        except (OSError, smtplib.SMTPException) as error:
+                refused = server.send_message(letter, sender, list(recipients))
+        except (OSError, ValueError, smtplib.SMTPException) as error:  # ValueError: what it cannot encode
             raise DeliveryError(f"{host!r} must take the message. Got {type(error).__name__}.") from None
         if refused:
             raise DeliveryError(f"{host!r} must take the message for all. It refused {len(refused)} of the recipients.")
@@ -71,6 +72,7 @@ def message(alert: Alert, sender: str, recipients: Sequence[str]) -> EmailMessag
     letter["Subject"] = printable(f"[{alert.monitor}] {alert.title}")[:LONGEST_SUBJECT]
     letter["From"], letter["To"] = sender, ", ".join(recipients)
     letter["Message-ID"] = f"<{alert.idempotency_key}@vae-anomaly>"
+    letter["Date"] = localtime()
     letter["Auto-Submitted"] = "auto-generated"
     letter.set_content(alert.markdown.encode("utf-8", "backslashreplace").decode(), cte="quoted-printable")
     for path in alert.report_paths:

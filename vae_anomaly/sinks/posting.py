@@ -1,10 +1,11 @@
 """One POST to the receiver that the operator named, and to nobody that a name, an answer or a record leads to instead.
 
 Before anything is sent the address must be https, without user or password, and its host one of ``hosts`` where these
-are given. The host is resolved once, none of its IP addresses may be one of a private, local or reserved network, and
-the connection goes to the first of those that were checked: a name that resolves otherwise the next time leads nowhere.
-Redirects are not followed, proxies of the environment are not asked, at most 64 KiB of an answer are read, and ten
-seconds are all that it may take. ``private`` is for receivers inside: then any IP address and plain http will do.
+are given. For each attempt the host is resolved once, none of its IP addresses may be one of a private, local or
+reserved network, and the connection goes to the first of those that were checked: a name that resolves otherwise the
+next time leads nowhere. Redirects are not followed, proxies of the environment are not asked, of an answer the head is
+read, and ten seconds are all that it may take. ``private`` is for receivers inside: then any IP address and plain http
+will do.
 
 Messages name the host and never the rest of the address, which may be a secret.
 """
@@ -12,6 +13,7 @@ Messages name the host and never the rest of the address, which may be a secret.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import random
 import socket
@@ -24,9 +26,10 @@ from urllib.parse import SplitResult, urlsplit
 from vae_anomaly.errors import DeliveryError, printable
 
 PATIENCE = 10.0  # seconds for a delivery
-LARGEST_ANSWER = 64 * 2**10  # bytes
 PAUSES = (0.5, 2.0)  # seconds before another attempt, each a little more or less
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # answers after which it is worth another attempt
+INTERNET = ipaddress.ip_network("2000::/3")  # all of IPv6 that is given out
+APART = (ipaddress.ip_network("3fff::/20"), ipaddress.ip_network("192.88.99.0/24"))  # documentation, 6to4 relays
 TRANSLATED = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address is in the last bits
 
 
@@ -45,7 +48,12 @@ def post(
         The address is refused, or no attempt was answered so within ``PATIENCE`` seconds.
     """
     address = _checked(url, hosts, private=private)
-    within(PATIENCE, address.hostname or "", lambda: _attempts(lambda: _send(address, body, headers, private=private)))
+    deadline = time.monotonic() + PATIENCE
+
+    def attempt() -> None:
+        _send(address, body, headers, private=private, seconds=max(0.1, deadline - time.monotonic()))
+
+    within(PATIENCE, address.hostname or "", lambda: _attempts(attempt, deadline))
 
 
 def from_environment(name: str) -> str:
@@ -77,12 +85,15 @@ def within(seconds: float, host: str, work: Callable[[], None]) -> None:
         raise raised[0]
 
 
-def _attempts(attempt: Callable[[], None]) -> None:
+def _attempts(attempt: Callable[[], None], deadline: float) -> None:
     for pause in PAUSES:
         try:
             return attempt()
         except _Passing:
-            time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - so that not all come back at once
+            pause *= random.uniform(0.5, 1.5)  # noqa: S311 - so that not all come back at once
+            if time.monotonic() + pause > deadline:
+                raise
+            time.sleep(pause)
     return attempt()
 
 
@@ -96,21 +107,32 @@ def _checked(url: str, hosts: Sequence[str], *, private: bool) -> SplitResult:
         raise DeliveryError("the address of a receiver must begin with https:// (or http:// where private is true).")
     if address.username is not None or address.password is not None:
         raise DeliveryError("the address of a receiver must hold no user or password. Sign with secret_env.")
-    if hosts and host not in hosts:
+    if hosts and host not in map(str.lower, hosts):
         raise DeliveryError(
             f"the receiver must be one of {list(hosts)}. Got {printable(host)!r}; see hosts of the sink."
         )
     return address
 
 
-def _send(address: SplitResult, body: bytes, headers: Mapping[str, str], *, private: bool) -> None:
+_ours = threading.local()
+
+
+def _told_by_others(record: logging.LogRecord) -> bool:
+    """What urllib3 logs of our requests has the whole address in it."""
+    return not getattr(_ours, "sending", False)
+
+
+def _send(address: SplitResult, body: bytes, headers: Mapping[str, str], *, private: bool, seconds: float) -> None:
     import urllib3  # late: the command line must start quickly
 
+    for name in ("urllib3.connection", "urllib3.connectionpool"):
+        logging.getLogger(name).addFilter(_told_by_others)  # once: the same one is not added again
+    _ours.sending = True
     host, secure = address.hostname or "", address.scheme == "https"
     port = address.port or (443 if secure else 80)
     ip = _resolved(host, port, private=private)
     target = (address.path or "/") + (f"?{address.query}" if address.query else "")
-    options: dict[str, Any] = {"timeout": PATIENCE, "maxsize": 1, "retries": False}
+    options: dict[str, Any] = {"timeout": seconds, "maxsize": 1, "retries": False}
     pool = (
         urllib3.HTTPSConnectionPool(
             ip, port, cert_reqs="CERT_REQUIRED", server_hostname=host, assert_hostname=host, **options
@@ -118,16 +140,24 @@ def _send(address: SplitResult, body: bytes, headers: Mapping[str, str], *, priv
         if secure
         else urllib3.HTTPConnectionPool(ip, port, **options)
     )
-    named = {"Host": address.netloc, "User-Agent": "vae-anomaly", **headers}
     try:
+        shown = f"[{host}]" if ":" in host else host.encode("idna").decode()
+        named = {
+            "Host": f"{shown}:{address.port}" if address.port else shown,
+            "User-Agent": "vae-anomaly",
+            "Connection": "close",
+        }
         with pool:
-            answer = pool.urlopen("POST", target, body=body, headers=named, redirect=False, preload_content=False)
-            answer.read(LARGEST_ANSWER)
+            answer = pool.urlopen(
+                "POST", target, body=body, headers=named | headers, redirect=False, preload_content=False
+            )
             answer.close()
     except urllib3.exceptions.SSLError as error:
         raise DeliveryError(f"{printable(host)!r} must show a valid certificate. It did not: {_why(error)}.") from None
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise _Passing(f"{printable(host)!r} must be reachable. Got {type(error).__name__}.") from None
+    except ValueError as error:
+        raise DeliveryError(f"{printable(host)!r} and the headers must be text. Got {type(error).__name__}.") from None
     if not 200 <= answer.status < 300:
         kind = _Passing if answer.status in PASSING else DeliveryError
         what = "a redirect, which is not followed" if 300 <= answer.status < 400 else "another one"
@@ -160,6 +190,6 @@ def public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped or ip in TRANSLATED:
             return public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
-        if ip.sixtofour or ip.teredo:  # tunnels that nobody needs any more
+        if ip not in INTERNET or ip.sixtofour or ip.teredo:  # the last two are tunnels that nobody needs any more
             return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved and not any(ip in network for network in APART)

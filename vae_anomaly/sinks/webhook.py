@@ -9,10 +9,11 @@ idempotency key, the same for each repeat, ``webhook-timestamp`` the seconds sin
 from __future__ import annotations
 
 import base64
-import binascii
+import contextlib
 import hashlib
 import hmac
 import json
+import os
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -73,8 +74,8 @@ def signature(secret: bytes, key: str, seconds: int, body: bytes) -> str:
 
 def _secret(text: str) -> bytes:
     if not text.startswith("whsec_"):
-        return text.encode()
-    try:
-        return base64.b64decode(text.removeprefix("whsec_"), validate=True)
-    except binascii.Error:
-        raise DeliveryError("the secret of a webhook must be base64 after whsec_. It is not.") from None
+        return os.fsencode(text)
+    with contextlib.suppress(ValueError):  # binascii's error is one
+        if secret := base64.b64decode(text.removeprefix("whsec_"), validate=True):
+            return secret
+    raise DeliveryError("the secret of a webhook must be base64 after whsec_. It is not, or is empty.")
