@@ -341,9 +341,12 @@ def test_a_name_beyond_ascii_is_asked_for_as_it_is_in_the_network(monkeypatch: p
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_nothing_in_a_message_to_a_chat_is_markup(payload: str) -> None:
-    found = slack_message(Alert("m", "b-1", "k", f"{payload} <!channel> @here <https://x.org|ok> *b* &lt;", ""))
+    found = slack_message(
+        Alert("m", "b-1", "k", f"{payload} <!channel> @here <https://x.org|ok> WWW.x.org *b* &lt;", "")
+    )
     text = str(found["text"])
     assert not set("<>") & set(text)
+    assert "www." not in text.lower()
     for mark in "@#*_~`[]:!|":
         assert all(text[i + 1 : i + 2] == "\u200b" for i, sign in enumerate(text) if sign == mark)
     (block,) = found["blocks"]  # type: ignore[misc]

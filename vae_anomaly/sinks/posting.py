@@ -146,11 +146,10 @@ def _send(address: SplitResult, body: bytes, headers: Mapping[str, str], *, priv
             "Host": f"{shown}:{address.port}" if address.port else shown,
             "User-Agent": "vae-anomaly",
             "Connection": "close",
+            **headers,
         }
         with pool:
-            answer = pool.urlopen(
-                "POST", target, body=body, headers=named | headers, redirect=False, preload_content=False
-            )
+            answer = pool.urlopen("POST", target, body=body, headers=named, redirect=False, preload_content=False)
             answer.close()
     except urllib3.exceptions.SSLError as error:
         raise DeliveryError(f"{printable(host)!r} must show a valid certificate. It did not: {_why(error)}.") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ def message(alert: Alert) -> dict[str, object]:
 def _without_markup(text: str) -> str:
     for mark, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         text = text.replace(mark, name)
+    text = re.sub(r"(?i)www(?=\.)", rf"\g<0>{BREAK}", text)
     for mark in "@#*_~`[]:!|":
         text = text.replace(mark, mark + BREAK)
     return text
