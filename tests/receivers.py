@@ -14,6 +14,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from vae_anomaly.sinks import Alert
+
+ALERT = Alert(
+    monitor="payments",
+    batch_id="2026-01-05-0123456789ab",
+    idempotency_key="k" * 64,
+    title="9 of 1,200 records flagged where 6.0 are expected.",
+    markdown="# 9 flagged\n\nGröße 3 — ok\n",
+)
+
 
 @dataclass
 class Receiver:

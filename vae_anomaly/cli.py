@@ -167,7 +167,7 @@ def _show_fit(ws: Workspace, outcome: FitOutcome) -> None:
         f"False-alarm rate: {threshold.target or f'target {promise.alpha:.2%}'}, expected {promise.expected:.2%}, "
         f"95 % range {promise.low:.2%} to {promise.high:.2%} with {promise.calibration_records:,} calibration records."
     )
-    for records in sorted({100, 1000, *map(int, filter(None, [threshold.options.get("records")]))}):
+    for records in sorted({100, 1000, int(threshold.options.get("records", 100))}):
         expected, low, high = threshold.false_alarms(records)
         say(f"  of {records:,} normal records, {expected:.1f} are expected to be flagged (95 % range {low} to {high})")
     recall = outcome.assessment.recall

@@ -1008,8 +1008,11 @@ def _set(data: dict[str, Any], variable: str, path: tuple[str, ...], value: obje
 # ---- faults ----
 
 _Config = TypeVar("_Config", bound=BaseModel)
-_SECRET = {"tracking_uri", "registry_uri", "artifact_root", "credentials_env"}
-_SECRET |= {"url", "url_env", "secret_env", "user_env", "password_env"}  # a value may stand where its name belongs
+_SECRET = {
+    *("tracking_uri", "registry_uri", "artifact_root", "url"),
+    # a value may stand where the name of its variable belongs
+    *("credentials_env", "url_env", "secret_env", "user_env", "password_env"),
+}
 _PHRASES = {
     "missing": "must be given",
     "model_type": "must be a mapping of keys and values",

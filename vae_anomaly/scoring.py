@@ -137,13 +137,14 @@ def plan(ws: Workspace, backfill: Backfill) -> list[BatchState]:
     from vae_anomaly.tracking import Tracker
 
     found = Tracker(ws.mlflow).resolve(ws.monitor.name, backfill.version or "champion", cache=ws.model_cache)
-    by, ledger = (found.digest, config_digest(ws.monitor)), Ledger(ws.store)
+    by = found.digest, config_digest(ws.monitor)
+    done = {c.sha256 for c in Ledger(ws.store).commits() if (c.model.digest, c.config_digest) == by}
     return [
         row
         for row in status(ws)
         if backfill.covers(row.name)
         and backfill.includes(row.state)
-        and not any((c.model.digest, c.config_digest) == by for c in ledger.commits_of(row.sha256))
+        and row.sha256 not in done
         and (ws.monitor.source.inbox / row.name).exists()
     ]
 

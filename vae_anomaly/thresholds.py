@@ -38,15 +38,8 @@ import numpy as np
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.registry import build
 
-ALPHAS = (
-    0.001,
-    0.002,
-    0.005,
-    0.01,
-    0.02,
-    0.05,
-    0.1,
-)  # customary ones, the smallest of which is chosen for who has none
+# customary ones, the smallest of which that n supports is chosen for who names none
+ALPHAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 
 @dataclass(frozen=True)
@@ -85,10 +78,9 @@ class Threshold:
     @property
     def measured(self) -> np.ndarray:
         """The held-out normal scores, ascending."""
-        return self.calibration if self.cut is None else np.delete(self.calibration, self._place(self.cut))
-
-    def _place(self, score: float) -> int:
-        return int(np.searchsorted(self.calibration, score))
+        if self.cut is None:
+            return self.calibration
+        return np.delete(self.calibration, np.searchsorted(self.calibration, self.cut))
 
     @property
     def rank(self) -> int:
@@ -179,14 +171,18 @@ def allowed_exceedances(alpha: float, n: int) -> int:
 
 def require_supported(alpha: float, n: int) -> None:
     """Raise :class:`ConfigError` where ``n`` calibration records cannot hold ``alpha``: it must be >= 1 / (n + 1)."""
-    if not 0 < alpha < 1:
-        raise ConfigError(f"threshold.alpha must be greater than 0 and less than 1. Got {alpha!r}.")
+    _require_share("alpha", alpha)
     if allowed_exceedances(alpha, n) < 1:
         needed = math.ceil(1 / Fraction(repr(float(alpha)))) - 1
         raise ConfigError(
             f"threshold.alpha must be at least 1 / (n + 1) = {1 / (n + 1):.4g} for {n} calibration records."
             f" Got {alpha!r}. Raise alpha, or calibrate on {needed} normal records or more."
         )
+
+
+def _require_share(name: str, share: float) -> None:
+    if not 0 < share < 1:
+        raise ConfigError(f"threshold.{name} must be greater than 0 and less than 1. Got {share!r}.")
 
 
 def supported_alpha(calibration_records: int) -> float:
@@ -235,9 +231,8 @@ def pac(scores: np.ndarray, *, alpha: float = 0.01, delta: float = 0.05) -> Thre
     from scipy.special import betainc
 
     scores = _ascending(scores)
-    for name, share in (("alpha", alpha), ("delta", delta)):
-        if not 0 < share < 1:
-            raise ConfigError(f"threshold.{name} must be greater than 0 and less than 1. Got {share!r}.")
+    _require_share("alpha", alpha)
+    _require_share("delta", delta)
     n = len(scores)
     b = _largest(n, lambda b: betainc(b, n + 1 - b, alpha) >= 1 - delta)
     if not b:
@@ -270,8 +265,7 @@ def budget(scores: np.ndarray, *, alerts: int, records: int, confidence: float =
         raise ConfigError(
             f"threshold.alerts must be at least 0 and less than threshold.records. Got {alerts!r} of {records!r}."
         )
-    if not 0 < confidence < 1:
-        raise ConfigError(f"threshold.confidence must be greater than 0 and less than 1. Got {confidence!r}.")
+    _require_share("confidence", confidence)
 
     def kept(b: int, n: int) -> bool:
         return at_least(alerts + 1, records, b, n) <= (1 - confidence) * (1 + 1e-9)  # it is rounded

@@ -76,6 +76,13 @@ def killed_in(rounds: Rounds, phase: str, moment: float, patience: float) -> str
     return rounds.phases.now if wait(child) == -signal.SIGKILL else None
 
 
+def healed(rounds: Rounds, reference: dict[str, str], keys: Counter[str], *, again: bool = True) -> list[str]:
+    """What is wrong after one more whole run, or as it is where none is to come ``again``."""
+    if again and (code := wait(forked(rounds.score))):
+        return [f"the next run ended with {code}"]
+    return rounds.faults(reference, keys, complete=True)
+
+
 def kill_in_each(rounds: Rounds, kills: int, seed: int) -> dict[str, Any]:
     """Kills in each phase, ``kills`` of them, and a whole run after each: some phases are too short for chance."""
     noise = random.Random(seed)
@@ -87,10 +94,7 @@ def kill_in_each(rounds: Rounds, kills: int, seed: int) -> dict[str, Any]:
             rounds.fresh()
             found = killed_in(rounds, phase, noise.uniform(0, 0.002), 2 * duration)
             hit.update([found] if found else [])
-            wrong = rounds.faults(reference, keys, complete=False)
-            if not wrong and (code := wait(forked(rounds.score))):
-                wrong = [f"the next run ended with {code}"]
-            wrong = wrong or rounds.faults(reference, keys, complete=True)
+            wrong = rounds.faults(reference, keys, complete=False) or healed(rounds, reference, keys)
             bad += [f"{phase}, {number}: {wrong[0]}"] if wrong else []
             if found == phase:
                 break
@@ -119,9 +123,7 @@ def kill(rounds: Rounds, kills: int, seed: int, *, enough: int) -> dict[str, Any
             if not phase:  # it was over already
                 late += 1
                 break
-        if phase and not wrong and (code := wait(forked(rounds.score))):
-            wrong = [f"the next run ended with {code}"]
-        wrong = wrong or rounds.faults(reference, keys, complete=True)
+        wrong = wrong or healed(rounds, reference, keys, again=bool(phase))
         bad += [f"round {number}: {wrong[0]}"] if wrong else []
     return {"seed": seed, "seconds": duration, "kills": hit, "late": late, "rounds": number, "bad": bad,
             "files": len(reference)}  # fmt: skip

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import receivers
 from hostile_samples import PAYLOADS
+from receivers import ALERT
 
 from vae_anomaly.errors import DeliveryError
 from vae_anomaly.sinks import Alert, deliver, posting
@@ -28,13 +29,6 @@ from vae_anomaly.sinks.email import message as letter_of
 from vae_anomaly.sinks.slack import message as slack_message
 from vae_anomaly.sinks.webhook import signature
 
-ALERT = Alert(
-    monitor="payments",
-    batch_id="2026-01-05-0123456789ab",
-    idempotency_key="k" * 64,
-    title="9 of 1,200 records flagged where 6.0 are expected.",
-    markdown="# 9 flagged\n\nGröße 3 — ok\n",
-)
 HOST = "alerts.example.org"
 
 

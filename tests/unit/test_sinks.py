@@ -5,21 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from receivers import ALERT as SHORT
 
 from vae_anomaly.errors import ConfigError, StoreError, printable
 from vae_anomaly.sinks import SINKS, Alert, deliver
 
-ALERT = Alert(
-    monitor="payments",
-    batch_id="2026-01-05-0123456789ab",
-    idempotency_key="k" * 64,
-    title="9 of 1,200 records flagged where 6.0 are expected.",
-    markdown="# 9 flagged\n",
-    report_paths=(Path("reports/2026-01-05-0123456789ab.html"),),
-)
+ALERT = replace(SHORT, markdown="# 9 flagged\n", report_paths=(Path("reports/2026-01-05-0123456789ab.html"),))
 
 
 def options(kind: str, folder: Path) -> dict[str, object]:
