@@ -7,7 +7,7 @@ STAMP := .venv/installed
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --progress-bar off --no-deps
 TOOLS := .venv-tools/bin
 
-.PHONY: demo test test-slow test-faults bench ui lock audit sbom clean
+.PHONY: demo test test-slow test-faults test-statistics bench ui lock audit sbom clean
 
 demo: $(STAMP)
 	$(BIN)/vae-anomaly demo
@@ -16,13 +16,16 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not faults"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not faults and not statistics"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -s -m faults
+
+test-statistics: $(STAMP)
+	$(BIN)/python -m pytest tests/contracts/test_thresholds.py tests/statistics
 
 bench: $(STAMP)
 	$(INSTALL) -r locks/bench.txt

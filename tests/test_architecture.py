@@ -24,7 +24,7 @@ ROWS = (
     ("nn", "views"),
     ("likelihoods",),
     ("vae",),
-    ("models", "preprocessing", "objectives", "scores", "thresholds"),
+    ("models", "preprocessing", "objectives", "scores", "thresholds", "drift"),
     ("training",),
     ("detector",),
     ("explain", "fitting", "latent"),

@@ -356,6 +356,7 @@ def status(monitor: Monitor, as_json: Json = False) -> None:
         said = ""
         if isinstance(s.record, Commit):
             said = f"{s.record.flagged:,} of {s.record.scored:,} flagged, model version {s.record.model.version}"
+            said += ", shifted as a whole" if s.record.drifted else ""
         elif isinstance(s.record, Attempts):
             said = f"attempt {s.record.count} of {scoring.TRIES}: {s.record.problem}"
         elif s.record:

@@ -442,6 +442,15 @@ class BudgetConfig(_MethodConfig):
     confidence: OpenShare = Field(default=0.95, description="Probability, in (0, 1), that there are no more.")
 
 
+class DriftConfig(_Section):
+    """When a batch has changed as a whole, and its flagged records are no news one by one."""
+
+    distance: OpenShare = Field(
+        default=0.1,
+        description="Smallest change, in (0, 1), of the distribution of the scores or of a column that is called one.",
+    )
+
+
 class FixedConfig(_MethodConfig):
     """What scores higher than a number is flagged, whatever that promises."""
 
@@ -598,6 +607,7 @@ class MonitorConfig(_Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="The optimiser's run.")
     score: ScoreConfig = Field(default_factory=ScoreConfig, description="The anomaly score of a record.")
     threshold: ThresholdConfig = Field(default_factory=ConformalConfig, description="When a score is an anomaly.")
+    drift: DriftConfig = Field(default_factory=DriftConfig, description="When a batch has changed as a whole.")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="When to look for batches.")
     output: LocalPath = Field(default=Path("output"), description="Folder of all results.")
     sinks: tuple[SinkConfig, ...] = Field(
@@ -853,7 +863,7 @@ def load_mlflow(path: str | Path | None, near: Path, env: Mapping[str, str] = os
 
 
 def config_digest(config: MonitorConfig) -> str:
-    """SHA-256 (64 hexadecimal digits) of what determines the scores.
+    """SHA-256 (64 hexadecimal digits) of what determines the scores and what is said of them.
 
     Paths, schedule, sinks and execution are left out; the order of the columns, which is the model's, counts.
     """
@@ -861,6 +871,8 @@ def config_digest(config: MonitorConfig) -> str:
     content = config.model_dump(mode="json", include=keys | {"seed", "columns"})
     content["columns"] = list(content["columns"].items())
     content |= {key: getattr(config.source, key).model_dump(mode="json") for key in ("csv", "lines")}
+    if config.drift != DriftConfig():  # it is newer than many a digest
+        content["drift"] = config.drift.model_dump(mode="json")
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -108,13 +108,14 @@ def show_score(ws: Workspace, outcome: ScoreOutcome) -> None:
             if c:
                 found = f"{c.labelled.found} of {c.labelled.anomalies}" if c.labelled else ""
                 lost = f"{c.rows - c.scored}"
-                rows.append([b.name, f"{c.rows:,}", f"{c.flagged:,}", f"{c.expected_flagged:.1f}", found, lost, ""])
+                remark = "shifted as a whole" if c.drifted else ""
+                rows.append([b.name, f"{c.rows:,}", f"{c.flagged:,}", f"{c.expected_flagged:.1f}", found, lost, remark])
             else:
                 why = f"{q.rule}{f': {q.column}' if q.column else ''}" if q else f"failed: {b.problem}"
                 rows.append([b.name, "", "", "", "", "", why])
         table(
             f"{ws.monitor.name}, model version {outcome.model.version if outcome.model else '-'}",
-            ["batch", "records", "flagged", "expected false alarms", "found of labelled", "unscorable", "quarantined"],
+            ["batch", "records", "flagged", "expected false alarms", "found of labelled", "unscorable", "remark"],
             rows,
         )
         for b in outcome.batches:

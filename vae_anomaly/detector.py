@@ -114,6 +114,15 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """How many normal ``records`` took no part in training, and their cells (Q, 3) of each column: missing, never seen
+    in training, beyond its range."""
+
+    records: int
+    cells: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
 class Detector:
     """Everything that turns records into decisions."""
 
@@ -125,6 +134,7 @@ class Detector:
     threshold: Threshold
     reference: Reference
     provenance: Mapping[str, str]
+    held_out: HeldOut | None = None  # detectors of an earlier version have none
 
     @property
     def vae(self) -> VAE:
@@ -229,6 +239,8 @@ class Detector:
             "reference_ids": list(self.reference.record_ids),
             "provenance": dict(self.provenance),
         }
+        if self.held_out:
+            head["held_out"] = {"records": self.held_out.records, "cells": self.held_out.cells}
         weights = tensors_to_bytes({k: v.contiguous() for k, v in sorted(self._tensors().items())})
         return {"detector.json": _json(head), "weights.safetensors": weights}
 
@@ -314,7 +326,18 @@ def _rebuild(folder: Path, head: Mapping[str, Any], weights: bytes) -> Detector:
     inputs = Inputs(kept["x"], kept.get("observed"), context=kept.get("context"))
     reference = Reference(inputs, tuple(head["reference_ids"]))
     schema = Schema.from_dict(head["schema"])
-    detector = Detector(schema, preprocessor, model, score, members, threshold, reference, head["provenance"])
+    held_out = head.get("held_out")
+    detector = Detector(
+        schema,
+        preprocessor,
+        model,
+        score,
+        members,
+        threshold,
+        reference,
+        head["provenance"],
+        HeldOut(held_out["records"], tuple((c[0], c[1], c[2]) for c in held_out["cells"])) if held_out else None,
+    )
     if odd := sorted(detector._tensors().keys() ^ tensors.keys()):
         raise ArtifactError(f"{folder / 'weights.safetensors'} must hold the detector's tensors. Got other {odd[:5]}.")
     return detector

@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 
 from vae_anomaly.batch import Records
-from vae_anomaly.detector import Detector, Member, Part, Reference, fitted_members, over_chunks, parts_of
+from vae_anomaly.detector import Detector, HeldOut, Member, Part, Reference, fitted_members, over_chunks, parts_of
 from vae_anomaly.errors import ConfigError, DataError, TrainingError, suggestion
 from vae_anomaly.models import BUILDERS, MODELS, build_model, default_model, default_score
 from vae_anomaly.objectives import BetaElbo
@@ -184,8 +184,14 @@ def _fit(
             )
         )
     threshold = calibrated(recipe.threshold.kind, calibration, recipe.threshold.options)
-    detector = replace(detector, threshold=threshold)
+    detector = replace(detector, threshold=threshold, held_out=_held_out(preprocessor, records, splits))
     return Fit(detector, epochs[0], plans[0], splits, held_out["validation"])
+
+
+def _held_out(preprocessor: Preprocessor, records: Records, splits: Mapping[str, np.ndarray]) -> HeldOut:
+    chosen = np.concatenate([splits["validation"], splits["calibration"]])
+    cells = preprocessor.quality(records.take(chosen), np.ones(len(chosen), bool))
+    return HeldOut(len(chosen), tuple((int(a), int(b), int(c)) for a, b, c in cells))
 
 
 def _require_calibration(recipe: Recipe, splits: Mapping[str, np.ndarray]) -> None:

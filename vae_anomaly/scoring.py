@@ -413,6 +413,7 @@ class _Run:
         counts = {
             "batches.committed": len(commits),
             "batches.quarantined": sum(b.verdict == "quarantined" for b in outcome.batches),
+            "batches.drifted": sum(c.drifted for c in commits),
             "batches.failed": sum(b.verdict == "failed" for b in outcome.batches),
             "records": sum(c.rows for c in commits),
             "records.flagged": sum(c.flagged for c in commits),
@@ -532,7 +533,8 @@ def _alert(ws: Workspace, store: Store, record: Commit | Quarantine) -> Alert:
     if isinstance(record, Commit):
         report = read_report(store, record.batch_id)
         paths = tuple(store.file(store.reports, record.batch_id, suffix) for suffix in (".html", ".json"))
-        return Alert(ws.monitor.name, record.batch_id, key, report.verdict, to_markdown(report), paths)
+        kind: Literal["anomalies", "drift"] = "drift" if report.drifted else "anomalies"
+        return Alert(ws.monitor.name, record.batch_id, key, report.verdict, to_markdown(report), paths, kind)
     fields = (record.rule, record.problem, record.remedy, record.column, tuple(record.first_rows), record.count)
     notice = QuarantineNotice(ws.monitor.name, record.batch_id, record.name, *fields)
     reason = store.file(store.quarantine, record.batch_id, ".json")

@@ -4,31 +4,50 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from vae_anomaly.batch import Detections, Records, concatenate
-from vae_anomaly.detector import Detector
-from vae_anomaly.explain import explain, reference_values, shortened
+from vae_anomaly.detector import Detector, HeldOut
+from vae_anomaly.drift import DISTANCE, RATE, SAMPLE, spread
+from vae_anomaly.explain import column_shifts, compared, explain, reference_values, score_shift, shortened
 from vae_anomaly.preprocessing.tabular import ColumnState
-from vae_anomaly.report.model import ColumnQuality, FlaggedRecord, Neighbour, Report, ScoreHistogram
+from vae_anomaly.report.model import (  # fmt: skip
+    ColumnQuality,
+    FlaggedRecord,
+    Neighbour,
+    Report,
+    ScoreHistogram,
+    Shift,
+    is_mostly_flagged,
+)
+from vae_anomaly.thresholds import at_least
 
 SHOWN = 50
 CONTRIBUTIONS = 8
 KEPT_SCORES = 200_000
 COUNTED_IDS = 2_000_000
-# A rate warns when it is this unlikely under the training rate: with 100 columns and a batch an hour, one false
-# warning in more than ten years.
-WARN_P = 1e-8
-MANY_UNSEEN = 0.2  # share of lines with words never seen from which on it is the source that looks new
+
+
+class _Sampled(NamedTuple):
+    """Records that are kept of a chunk: their rows, whether each is flagged, and the values that are compared."""
+
+    rows: np.ndarray
+    flagged: np.ndarray
+    values: Mapping[str, np.ndarray]
+
+    def where(self, kept: np.ndarray) -> _Sampled:
+        """Those records only."""
+        return _Sampled(self.rows[kept], self.flagged[kept], {name: v[kept] for name, v in self.values.items()})
 
 
 class BatchSummary:
     """Counts, the strangest records and data quality of one batch; the one mutable thing of a scoring run."""
 
-    def __init__(self, detector: Detector) -> None:
-        self.detector = detector
+    def __init__(self, detector: Detector, least_shift: float = DISTANCE) -> None:
+        self.detector, self.least_shift = detector, least_shift
         self.rows = self.scored = self.flagged = self.anomalies = self.found = 0
         self.labelled = False
         self.unscorable: Counter[str] = Counter()
@@ -37,6 +56,8 @@ class BatchSummary:
         self._stride, self._kept = 1, 0
         self._ids: list[np.ndarray] = []
         self._top: tuple[Records, np.ndarray, np.ndarray] | None = None
+        self._sample: list[_Sampled] = []
+        self._halvings = 0
 
     def add(self, records: Records, detections: Detections) -> None:
         """Take in one chunk, in the batch's order."""
@@ -54,6 +75,36 @@ class BatchSummary:
         if self.detector.schema.record_id and self.rows <= COUNTED_IDS:  # else they are the numbers of the rows
             self._ids.append(pd.util.hash_array(records.record_ids.astype(object), categorize=False))
         self._keep_strangest(records, detections)
+        self._keep_sample(records, detections, good)
+
+    def _keep_sample(self, records: Records, detections: Detections, good: np.ndarray) -> None:
+        """The same records of a batch whatever its chunks are: as many as fit when every second is left out again."""
+        rows = records.first_row + np.arange(len(records))
+        chosen = np.flatnonzero(good & spread(rows, self._halvings))
+        while len(chosen) + sum(len(part.rows) for part in self._sample) > 2 * SAMPLE:
+            self._halvings += 1
+            chosen = chosen[spread(rows[chosen], self._halvings)]
+            self._sample = [part.where(spread(part.rows, self._halvings)) for part in self._sample]
+        values = compared(self.detector, self.detector.encode(records.take(chosen)))
+        self._sample.append(_Sampled(rows[chosen], detections.is_anomaly[chosen], values))
+
+    def _shifts(self) -> tuple[Shift, ...]:
+        """How the batch has shifted as a whole, the scores first; these and the columns have half of the rate each.
+
+        Compared are the records that are not flagged, which a few far ones leave as they are: given the threshold their
+        scores are exchangeable with the calibration scores below it. Where most are flagged it is all records.
+        """
+        threshold, scores = self.detector.threshold, self.scores
+        calibration, sample, slack = threshold.calibration, self._sample, 0.0
+        if not is_mostly_flagged(self.flagged, self.scored):
+            calibration, scores = calibration[: -threshold.rank], scores[~threshold.flag(scores)]
+            sample, slack = [part.where(~part.flagged) for part in sample], threshold.promise.expected
+        found = score_shift(calibration, scores, level=RATE / 2, least=self.least_shift)
+        if not sample:
+            return ()
+        values = {name: np.concatenate([part.values[name] for part in sample]) for name in sample[0].values}
+        columns = column_shifts(self.detector, values, level=RATE / 2, slack=slack, least=self.least_shift)
+        return (found, *columns) if found else columns
 
     def _keep_scores(self, scores: np.ndarray) -> None:
         self._scores.append(scores[:: self._stride])
@@ -94,6 +145,7 @@ class BatchSummary:
         threshold = self.detector.threshold
         expected, low, high = threshold.false_alarms(self.scored)
         promise = threshold.promise
+        held_out = self.detector.held_out or _assumed(self.detector)
         return Report(
             monitor=monitor,
             batch_id=batch_id,
@@ -111,13 +163,14 @@ class BatchSummary:
             threshold_value=threshold.value,
             calibration_records=promise.calibration_records,
             score_name=self.detector.score_part.kind,
-            columns=tuple(map(self._column, self.detector.preprocessor.all_states, self._quality)),
+            columns=tuple(map(self._column, self.detector.preprocessor.all_states, self._quality, held_out.cells)),
             histogram=ScoreHistogram.of(threshold.calibration.tolist(), self.scores.tolist()),
             records=tuple(self._flagged_records()),
             notes=(*notes, *self._notes()),
             extra_columns=tuple(extra_columns),
             provenance=dict(provenance),
             labelled={"anomalies": self.anomalies, "found": self.found} if self.labelled else None,
+            shifts=self._shifts(),
         )
 
     def _flagged_records(self) -> list[FlaggedRecord]:
@@ -151,7 +204,7 @@ class BatchSummary:
             )
         return out
 
-    def _column(self, state: ColumnState, counts: np.ndarray) -> ColumnQuality:
+    def _column(self, state: ColumnState, counts: np.ndarray, usual: Sequence[int]) -> ColumnQuality:
         missing, unseen, beyond = (int(n) for n in counts)
         rows = max(self.scored, 1)
         return ColumnQuality(
@@ -161,21 +214,29 @@ class BatchSummary:
             missing_in_training=state.missing,
             unseen=unseen / rows,
             beyond_range=beyond / rows,
-            warning=self._warning(state, missing, unseen),
+            warning=self._warning(state, (missing, unseen, beyond), usual),
         )
 
-    def _warning(self, state: ColumnState, missing: int, unseen: int) -> str:
-        from scipy.special import bdtrc  # imported late, like every use of scipy
+    def _warning(self, state: ColumnState, counts: Sequence[int], usual: Sequence[int]) -> str:
+        """What is unusual about the cells of a column, of which the held-out records have ``usual``, in a sentence.
 
-        usual = (state.missing * len(self.detector.reference.inputs) + 1) / (len(self.detector.reference.inputs) + 2)
-        if missing and bdtrc(missing - 1, self.scored, usual) < WARN_P:
-            return f"{missing / self.scored:.1%} of the cells are missing; in training {state.missing:.1%} were."
+        At most a share ``RATE`` of normal batches has a warning, but for the first values never seen: where no held-out
+        record has such a value, one is told whatever its chance.
+        """
+        held_out = self.detector.held_out or _assumed(self.detector)
+        level = RATE / (len(counts) * len(held_out.cells))
+        missing, unseen, beyond = (
+            count > 0 and at_least(count, self.scored, known + 1, held_out.records) <= level
+            for count, known in zip(counts, usual, strict=True)
+        )
+        share = [f"{count / max(self.scored, 1):.1%}" for count in counts]
+        if missing:
+            return f"{share[0]} of the cells are missing; in training {state.missing:.1%} were."
         if state.kind == "text":
-            share = unseen / max(self.scored, 1)
-            return f"{share:.1%} of the lines hold words never seen in training." if share > MANY_UNSEEN else ""
-        if unseen:
-            return f"{unseen:,} cells hold values never seen in training."
-        return ""
+            return f"{share[1]} of the lines hold words never seen in training." if unseen else ""
+        if unseen or (counts[1] and not usual[1]):
+            return f"{counts[1]:,} cells hold values never seen in training."
+        return f"{share[2]} of the cells lie beyond the range of the training records." if beyond else ""
 
     def _notes(self) -> list[str]:
         notes = []
@@ -187,6 +248,16 @@ class BatchSummary:
             if repeated:
                 notes.append(f"{repeated:,} records repeat an id of this batch; every row was scored.")
         return notes
+
+
+def _assumed(detector: Detector) -> HeldOut:
+    """What stands for the held-out records of a detector that knows nothing of them: no test but for missing cells."""
+    records = len(detector.reference.inputs)
+    cells = [
+        (round(s.missing * records), records if s.kind == "text" else 0, records)
+        for s in detector.preprocessor.all_states
+    ]
+    return HeldOut(records, tuple(cells))
 
 
 def _reason(status: str) -> str:

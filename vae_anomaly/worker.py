@@ -266,7 +266,7 @@ class Scorer:
         earlier = _earlier(ledger, ref, before)
         superseding = _superseding(ref, earlier)
         origin = self._origin(ref)
-        summary = BatchSummary(self.detector)
+        summary = BatchSummary(self.detector, self.ws.monitor.drift.distance)
         extra = self._extra_columns(delivery)
         chunks = read_records(delivery, self.ws)
         known = _batches(scored) if scored else self._known(ledger.store, before)
@@ -320,6 +320,7 @@ class Scorer:
             ).has_something_to_say,
             labelled=Labelled(summary.anomalies, summary.found) if summary.labelled else None,
             supersedes=earlier.batch_id if earlier else None,
+            drifted=report.drifted,
         )
         return ref.id if ledger.commit(commit, scores, report=content, again=again) else ""
 

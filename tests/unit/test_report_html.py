@@ -23,6 +23,7 @@ from markdown_it import MarkdownIt
 
 from vae_anomaly.report import (
     COMBINATION,
+    SCORE,
     ColumnQuality,
     Contribution,
     FlaggedRecord,
@@ -31,6 +32,7 @@ from vae_anomaly.report import (
     QuarantineNotice,
     Report,
     ScoreHistogram,
+    Shift,
     Token,
     html,
     review,
@@ -174,6 +176,7 @@ def huge_report(character: str, shown: int = 0) -> Report:
         notes=(words,) * 100,
         extra_columns=(words,) * 1600,
         provenance={f"{k}{words}": words for k in range(100)},
+        shifts=(Shift(words, 0.4, 1e-300, words, words),) * 100,
     )
 
 
@@ -438,6 +441,29 @@ def test_the_same_report_is_the_same_page_with_headings_in_order():
     assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
+SHIFT = Shift("amount", 0.4, 1e-9, "median 12", "median 3")
+USUAL = {"rows": 100, "scored": 100, "batch_p_value": 0.01, "shifts": ()}
+
+
+def test_a_shift_is_told_first_and_the_flagged_records_of_that_batch_are_muted():
+    scores = replace(SHIFT, column=SCORE, distance=0.2)
+    calm = replace(
+        full_report("x"), **USUAL | {"flagged": 4, "flagged_range": (0, 4), "records": one_record().records * 9}
+    )
+    shifted = replace(calm, shifts=(scores, SHIFT))
+    page, mail = to_html(shifted), to_markdown(shifted)
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th><td class="n now">(.*?)</td><td class="n before">(.*?)<', page)
+    assert rows == [(name, "<bdi>median 12</bdi>", "") for name in ("the scores", "<bdi>amount</bdi>")]
+    assert page.index("What has shifted") < page.index("Flagged records") and "They are muted" in page
+    assert mail.index("- the scores: median 12, in normal records median 3 (distance 0.200, p < 0.0001)") < mail.index(
+        "Strangest records, muted"
+    )
+    assert mail.count("\n1. ") == 3 and "and 6 more" in mail
+    assert "shifted" not in to_html(calm) + to_markdown(calm) and to_markdown(calm).count("\n1. ") == 9
+    assert "13 more columns</summary>" in to_html(replace(calm, shifts=(SHIFT,) * 21))
+    assert "and 10 more columns in the JSON report" in to_html(replace(calm, shifts=(SHIFT,) * 40))
+
+
 @pytest.mark.parametrize(
     ("changes", "headline"),
     [
@@ -446,11 +472,13 @@ def test_the_same_report_is_the_same_page_with_headings_in_order():
         ({"flagged": 5, "flagged_range": (0, 4)}, "More flags than expected"),
         ({"flagged": 15, "flagged_range": (0, 4), "batch_p_value": 1e-5}, "Far more flags than chance gives"),
         ({"flagged": 51, "flagged_range": (0, 4), "batch_p_value": 1e-9}, "Most of the batch is flagged"),
+        ({"flagged": 4, "flagged_range": (0, 4), "shifts": (SHIFT,)}, "The batch as a whole has shifted"),
+        ({"flagged": 0, "scored": 0, "shifts": (SHIFT,)}, "Nothing could be scored"),
         ({"flagged": 0, "flagged_range": (1, 4)}, "Fewer flags than expected"),
         ({"flagged": 0, "scored": 0}, "Nothing could be scored"),
         ({"flagged": 0, "scored": 0, "rows": 0}, "The batch is empty"),
     ],
 )
 def test_headline_fits_the_situation(changes, headline):
-    page = to_html(replace(full_report("x"), **{"rows": 100, "scored": 100, "batch_p_value": 0.01} | changes))
+    page = to_html(replace(full_report("x"), **USUAL | changes))
     assert f'class="headline">{headline}</h2>' in page

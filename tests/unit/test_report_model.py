@@ -14,6 +14,7 @@ import pytest
 
 from vae_anomaly.errors import DataError
 from vae_anomaly.report import (
+    SCORE,
     ColumnQuality,
     Contribution,
     FlaggedRecord,
@@ -22,6 +23,7 @@ from vae_anomaly.report import (
     QuarantineNotice,
     Report,
     ScoreHistogram,
+    Shift,
     Token,
     formatting,
     to_markdown,
@@ -40,6 +42,7 @@ RECORD = FlaggedRecord(
     rest_nats=11.0,
     neighbours=(Neighbour("tx-3", 1.25, ("44.0", "")),),
 )
+SCORES, COLUMN = (Shift(name, 0.4, 1e-9, "median 12", "median 3") for name in (SCORE, "amount"))
 NOTICE = QuarantineNotice(
     monitor="payments",
     batch_id="day-3-0123456789ab",
@@ -134,6 +137,12 @@ def report(**changes) -> Report:
             "more",
             "1 of 1 record flagged where 0.005 are expected (95 % range 0-0): more than chance.",
         ),
+        (
+            {"shifts": (SCORES, COLUMN, COLUMN)},
+            "usual",
+            "9 of 1,200 records flagged where 6.0 are expected (95 % range 2-12): nothing unusual about the number"
+            " (batch p = 0.15). The batch as a whole has shifted: the scores and 2 columns.",
+        ),
         ({"rows": 0, "scored": 0, "flagged": 0}, "empty", "The batch holds no records: there was nothing to score."),
         (
             {"rows": 3, "scored": 0, "flagged": 0, "unscorable": {"missing_record_id": 3}},
@@ -147,12 +156,28 @@ def test_verdict_is_one_plain_sentence(changes, level, verdict):
     assert (made.level, made.verdict) == (level, verdict)
 
 
+@pytest.mark.parametrize(
+    ("changes", "drifted"),
+    [
+        ({}, False),
+        ({"shifts": (COLUMN,)}, True),
+        ({"flagged": 601, "batch_p_value": 1e-9}, True),
+        ({"flagged": 600, "batch_p_value": 1e-9}, False),  # not more than half
+        ({"flagged": 9, "scored": 9, "flagged_range": (0, 1), "batch_p_value": 1e-9}, False),  # too few
+        ({"flagged": 10, "scored": 10, "flagged_range": (0, 1), "batch_p_value": 0.01}, False),  # as chance may give
+    ],
+)
+def test_a_batch_has_drifted_where_a_distribution_shifted_or_most_of_it_is_flagged(changes, drifted):
+    assert report(**changes).drifted == drifted
+    assert report(**changes, flagged_range=(0, 2000)).drifted == ("shifts" in changes) if len(changes) < 3 else True
+
+
 def test_something_to_say():
     quiet = {"flagged": 0, "flagged_range": (0, 2), "records": ()}
     assert not report(**quiet).has_something_to_say
     warned = (ColumnQuality("amount", "number", warning="half of the cells are missing."),)
     loud = ({"flagged": 1}, {"unscorable": {"x": 1}}, {"columns": warned}, {"notes": ("n",)}, {"rows": 0, "scored": 0})
-    for change in (*loud, {"flagged_range": (1, 2)}):
+    for change in (*loud, {"flagged_range": (1, 2)}, {"shifts": (COLUMN,)}):
         assert report(**quiet | change).has_something_to_say, change
 
 
@@ -164,7 +189,13 @@ SHOWN = replace(
 
 
 @pytest.mark.parametrize(
-    "made", [report(), report(records=(SHOWN, RECORD)), report(labelled={"anomalies": 4, "found": 3}), NOTICE]
+    "made",
+    [
+        report(),
+        report(records=(SHOWN, RECORD)),
+        report(labelled={"anomalies": 4, "found": 3}, shifts=(SCORES,)),
+        NOTICE,
+    ],
 )
 def test_json_round_trip_is_exact_and_sorted(made):
     text = made.to_json()

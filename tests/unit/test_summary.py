@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,11 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from vae_anomaly import summary
-from vae_anomaly.batch import OK, Detections, Records
+from vae_anomaly import drift, summary
+from vae_anomaly.batch import Detections, Records
 from vae_anomaly.detector import Detector
-from vae_anomaly.preprocessing.tabular import TabularPreprocessor
-from vae_anomaly.report.model import Report
+from vae_anomaly.report.model import SCORE, Report
 from vae_anomaly.summary import SHOWN, BatchSummary
 
 
@@ -89,15 +89,14 @@ def test_the_strangest_are_shown_first_and_ties_in_the_order_of_the_batch(detect
         assert [len(n.values) for n in record.neighbours] == [len(record.contributions)] * 3
 
 
-def test_scores_are_thinned_and_not_lost(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_thinned_and_not_lost(
+    detector: Detector, make_records: Callable[..., Records], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(summary, "KEPT_SCORES", 100)
-    made, nothing = BatchSummary(detector), Records(0, np.zeros(0), {}, np.zeros(0, object))
+    made, records = BatchSummary(detector), make_records(1000, 33)
     score = np.random.default_rng(0).permutation(1000).astype(float)
-    monkeypatch.setattr(TabularPreprocessor, "quality", lambda *_: np.zeros((6, 3), int))
-    for part in np.split(score, 20):
-        records = replace(nothing, record_ids=np.array(["r"] * 50), status=np.full(50, OK, object))
-        records = replace(records, values=dict.fromkeys(detector.preprocessor.columns))
-        made.add(records, Detections(records.status, part, part * 0 + 0.5, np.zeros(50, bool)))
+    for part, values in zip(chunks(records, 50), np.split(score, 20), strict=True):
+        made.add(part, Detections(part.status, values, values * 0 + 0.5, np.zeros(50, bool)))
         assert len(made.scores) <= 100
     assert made.scored == 1000
     assert set(made.scores) <= set(score)
@@ -134,3 +133,98 @@ def test_nothing_at_all_is_a_report_too(detector: Detector, odd: Records) -> Non
     none = report(summarised(detector, lost), notes=["Mind the gap."])
     assert (none.scored, none.flagged, none.records, none.notes) == (0, 0, (), ("Mind the gap.",))
     assert none.verdict == "None of 2 records could be scored."
+
+
+def moved(records: Records, column: str, by: float, rows: slice = slice(None)) -> Records:
+    """The records with some values of a column moved."""
+    values = np.array(records.values[column], copy=True)
+    values[rows] += by
+    return replace(records, values={**records.values, column: values})
+
+
+@pytest.mark.parametrize("size", [10_000, 77])
+def test_a_column_that_moves_is_named_with_what_is_usual(
+    detector: Detector, make_records: Callable[..., Records], size: int
+) -> None:
+    usual = make_records(400, 34)
+    assert not report(summarised(detector, usual, size)).shifts
+    shifts = {s.column: s for s in report(summarised(detector, moved(usual, "amount", 8.0), size)).shifts}
+    assert set(shifts) <= {SCORE, "amount"}
+    found = shifts["amount"]
+    medians = [float(np.nanmedian(v)) for v in (usual.values["amount"] + 8.0, make_records(900).values["amount"])]
+    told = [float(re.fullmatch(r"median ([\d.]+)", words).group(1)) for words in (found.now, found.normal)]  # type: ignore[union-attr]
+    assert told == pytest.approx(medians, rel=0.05)
+    assert 0.1 <= found.distance <= 1.0
+    assert found.p_value <= drift.RATE / 2 / 5
+
+
+def test_a_category_and_a_boolean_that_move_are_told_by_the_value_that_moved_most(
+    detector: Detector, make_records: Callable[..., Records]
+) -> None:
+    records = make_records(400, 35)
+    shops = ["east" if i % 2 else shop for i, shop in enumerate(records.values["shop"].to_pylist())]
+    values = {**records.values, "shop": pa.array(shops), "flag": np.where(np.arange(400) % 3, 1.0, 0.0)}
+    shifts = {s.column: s for s in report(summarised(detector, replace(records, values=values))).shifts}
+    assert re.fullmatch(r"'east' 5\d%", shifts["shop"].now)
+    assert re.fullmatch(r"'east' [3-7]%", shifts["shop"].normal)
+    # the records with a flag are no more than every third one in training
+    assert re.fullmatch(r"'(true|false)' \d+%", shifts["flag"].now)
+
+
+def test_far_records_are_no_shift_and_a_batch_of_them_is(
+    detector: Detector, make_records: Callable[..., Records]
+) -> None:
+    usual = make_records(300, 36)
+    some, all_of_it = report(summarised(detector, moved(usual, "b", 9.0, slice(90)))), moved(usual, "b", 9.0)
+    assert some.flagged > 80
+    assert not some.drifted
+    whole = report(summarised(detector, all_of_it))
+    assert whole.drifted
+    assert next(s.column for s in whole.shifts if s.column != SCORE) == "b"
+    assert whole.records  # they are kept
+
+
+def test_the_sample_that_is_compared_is_a_part_of_the_batch_whatever_its_chunks(
+    detector: Detector, make_records: Callable[..., Records], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summary, "SAMPLE", 50)
+    records = make_records(700, 37)
+    kept = [
+        np.concatenate([part.rows for part in summarised(detector, records, size)._sample]) for size in (7, 99, 700)
+    ]
+    assert 50 < len(kept[0]) <= 100
+    for other in kept[1:]:
+        np.testing.assert_array_equal(kept[0], other)
+
+
+def test_cells_beyond_the_range_and_unseen_ones_are_told_where_they_are_more_than_in_held_out_records(
+    detector: Detector, make_records: Callable[..., Records]
+) -> None:
+    records = make_records(300, 38)
+    state = next(s for s in detector.preprocessor.all_states if s.column == "amount")
+    assert state.high is not None
+    values = np.array(records.values["amount"], copy=True)
+    values[:30] = state.high + 1.0
+    quality = {
+        c.column: c.warning
+        for c in report(summarised(detector, replace(records, values={**records.values, "amount": values}))).columns
+    }
+    assert re.fullmatch(r"1\d\.\d% of the cells lie beyond the range of the training records\.", quality["amount"])
+    assert not quality["b"]
+    assert detector.held_out is not None
+    index = [s.column for s in detector.preprocessor.all_states].index("amount")
+    cells = [list(c) for c in detector.held_out.cells]
+    cells[index][2] = detector.held_out.records // 8
+    used_to_it = replace(detector, held_out=replace(detector.held_out, cells=tuple(map(tuple, cells))))
+    again = report(summarised(used_to_it, replace(records, values={**records.values, "amount": values})))
+    assert not any(c.warning for c in again.columns)
+
+
+def test_a_detector_of_an_earlier_version_still_tells_of_missing_cells_and_new_values(
+    detector: Detector, odd: Records
+) -> None:
+    old = replace(detector, held_out=None)
+    assert {c.column for c in report(summarised(old, odd)).columns if c.warning} == {"shop"}
+    lost = np.where(np.arange(300) % 3 == 0, np.nan, odd.values["b"])
+    warned = report(summarised(old, replace(odd, values={**odd.values, "b": lost}))).columns
+    assert {c.column for c in warned if c.warning} == {"shop", "b"}

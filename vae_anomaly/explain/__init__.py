@@ -13,9 +13,19 @@ from vae_anomaly.batch import Records
 from vae_anomaly.detector import Detector
 from vae_anomaly.explain import image, tabular, text
 from vae_anomaly.explain.shared import Explanation, latent_shares, shortened
+from vae_anomaly.explain.shifts import column_shifts, compared, score_shift
 from vae_anomaly.training import limited_threads
 
-__all__ = ["Explanation", "explain", "latent_shares", "reference_values", "shortened"]
+__all__ = [
+    "Explanation",
+    "column_shifts",
+    "compared",
+    "explain",
+    "latent_shares",
+    "reference_values",
+    "score_shift",
+    "shortened",
+]
 
 
 class Explainer(NamedTuple):

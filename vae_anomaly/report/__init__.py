@@ -5,6 +5,7 @@ from __future__ import annotations
 from vae_anomaly.report.markdown import to_markdown
 from vae_anomaly.report.model import (
     COMBINATION,
+    SCORE,
     ColumnQuality,
     Contribution,
     FlaggedRecord,
@@ -13,11 +14,13 @@ from vae_anomaly.report.model import (
     QuarantineNotice,
     Report,
     ScoreHistogram,
+    Shift,
     Token,
 )
 
 __all__ = [
     "COMBINATION",
+    "SCORE",
     "ColumnQuality",
     "Contribution",
     "FlaggedRecord",
@@ -26,6 +29,7 @@ __all__ = [
     "QuarantineNotice",
     "Report",
     "ScoreHistogram",
+    "Shift",
     "Token",
     "to_html",
     "to_markdown",

@@ -24,9 +24,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vae_anomaly.report import formatting
 from vae_anomaly.report.formatting import text
-from vae_anomaly.report.model import COMBINATION, MAX_PNG, FlaggedRecord, Picture, Report, ScoreHistogram
+from vae_anomaly.report.model import COMBINATION, MAX_PNG, SCORE, FlaggedRecord, Picture, Report, ScoreHistogram
 
-_MAX_RECORDS, _MAX_PARTS, _MAX_NEIGHBOURS, _MAX_COLUMNS, _MAX_LINES, _OPEN_CARDS = 50, 8, 3, 200, 30, 3
+_MAX_RECORDS, _MAX_PARTS, _MAX_NEIGHBOURS, _MAX_COLUMNS, _MAX_LINES, _OPEN_CARDS, _OPEN_SHIFTS = 50, 8, 3, 200, 30, 3, 8
 _MAX_PARTS_BESIDE, _MAX_SHOWN = 4, 400_000  # beside a picture or a line; bytes of pictures and lines on the page
 _MAX_SIDE, _DRAWN = 1024, 168  # pixels on the longer side of a PNG, and of a picture on the page
 _PNG_HEAD, _SMALL = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", f"{MAX_PNG // 1000} kB"
@@ -49,8 +49,14 @@ HEADLINES = {
         "Most of these records cannot be false alarms. Start with the strangest.",
     ),
     "shifted": (
+        "The batch as a whole has shifted",
+        "One incident, not many: first suspect a change at the source of the data, such as units, defaults, another"
+        " population. Where that is to stay, fit anew.",
+    ),
+    "mostly": (
         "Most of the batch is flagged",
-        "First suspect a change at the source of the data: units, defaults, another population.",
+        "One incident, not many: first suspect a change at the source of the data, such as units, defaults, another"
+        " population.",
     ),
     "fewer": (
         "Fewer flags than expected",
@@ -87,6 +93,7 @@ def with_filters(templates: Environment) -> Environment:
 
 def _view(report: Report) -> dict[str, Any]:
     headline, advice = HEADLINES[_situation(report)]
+    shifts = [(s, _bars([s.distance, 1.0])[0]) for s in report.shifts[:_MAX_LINES]]
     said = [c for c in report.columns if c.warning]
     quiet = [c for c in report.columns if not c.warning]
     return {
@@ -97,6 +104,9 @@ def _view(report: Report) -> dict[str, Any]:
         "strip": _strip(report),
         "chart": _chart(report),
         "cards": list(_cards(report)),
+        "score": SCORE,
+        "shifts": shifts[:_OPEN_SHIFTS],
+        "more_shifts": shifts[_OPEN_SHIFTS:],
         "shades": _SHADES,
         "unscorable": sorted(report.unscorable.items(), key=lambda reason: (-reason[1], reason[0]))[:_MAX_LINES],
         "said": said[:_MAX_COLUMNS],
@@ -110,10 +120,11 @@ def _view(report: Report) -> dict[str, Any]:
 def _situation(report: Report) -> str:
     if report.level == "empty":
         return "unscored" if report.rows else "empty"
+    if report.drifted:
+        return "shifted" if report.shifts else "mostly"
     if report.level == "usual":
         return "usual" if report.flagged else "quiet"
-    mostly = report.scored >= 20 and 2 * report.flagged > report.scored
-    return "shifted" if mostly and report.level == "far_more" else report.level
+    return report.level
 
 
 def _strip(report: Report) -> dict[str, str] | None:

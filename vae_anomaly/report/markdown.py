@@ -9,7 +9,7 @@ import re
 from itertools import groupby
 
 from vae_anomaly.report.formatting import count, number, p_value, percent, text
-from vae_anomaly.report.model import COMBINATION, Contribution, FlaggedRecord, QuarantineNotice, Report
+from vae_anomaly.report.model import COMBINATION, SCORE, Contribution, FlaggedRecord, QuarantineNotice, Report, Shift
 
 _MAX_RECORDS, _MAX_LINES, _MAX_TOKENS = 10, 20, 64
 _SPECIAL = re.compile(r"([\\`*_\[\]|~!{}#]|[<>&:](?=\S)|(?<=[^\W\d])\.(?=\w))")  # figures stay readable unrendered
@@ -26,7 +26,8 @@ def _report(report: Report) -> list[str]:
         f"# {_code(report.monitor)}: {_code(report.batch_name)}",
         "",
         f"**{_sentence(report.verdict)}**",
-        *_section("Strangest records", [_record(r, report.score_unit) for r in report.records], _MAX_RECORDS, "1."),
+        *_section("What has shifted", [_shift(s) for s in report.shifts], _MAX_RECORDS),
+        *_strangest(report),
         *_section("Data quality", [f"{_code(c.column)}: {_sentence(c.warning)}" for c in report.columns if c.warning]),
         *_section("Rows not scored", [f"{_code(reason)}: {n:,}" for reason, n in sorted(report.unscorable.items())]),
         *_section("Notes", [_sentence(n) for n in report.notes]),
@@ -51,6 +52,18 @@ def _notice(notice: QuarantineNotice) -> list[str]:
         "",
         *(f"- {name}: {fact}" for name, fact in facts.items() if fact),
     ]
+
+
+def _strangest(report: Report) -> list[str]:
+    """The strangest records; of a batch that has drifted a few, for the shift is what is to be told."""
+    title, most = ("Strangest records, muted", 3) if report.drifted else ("Strangest records", _MAX_RECORDS)
+    return _section(title, [_record(r, report.score_unit) for r in report.records], most, "1.")
+
+
+def _shift(shift: Shift) -> str:
+    what = "the scores" if shift.column == SCORE else _code(shift.column, 60)
+    where = f"{_sentence(shift.now)}, in normal records {_sentence(shift.normal)}"
+    return f"{what}: {where} (distance {number(shift.distance)}, p {p_value(shift.p_value, relation=True)})"
 
 
 def _record(record: FlaggedRecord, unit: str) -> str:

@@ -17,8 +17,11 @@ from vae_anomaly.report.formatting import count, p_value
 
 COMBINATION = "(combination)"
 """Column name of the part of a score that no single column explains: the latent position."""
+SCORE = "(score)"
+"""Column name of a shift of the scores themselves."""
 
 FAR_MORE = 0.001  # a batch p-value below this is "far more than chance"
+LEAST_FLAGGED = 10  # records: fewer are looked at one by one, even where they are the whole batch
 SURPRISING = 1.0  # nats: a token that adds less is not worth a word
 MAX_PNG = 24_000  # base64 characters of one PNG of a picture
 _MAX_BINS = 500
@@ -117,6 +120,18 @@ class ColumnQuality:
 
 
 @dataclass(frozen=True)
+class Shift:
+    """How far a column's values, or the scores, lie from those of normal records: the Kolmogorov-Smirnov ``distance``
+    in [0, 1] and its p-value; what is usual ``now`` and in ``normal`` records, in words."""
+
+    column: str
+    distance: float
+    p_value: float
+    now: str
+    normal: str
+
+
+@dataclass(frozen=True)
 class ScoreHistogram:
     """Shares of the calibration set and of the batch in each bin; a bin is drawn as wide as any other."""
 
@@ -189,6 +204,7 @@ class Report:
     extra_columns : columns of the file that the model does not use.
     provenance : names and digests of everything that made the scores.
     labelled : ``{"anomalies": labelled anomalies among the scored, "found": those flagged}``, when there are labels.
+    shifts : columns whose values have shifted in the batch as a whole, the farthest first; ``SCORE`` for the scores.
     """
 
     monitor: str
@@ -215,6 +231,15 @@ class Report:
     extra_columns: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
     labelled: Mapping[str, int] | None = None
+    shifts: tuple[Shift, ...] = ()
+
+    @property
+    def drifted(self) -> bool:
+        """Whether it is the batch that has changed, rather than some of its records: then these are no news one by one.
+
+        A distribution has shifted beyond what the flagged records do to it, or most records are flagged.
+        """
+        return bool(self.shifts) or (is_mostly_flagged(self.flagged, self.scored) and self.level == "far_more")
 
     @property
     def level(self) -> str:
@@ -233,7 +258,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One plain sentence: how many records are flagged, how many were to be expected, and what to make of it."""
+        """How many records are flagged, how many were to be expected, what to make of it, and what has shifted."""
         if not self.rows:
             return "The batch holds no records: there was nothing to score."
         if not self.scored:
@@ -243,8 +268,14 @@ class Report:
         p = "" if math.isnan(self.batch_p_value) else f" (batch p {p_value(self.batch_p_value, relation=True)})"
         return (
             f"{self._who()} flagged where {count(self.expected_flagged)} are expected "
-            f"(95 % range {low:,}-{high:,}): {_WORDS[self.level]}{p}{more}."
+            f"(95 % range {low:,}-{high:,}): {_WORDS[self.level]}{p}{more}.{self._shifted()}"
         )
+
+    def _shifted(self) -> str:
+        columns = sum(shift.column != SCORE for shift in self.shifts)
+        parts = ["the scores"] if columns < len(self.shifts) else []
+        parts += [f"{columns:,} column{'' if columns == 1 else 's'}"] if columns else []
+        return f" The batch as a whole has shifted: {' and '.join(parts)}." if parts else ""
 
     def _who(self) -> str:
         of = _records(self.scored, "scored record" if self.unscorable_count else "record")
@@ -256,7 +287,7 @@ class Report:
     def has_something_to_say(self) -> bool:
         """Whether anybody should read this: flags, an unusual number of them, unscorable rows, warnings or notes."""
         said = (self.flagged, self.unscorable_count, self.notes, any(c.warning for c in self.columns))
-        return any(said) or self.level != "usual"
+        return any(said) or self.level != "usual" or self.drifted
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the verdict for readers that only pass it on."""
@@ -303,6 +334,11 @@ class QuarantineNotice:
     def from_dict(cls, value: Mapping[str, Any]) -> QuarantineNotice:
         """The notice that :meth:`to_dict` wrote; raises :class:`DataError` that names what does not fit."""
         return codec.from_dict(cls, value, _NOTICE)
+
+
+def is_mostly_flagged(flagged: int, scored: int) -> bool:
+    """Whether more than half of the scored records are flagged, and enough for that to be no matter of each of them."""
+    return flagged >= LEAST_FLAGGED and 2 * flagged > scored
 
 
 _REPORT, _NOTICE = "vae-anomaly report 1", "vae-anomaly quarantine notice 1"

@@ -74,7 +74,8 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Commit:
-    """One scored batch. ``alert``: the report has something to say. Keys of ``unscorable`` are reason codes.
+    """One scored batch. ``alert``: the report has something to say; ``drifted``: that the batch as a whole has changed.
+    Keys of ``unscorable`` are reason codes.
 
     ``supersedes`` is the id of the batch in whose place this one stands: other content under the same name, or the same
     content scored by another model or configuration.
@@ -97,6 +98,7 @@ class Commit:
     alert: bool
     labelled: Labelled | None = None
     supersedes: str | None = None
+    drifted: bool = False
 
     @property
     def key(self) -> str:
