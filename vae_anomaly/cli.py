@@ -14,7 +14,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vae_anomaly.pipelines import FitOutcome, Look
     from vae_anomaly.scoring import ScoreOutcome
     from vae_anomaly.store.commits import BatchState
+    from vae_anomaly.store.feedback import Feedback
     from vae_anomaly.workspace import Workspace
 
 EXIT_CODES = """
@@ -52,7 +53,7 @@ MlflowFile = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Flow = Annotated[bool, typer.Option("--flow", help="Run as a Prefect flow (about 10 s more).")]
-By = Annotated[str, typer.Option("--by", help="Who decides.", default_factory=getpass.getuser, show_default="you")]
+By = Annotated[str, typer.Option("--by", help="Who says so.", default_factory=getpass.getuser, show_default="you")]
 Version = Annotated[str | None, typer.Option("--version", help="A registered version; by default the candidate.")]
 
 
@@ -144,6 +145,8 @@ def fit_summary(outcome: FitOutcome) -> dict[str, Any]:
         "records": {name: len(index) for name, index in outcome.fit.splits.items()},
         "unscorable": outcome.unscorable,
         "labelled_anomalies_left_out": outcome.labelled_anomalies,
+        "confirmed_anomalies_left_out": outcome.confirmed,
+        "false_alarms_in_calibration": outcome.joined,
         "epochs": len(outcome.fit.epochs),
         "false_alarm_rate": vars(promise),
         "verdict": list(measured.verdict),
@@ -163,6 +166,11 @@ def _show_fit(ws: Workspace, outcome: FitOutcome) -> None:
         f"Normal records: {counts}; left out: {outcome.unscorable:,} unscorable, "
         f"{outcome.labelled_anomalies:,} labelled as anomalies."
     )
+    if outcome.confirmed or outcome.joined:
+        say(
+            f"Feedback: {outcome.confirmed:,} confirmed anomalies are left out,"
+            f" {outcome.joined:,} false alarms join the calibration."
+        )
     say(
         f"False-alarm rate: {threshold.target or f'target {promise.alpha:.2%}'}, expected {promise.expected:.2%}, "
         f"95 % range {promise.low:.2%} to {promise.high:.2%} with {promise.calibration_records:,} calibration records."
@@ -332,6 +340,71 @@ def report(
     else:
         say(found.verdict)
         say(shown(page))
+
+
+@app.command()
+def feedback(
+    monitor: Monitor,
+    by: By,
+    batch: Annotated[str | None, typer.Argument(metavar="[BATCH]", help="Batch id or file name; see `status`.")] = None,
+    row: Annotated[int | None, typer.Argument(metavar="[ROW]", help="Number of the record in it, from 0.")] = None,
+    verdict: Annotated[str | None, typer.Option("--as", help="false-alarm, anomaly or expected.")] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="DATE", help="Last day of muting; 30 days for a false alarm.")
+    ] = None,
+    note: Annotated[str, typer.Option("--note", help="Why.")] = "",
+    many: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="A CSV file with columns batch, row, as, until, note.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a scored record was; without BATCH, list what has been said and how precise the flags were.
+
+    A false alarm mutes records like it and joins the next calibration, a confirmed anomaly leaves the next training,
+    what is expected mutes until a day.
+    """
+    from datetime import UTC, datetime
+
+    from vae_anomaly import feedback as said
+    from vae_anomaly.store.feedback import entries, standing
+
+    ws = _open(monitor, None)
+    one = (batch, row, verdict)
+    if many and one != (None, None, None):
+        raise ConfigError("--from must come without BATCH, ROW and --as. Got both.")
+    if not many and one == (None, None, None):
+        _show_feedback(standing(entries(ws.store.existing())), as_json=as_json)
+        return
+    remarks = said.read_remarks(many) if many else []
+    if not many:
+        if batch is None or row is None or verdict is None:
+            raise ConfigError("feedback must have BATCH, ROW and --as. Got only some of them.")
+        remarks = [said.Remark(batch, row, verdict, said.parsed_day(until) if until else None, note)]
+    made = said.give(ws, remarks, by=by, now=datetime.now(UTC))
+    if as_json:
+        say_json([{"id": entry.id, **vars(entry), "record": entry.record.file} for entry in made])
+        return
+    for entry in made:
+        muted = f"; records like it are muted until {entry.until}" if entry.until else ""
+        say(f"{entry.id}: row {entry.row_index:,} of {entry.batch_id} is noted as {entry.verdict}{muted}.")
+
+
+def _show_feedback(said: Sequence[Feedback], *, as_json: bool) -> None:
+    """What stands in the ledger, and the precision of the flags."""
+    from vae_anomaly.store.feedback import precision_of
+
+    precision = precision_of(said)
+    if as_json:
+        entries = [{"id": entry.id, **vars(entry), "record": entry.record.file} for entry in said]
+        say_json({"entries": entries, "precision": vars(precision) if precision else None})
+        return
+    if not said:
+        say("Nothing has been said of any record.")
+        return
+    rows = [[e.id, e.batch_id, str(e.row_index), e.record_id or "", e.verdict, e.until, e.by, e.note] for e in said]
+    table(f"{len(rows):,} records", ["", "batch", "row", "record", "as", "until", "by", "note"], rows)
+    if precision:
+        say(precision.sentence)
 
 
 @app.command()

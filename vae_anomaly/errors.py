@@ -111,6 +111,13 @@ class DeliveryError(VaeAnomalyError):
     exit_code = 3
 
 
+def words(option: str, text: str) -> str:
+    """What somebody wrote as ``option``, stripped; raises :class:`ConfigError` for what is no line of words."""
+    if not text.strip() or not text.isprintable() or len(text) > 500:
+        raise ConfigError(f"{option} must be up to 500 printable characters. Got {text[:60]!r}.")
+    return text.strip()
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the nearest known name, else the empty string."""
     near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)

@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from vae_anomaly.batch import Records
+from vae_anomaly.batch import Records, concatenate
 from vae_anomaly.detector import Detector, HeldOut, Member, Part, Reference, fitted_members, over_chunks, parts_of
 from vae_anomaly.errors import ConfigError, DataError, TrainingError, suggestion
 from vae_anomaly.models import BUILDERS, MODELS, build_model, default_model, default_score
@@ -92,9 +92,17 @@ class Fit:
 
 
 def fit_detector(
-    records: Records, schema: Schema, recipe: Recipe, on_epoch: Callable[[EpochLog, int], None] | None = None
+    records: Records,
+    schema: Schema,
+    recipe: Recipe,
+    on_epoch: Callable[[EpochLog, int], None] | None = None,
+    *,
+    calibrating: Records | None = None,
 ) -> Fit:
     """Fit a detector to normal ``records``; unscorable rows and labelled anomalies do not take part.
+
+    Those of ``calibrating`` that are not among them are for the calibration only: they stand behind the others in the
+    splits.
 
     Raises
     ------
@@ -120,6 +128,9 @@ def fit_detector(
             f" Got {recipe.validation!r} and {recipe.calibration!r}."
         )
     splits, recipe = split(records, recipe), recipe.resolved(schema)
+    normal = len(records)
+    if calibrating is not None:
+        records, splits = _with_calibrating(records, splits, calibrating)
     assert recipe.model is not None and recipe.score is not None
     # before minutes of training, not after them
     checked("score", SCORES, recipe.score.kind, recipe.score.options)
@@ -127,7 +138,7 @@ def fit_detector(
         checked("model", BUILDERS, part.kind, part.options)
     _require_calibration(recipe, splits)
     with limited_threads(recipe.threads):
-        return _fit(records, schema, recipe, splits, on_epoch)
+        return _fit(records, schema, recipe, splits, on_epoch, normal)
 
 
 def _fit(
@@ -136,6 +147,7 @@ def _fit(
     recipe: Recipe,
     splits: Mapping[str, np.ndarray],
     on_epoch: Callable[[EpochLog, int], None] | None,
+    normal: int,
 ) -> Fit:
     preprocessor = PREPROCESSORS[schema.modality].fit(records.take(splits["training"]), schema)
     splits = _of_known_context(preprocessor, records, splits)
@@ -162,7 +174,7 @@ def _fit(
         epochs.append(logs)
         vaes.append(vae)
     reference = Reference(inputs, tuple(map(str, records.record_ids[everyone[chosen.numpy()]])))
-    unset, provenance = conformal(np.zeros(1), alpha=0.5), _provenance(recipe, records)
+    unset, provenance = conformal(np.zeros(1), alpha=0.5), _provenance(recipe, normal)
     members = _members(vaes, reference, recipe.score)
     detector = Detector(schema, preprocessor, recipe.model, recipe.score, members, unset, reference, provenance)
     if contamination:
@@ -186,6 +198,17 @@ def _fit(
     threshold = calibrated(recipe.threshold.kind, calibration, recipe.threshold.options)
     detector = replace(detector, threshold=threshold, held_out=_held_out(preprocessor, records, splits))
     return Fit(detector, epochs[0], plans[0], splits, held_out["validation"])
+
+
+def _with_calibrating(
+    records: Records, splits: dict[str, np.ndarray], more: Records
+) -> tuple[Records, dict[str, np.ndarray]]:
+    """``records`` and, behind them in the calibration split, what ``more`` holds besides."""
+    content = content_hash(more)
+    _, first = np.unique(content, return_index=True)
+    new = np.sort(first[~np.isin(content[first], content_hash(records))])
+    calibration = np.append(splits["calibration"], len(records) + np.arange(len(new)))
+    return concatenate([records, more.take(new)]), {**splits, "calibration": calibration}
 
 
 def _held_out(preprocessor: Preprocessor, records: Records, splits: Mapping[str, np.ndarray]) -> HeldOut:
@@ -301,7 +324,7 @@ def _trained(
 
 def split(records: Records, recipe: Recipe) -> dict[str, np.ndarray]:
     """Row positions of ``training``, ``validation`` and ``calibration``, disjoint in content, shuffled by the seed."""
-    _, group, size = np.unique(_content_hash(records), return_inverse=True, return_counts=True)
+    _, group, size = np.unique(content_hash(records), return_inverse=True, return_counts=True)
     # a record that would fill half of a split by itself trains, and the shares are those of the other records
     heavy = 2 * size > min(recipe.validation, recipe.calibration) * len(records)
     heavy &= size > 1
@@ -329,7 +352,8 @@ def split(records: Records, recipe: Recipe) -> dict[str, np.ndarray]:
     return parts
 
 
-def _content_hash(records: Records) -> np.ndarray:
+def content_hash(records: Records) -> np.ndarray:
+    """(B,) uint64, equal for records of equal values, whatever their ids."""
     columns = {str(i): _hashable(v) for i, v in enumerate(records.values.values())}
     return np.asarray(pd.util.hash_pandas_object(pd.DataFrame(columns), index=False))
 
@@ -346,12 +370,12 @@ def _bare(inputs: Inputs) -> Inputs:
     return Inputs(inputs.x, inputs.observed, context=inputs.context)
 
 
-def _provenance(recipe: Recipe, records: Records) -> dict[str, str]:
+def _provenance(recipe: Recipe, normal: int) -> dict[str, str]:
     return {
         "code_version": importlib.metadata.version("vae-anomaly"),
         "torch_version": torch.__version__.partition("+")[0],
         "seed": str(recipe.seed),
         "threads": str(recipe.threads),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "normal_records": str(len(records)),
+        "normal_records": str(normal),
     }

@@ -28,9 +28,6 @@ from vae_anomaly.schema import check
 from vae_anomaly.scoring import load_version, read_report
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.files import names
-from vae_anomaly.store.records import (  # fmt: skip
-    Commit,
-)
 from vae_anomaly.store.sources import (  # fmt: skip
     IMAGES,
     InboxFile,
@@ -64,21 +61,31 @@ LARGEST = 1e30  # of a training value; preprocessing refuses it as well, but kno
 
 @dataclass(frozen=True)
 class Training:
-    """The records of ``source.training``, and the sha256 of each file."""
+    """The records of ``source.training`` and the sha256 of each file; how many ``confirmed`` anomalies were among them
+    and are left out, and the ``false_alarms`` that join the calibration."""
 
     records: Records
     digests: Mapping[str, str]
+    confirmed: int = 0
+    false_alarms: Records | None = None
+
+    @property
+    def normal(self) -> Records:
+        """What a fit takes part of, in the order of its splits."""
+        return normal_records(self.records)
 
 
 @dataclass(frozen=True)
 class FitOutcome:
-    """What a fit gave."""
+    """What a fit gave; ``confirmed`` anomalies were left out, and so many false alarms ``joined`` the calibration."""
 
     fit: Fit
     registered: Registered
     assessment: Assessment
     unscorable: int
     labelled_anomalies: int
+    confirmed: int
+    joined: int
 
 
 def training_files(source: Path, *, folders: bool = False) -> list[Path]:
@@ -118,7 +125,20 @@ def read_training(ws: Workspace, progress: Progress = silent) -> Training:
             digests[path.name] = delivery.sha256
             parts += (_sane(records, path.name) for records in read_records(delivery, ws))
     progress("reading training records", len(files), len(files))
-    return Training(concatenate(parts), digests)
+    return _taught(ws, Training(concatenate(parts), digests))
+
+
+def _taught(ws: Workspace, training: Training) -> Training:
+    """The training records after what people said of scored ones."""
+    from vae_anomaly.feedback import lessons
+    from vae_anomaly.fitting import content_hash
+
+    learned, kept = lessons(ws), np.ones(len(training.records), bool)
+    if learned.anomalies is not None:
+        kept = ~np.isin(content_hash(training.records), content_hash(learned.anomalies))
+    digests = dict(training.digests) | ({"feedback": learned.digest} if learned.digest else {})
+    records = training.records if kept.all() else training.records.take(np.flatnonzero(kept))
+    return Training(records, digests, int((~kept).sum()), learned.false_alarms)
 
 
 def _sane(records: Records, file: str) -> Records:
@@ -157,14 +177,20 @@ def fit(ws: Workspace, progress: Progress = silent) -> FitOutcome:
     progress("opening the tracking store", 0, 1)
     tracker.initialise()
     fitted = fit_detector(
-        training.records, ws.schema, ws.recipe, lambda log, total: progress("training", log.epoch + 1, total)
+        training.records,
+        ws.schema,
+        ws.recipe,
+        lambda log, total: progress("training", log.epoch + 1, total),
+        calibrating=training.false_alarms,
     )
-    normal = normal_records(training.records)
+    normal = training.normal
+    calibration = fitted.splits["calibration"]
+    calibration = calibration[calibration < len(normal)]  # without those that joined it
     # the calibration records trained no weight and set no scale, and must not be their own neighbours
     known, held_out = (
-        fitted.detector.encode(normal.take(fitted.splits[part][:MAX_RECORDS])) for part in ("training", "calibration")
+        fitted.detector.encode(normal.take(index[:MAX_RECORDS])) for index in (fitted.splits["training"], calibration)
     )
-    apart = fitted.detector.without(set(map(str, normal.record_ids[fitted.splits["calibration"]])))
+    apart = fitted.detector.without(set(map(str, normal.record_ids[calibration])))
     assessment = assess(apart, known, held_out, seed=ws.monitor.seed, tell=lambda stage: progress(stage, 0, 1))
     progress("registering", 0, 1)
     registered = tracker.log_fit(
@@ -182,6 +208,8 @@ def fit(ws: Workspace, progress: Progress = silent) -> FitOutcome:
         assessment,
         unscorable=int((~training.records.scorable).sum()),
         labelled_anomalies=0 if labels is None else int(labels.sum()),
+        confirmed=training.confirmed,
+        joined=len(fitted.splits["calibration"]) - len(calibration),
     )
 
 
@@ -218,24 +246,9 @@ def example_frame(ws: Workspace, rows: int = 5) -> Any:
 # ---- look ----
 
 
-def find_commit(ws: Workspace, batch: str) -> Commit:
-    """The commit of a batch, by its id or by the name of its file (the latest of that name)."""
-    store = ws.store
-    ledger = Ledger(store)
-    commits = list(ledger.commits()) if store.commits.is_dir() else []
-    found = [c for c in commits if batch in (c.batch_id, c.name)]
-    if not found:
-        known = {c.name for c in commits} | {c.batch_id for c in commits}
-        raise ConfigError(
-            f"batch must be the id or file name of a committed batch. Got {batch!r}.{suggestion(batch, known)}"
-            " `vae-anomaly status` lists them."
-        )
-    return max(found, key=lambda c: (store.commits / f"{c.batch_id}.json").stat().st_mtime_ns)
-
-
 def render(ws: Workspace, batch: str) -> tuple[Report, Path]:
     """The report of a committed batch, its HTML page made again."""
-    commit = find_commit(ws, batch)
+    commit = Ledger(ws.store).find(batch)
     store = ws.store
     if commit.batch_id in Ledger(store).pruned():
         raise ConfigError(f"the batch must not have been pruned. Got {batch!r}, of which the commit record is left.")
@@ -261,7 +274,7 @@ def review(ws: Workspace, *, version: str | None = None, now: float | None = Non
 
     ws.store.prepare(ws.monitor.name)
     load_version(ws, Tracker(ws.mlflow), version or "candidate")
-    training = normal_records(read_training(ws).records)
+    training = read_training(ws).normal
     return registry_review.review(ws.monitor, ws.mlflow, records=training, recipe=ws.recipe, version=version,
                                   cache=ws.model_cache, now=now or time.time())  # fmt: skip
 

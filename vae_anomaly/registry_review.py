@@ -22,7 +22,7 @@ import numpy as np
 from vae_anomaly.batch import Records
 from vae_anomaly.config import GatesConfig, MlflowConfig, MonitorConfig, config_digest
 from vae_anomaly.detector import Detector
-from vae_anomaly.errors import ArtifactError, ConfigError, ReviewError
+from vae_anomaly.errors import ArtifactError, ConfigError, ReviewError, words
 from vae_anomaly.fitting import Recipe, split
 from vae_anomaly.latent import active
 from vae_anomaly.metrics import corruption_recall, weak
@@ -321,7 +321,7 @@ def promote(
     ArtifactError
         There is no such version, or its files do not verify: such a version is never promoted.
     """
-    by, reason = _words("--by", by), _words("--reason", reason) if reason else ""
+    by, reason = words("--by", by), words("--reason", reason) if reason else ""
     if force and not reason:
         raise ConfigError("--force must come with --reason, which is recorded. Got no reason. Say why.")
     tracker = Tracker(mlflow)
@@ -345,7 +345,7 @@ def rollback(
     ArtifactError
         There is no champion, or the files of the version before do not verify.
     """
-    by, reason = _words("--by", by), _words("--reason", reason) if reason else ""
+    by, reason = words("--by", by), words("--reason", reason) if reason else ""
     tracker = Tracker(mlflow)
     champion = tracker.resolve(monitor.name, "champion")
     with tracker.explained():
@@ -416,12 +416,6 @@ def _require_review(tracker: Tracker, found: Resolved) -> None:
 def _tag(tracker: Tracker, name: str, version: str, tags: Mapping[str, str]) -> None:
     for key, value in tags.items():
         tracker.client.set_model_version_tag(name, version, key, value)
-
-
-def _words(option: str, text: str) -> str:
-    if not text.strip() or not text.isprintable() or len(text) > 500:
-        raise ConfigError(f"{option} must be up to 500 printable characters. Got {text[:60]!r}.")
-    return text.strip()
 
 
 def _time(now: float) -> str:

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -343,7 +344,7 @@ class _Run:
 
             self._tracker = Tracker(self.ws.mlflow)
             self.model, folder = _fetched(self.ws, self._tracker, self.backfill.version or "champion")
-            self._setting = Setting.of(self.ws, self.model, folder)
+            self._setting = Setting.of(self.ws, self.model, folder, datetime.now(UTC).date())
         return self._setting
 
     def _end(self, job: Job, ended: Ended) -> None:

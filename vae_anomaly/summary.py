@@ -13,11 +13,14 @@ from vae_anomaly.batch import Detections, Records, concatenate
 from vae_anomaly.detector import Detector, HeldOut
 from vae_anomaly.drift import DISTANCE, RATE, SAMPLE, spread
 from vae_anomaly.explain import column_shifts, compared, explain, reference_values, score_shift, shortened
+from vae_anomaly.muting import LOOKED_AT, Muting, most_muted
 from vae_anomaly.preprocessing.tabular import ColumnState
 from vae_anomaly.report.model import (  # fmt: skip
     ColumnQuality,
     FlaggedRecord,
+    Muted,
     Neighbour,
+    Precision,
     Report,
     ScoreHistogram,
     Shift,
@@ -46,8 +49,9 @@ class _Sampled(NamedTuple):
 class BatchSummary:
     """Counts, the strangest records and data quality of one batch; the one mutable thing of a scoring run."""
 
-    def __init__(self, detector: Detector, least_shift: float = DISTANCE) -> None:
-        self.detector, self.least_shift = detector, least_shift
+    def __init__(self, detector: Detector, least_shift: float = DISTANCE, muting: Muting | None = None) -> None:
+        self.detector, self.least_shift, self.muting = detector, least_shift, muting
+        self._muted: list[Muted] = []
         self.rows = self.scored = self.flagged = self.anomalies = self.found = 0
         self.labelled = False
         self.unscorable: Counter[str] = Counter()
@@ -118,12 +122,27 @@ class BatchSummary:
         if not flagged.size:
             return
         taken, score, row = records.take(flagged), detections.score[flagged], records.first_row + flagged
+        self._mute(taken, row)
         if self._top is not None:
             before, scores, rows = self._top
             taken, score, row = concatenate([before, taken]), np.append(scores, score), np.append(rows, row)
         # equal scores in the batch's order, so that the report does not depend on the chunks
         order = np.lexsort((row, -score))[:SHOWN]
         self._top = taken.take(order), score[order], row[order]
+
+    def _mute(self, flagged: Records, rows: np.ndarray) -> None:
+        """Look for feedback on the like of ``flagged``; a storm, which is news, is not looked at to its end."""
+        if self.muting is None or self.flagged > LOOKED_AT:
+            return
+        for row, record, like in zip(rows, flagged.record_ids, self.muting.matches(flagged), strict=True):
+            if like:
+                self._muted.append(Muted(int(row), shortened(str(record)), like))
+
+    @property
+    def muted(self) -> tuple[Muted, ...]:
+        """The flagged records that feedback mutes: none where there are more than may be, or too many to look at."""
+        few = self.flagged <= LOOKED_AT and len(self._muted) <= most_muted(self.scored)
+        return tuple(self._muted) if few else ()
 
     @property
     def scores(self) -> np.ndarray:
@@ -140,6 +159,7 @@ class BatchSummary:
         extra_columns: Sequence[str],
         provenance: Mapping[str, str],
         notes: Sequence[str] = (),
+        precision: Precision | None = None,
     ) -> Report:
         """The report of everything that was taken in; ``notes`` are said first."""
         threshold = self.detector.threshold
@@ -171,6 +191,8 @@ class BatchSummary:
             provenance=dict(provenance),
             labelled={"anomalies": self.anomalies, "found": self.found} if self.labelled else None,
             shifts=self._shifts(),
+            muted=self.muted,
+            precision=precision,
         )
 
     def _flagged_records(self) -> list[FlaggedRecord]:
@@ -178,7 +200,7 @@ class BatchSummary:
             return []
         records, scores, rows = self._top
         p_values = self.detector.threshold.p_value(scores)
-        out = []
+        muted, out = {m.row_index: m.feedback for m in self.muted}, []
         for i, explanation in enumerate(explain(self.detector, records)):
             shown = explanation.reasons[:CONTRIBUTIONS]
             columns = [reason.column for reason in shown]
@@ -200,9 +222,10 @@ class BatchSummary:
                     neighbours=neighbours,
                     picture=explanation.picture,
                     tokens=explanation.tokens,
+                    muted=muted.get(int(rows[i]), ""),
                 )
             )
-        return out
+        return sorted(out, key=lambda record: bool(record.muted))
 
     def _column(self, state: ColumnState, counts: np.ndarray, usual: Sequence[int]) -> ColumnQuality:
         missing, unseen, beyond = (int(n) for n in counts)
@@ -247,6 +270,13 @@ class BatchSummary:
             repeated = int((ids[1:] == ids[:-1]).sum())
             if repeated:
                 notes.append(f"{repeated:,} records repeat an id of this batch; every row was scored.")
+        if self.muting and self.flagged > LOOKED_AT:
+            notes.append(f"More than {LOOKED_AT:,} records are flagged: feedback mutes none of so many.")
+        elif self._muted and not self.muted:
+            notes.append(
+                f"Feedback would mute {len(self._muted):,} of {self.flagged:,} flagged records and mutes none: at most"
+                f" {most_muted(self.scored):,} may be."
+            )
         return notes
 
 

@@ -16,16 +16,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 
+from vae_anomaly.batch import concatenate
 from vae_anomaly.config import MlflowConfig, MonitorConfig, config_digest
 from vae_anomaly.errors import ArtifactError, ConfigError, DataError, StoreError, VaeAnomalyError
+from vae_anomaly.report.model import Precision
 from vae_anomaly.schema import check
 from vae_anomaly.store.commits import Ledger, standing
+from vae_anomaly.store.feedback import Feedback, entries, precision_of, read_entry, record_of
+from vae_anomaly.store.feedback import standing as standing_feedback
 from vae_anomaly.store.files import Sink, Store, discard, explained, names, opened, sha256_of
 from vae_anomaly.store.records import (  # fmt: skip
     BatchRef,
@@ -55,6 +60,7 @@ from vae_anomaly.workspace import Workspace, code_version
 if TYPE_CHECKING:
     from vae_anomaly.batch import Detections, Records
     from vae_anomaly.detector import Detector
+    from vae_anomaly.muting import Muting
 
 _log = logging.getLogger(__name__)
 PART_SCHEMA = pa.schema([("status", pa.string()), ("score", pa.float64())])
@@ -66,17 +72,29 @@ STOPPING: dict[str, type[VaeAnomalyError]] = {kind.__name__: kind for kind in (A
 
 @dataclass(frozen=True)
 class Setting:
-    """What the jobs of a run share: monitor.yml by value, and the detector that serves, in ``folder``."""
+    """What the jobs of a run share: monitor.yml by value, the detector that serves, in ``folder``, the ids of the
+    ``feedback`` that mutes on this day, and what all of it says of the flagged records."""
 
     monitor: str
     path: str
     model: ModelRef
     folder: str
+    feedback: Sequence[str] = ()
+    precision: Precision | None = None
 
     @staticmethod
-    def of(ws: Workspace, model: ModelRef, folder: Path) -> Setting:
-        """The setting of ``ws`` with the verified detector in ``folder``."""
-        return Setting(ws.monitor.model_dump_json(), str(ws.monitor.path), model, str(folder))
+    def of(ws: Workspace, model: ModelRef, folder: Path, day: date) -> Setting:
+        """The setting of ``ws`` on ``day`` with the verified detector in ``folder``.
+
+        A ledger of feedback that cannot be read mutes nothing and stops nothing; a warning says so.
+        """
+        try:
+            said = standing_feedback(entries(ws.store))
+        except StoreError as error:
+            _log.warning("nothing is muted: %s", error)
+            said = []
+        muting, precision = tuple(entry.id for entry in said if entry.mutes(day)), precision_of(said)
+        return Setting(ws.monitor.model_dump_json(), str(ws.monitor.path), model, str(folder), muting, precision)
 
     @property
     def workspace(self) -> Workspace:
@@ -205,18 +223,26 @@ def in_order(
 @lru_cache(maxsize=1)
 def scorer_of(setting: Setting) -> Scorer:
     """The scorer of a run's setting; its detector is loaded once."""
-    return Scorer(setting.workspace, setting.model, Path(setting.folder))
+    return Scorer(setting.workspace, setting.model, Path(setting.folder), setting.feedback, setting.precision)
 
 
 class Scorer:
     """The detector that serves, with the present threshold, and how it scores a delivery."""
 
-    def __init__(self, ws: Workspace, model: ModelRef, folder: Path) -> None:
-        self.ws, self.model = ws, model
+    def __init__(
+        self,
+        ws: Workspace,
+        model: ModelRef,
+        folder: Path,
+        feedback: Sequence[str] = (),
+        precision: Precision | None = None,
+    ) -> None:
+        self.ws, self.model, self.precision = ws, model, precision
         self.config_digest, self.contract_digest = config_digest(ws.monitor), ws.contract_digest
         self.detector = serving(ws, model, folder)
         threshold = self.detector.threshold
         self.threshold = ThresholdRef(threshold.version, threshold.value, threshold.alpha)
+        self.muting = _muting(ws, self.detector, feedback)
 
     def part(self, delivery: Delivery, tell: Tell, path: Path, i: int, of: int) -> bool:
         """Score the i-th of so many parts of a delivery's rows; the file ``path`` then holds status and score of each.
@@ -266,7 +292,7 @@ class Scorer:
         earlier = _earlier(ledger, ref, before)
         superseding = _superseding(ref, earlier)
         origin = self._origin(ref)
-        summary = BatchSummary(self.detector, self.ws.monitor.drift.distance)
+        summary = BatchSummary(self.detector, self.ws.monitor.drift.distance, self.muting)
         extra = self._extra_columns(delivery)
         chunks = read_records(delivery, self.ws)
         known = _batches(scored) if scored else self._known(ledger.store, before)
@@ -296,6 +322,7 @@ class Scorer:
                 batch_sha256=ref.sha256,
                 extra_columns=extra,
                 notes=superseding,
+                precision=self.precision,
                 provenance={**origin, "schema_digest": self.detector.schema.digest},
             )
         content = report.to_json().encode()
@@ -321,6 +348,7 @@ class Scorer:
             labelled=Labelled(summary.anomalies, summary.found) if summary.labelled else None,
             supersedes=earlier.batch_id if earlier else None,
             drifted=report.drifted,
+            muted=len(report.muted),
         )
         return ref.id if ledger.commit(commit, scores, report=content, again=again) else ""
 
@@ -403,6 +431,37 @@ def serving(ws: Workspace, model: ModelRef, folder: Path) -> Detector:
             *(model.version, detector.model, detector.score_part, recipe.model, recipe.score),
         )
     return detector
+
+
+def _muting(ws: Workspace, detector: Detector, feedback: Sequence[str]) -> Muting | None:
+    """The entries of these ids whose records can be read under the present contract; a warning names the others."""
+    from vae_anomaly.muting import Muting
+
+    records: dict[str, Records] = {}
+    for id in feedback:
+        try:
+            records[id] = spoken_of(ws, read_entry(ws.store.file(ws.store.feedback, id, ".json")))
+        except (StoreError, DataError) as error:
+            _log.warning("feedback %s mutes nothing: %s", id, error)
+    return Muting(detector, tuple(records), concatenate(list(records.values()))) if records else None
+
+
+def spoken_of(ws: Workspace, entry: Feedback) -> Records:
+    """The record that feedback is about, through the data contract.
+
+    Raises
+    ------
+    StoreError
+        Its copy is lost or altered.
+    DataError
+        It does not fit the present contract, or cannot be scored under it.
+    """
+    # not as the first row: few rows do not decide whether a file is one of images
+    records = check(record_of(ws.store, entry), ws.schema, first_row=1, file=f"{entry.id}.arrow")
+    if not records.scorable.all():
+        remedy = "Nothing to do: the contract has changed since."
+        raise DataError("unscorable", f"the record must be scorable. It is {records.status[0]}.", remedy=remedy)
+    return records
 
 
 def read_records(delivery: Delivery, ws: Workspace, first: int = 0) -> Iterator[Records]:

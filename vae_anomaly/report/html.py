@@ -105,6 +105,8 @@ def _view(report: Report) -> dict[str, Any]:
         "chart": _chart(report),
         "cards": list(_cards(report)),
         "score": SCORE,
+        "muted": report.muted[:_MAX_LINES],
+        "precision": report.precision.sentence if report.precision else "",
         "shifts": shifts[:_OPEN_SHIFTS],
         "more_shifts": shifts[_OPEN_SHIFTS:],
         "shades": _SHADES,

@@ -68,6 +68,7 @@ def _shift(shift: Shift) -> str:
 
 def _record(record: FlaggedRecord, unit: str) -> str:
     label = f", labelled {_code(record.label)}" if record.label else ""
+    label += f", muted by {_code(record.muted, 20)}" if record.muted else ""
     why = "; ".join(_contribution(c, record) for c in record.contributions[:3])
     head = f"{_code(record.record_id)}{label}: score {number(record.score)} {_sentence(unit)}".rstrip()
     return f"{head}, p {p_value(record.p_value, relation=True)}{f'. {why}' if why else ''}{_shown(record)}"

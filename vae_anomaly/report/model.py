@@ -76,7 +76,7 @@ class Token:
 @dataclass(frozen=True)
 class FlaggedRecord:
     """One flagged record: its largest contributions first, and ``rest_nats`` for all the others together; the
-    ``picture`` of an image, the ``tokens`` of a line of text."""
+    ``picture`` of an image, the ``tokens`` of a line of text; the feedback that it is ``muted`` by, if any."""
 
     row_index: int
     record_id: str
@@ -88,6 +88,7 @@ class FlaggedRecord:
     neighbours: tuple[Neighbour, ...] = ()
     picture: Picture | None = None
     tokens: tuple[Token, ...] = ()
+    muted: str = ""
 
     @property
     def surprising(self) -> tuple[int, ...]:
@@ -104,6 +105,39 @@ class FlaggedRecord:
     def adds_up(self) -> bool:
         """Whether the parts add up to the score (within 1e-6 of it)."""
         return abs(self.total_nats - self.score) <= 1e-6 * max(1.0, abs(self.score))
+
+
+@dataclass(frozen=True)
+class Muted:
+    """A flagged record that is like one of which somebody said that it is no news: the id of that feedback."""
+
+    row_index: int
+    record_id: str
+    feedback: str
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Of the ``flagged`` records of a monitor that somebody looked at, so many are ``anomalies``; and of so many
+    confirmed ``anomalies_in_all`` so many were flagged."""
+
+    flagged: int
+    anomalies: int
+    anomalies_in_all: int
+
+    @property
+    def sentence(self) -> str:
+        """Both in words, the empty string where nobody has looked."""
+        said = []
+        if self.flagged:
+            said.append(
+                f"Of {_records(self.flagged, 'flagged record')} of this monitor that somebody looked at, "
+                f"{self.anomalies:,} {'was an anomaly' if self.anomalies == 1 else 'were anomalies'}."
+            )
+        if self.anomalies_in_all > self.anomalies:
+            missed = self.anomalies_in_all - self.anomalies
+            said.append(f"{missed:,} confirmed {'anomaly was' if missed == 1 else 'anomalies were'} not flagged.")
+        return " ".join(said)
 
 
 @dataclass(frozen=True)
@@ -205,6 +239,8 @@ class Report:
     provenance : names and digests of everything that made the scores.
     labelled : ``{"anomalies": labelled anomalies among the scored, "found": those flagged}``, when there are labels.
     shifts : columns whose values have shifted in the batch as a whole, the farthest first; ``SCORE`` for the scores.
+    muted : every flagged record that feedback mutes, in the order of the rows.
+    precision : what people said until then of records of this monitor.
     """
 
     monitor: str
@@ -232,6 +268,8 @@ class Report:
     provenance: Mapping[str, str] = field(default_factory=dict)
     labelled: Mapping[str, int] | None = None
     shifts: tuple[Shift, ...] = ()
+    muted: tuple[Muted, ...] = ()
+    precision: Precision | None = None
 
     @property
     def drifted(self) -> bool:
@@ -268,8 +306,12 @@ class Report:
         p = "" if math.isnan(self.batch_p_value) else f" (batch p {p_value(self.batch_p_value, relation=True)})"
         return (
             f"{self._who()} flagged where {count(self.expected_flagged)} are expected "
-            f"(95 % range {low:,}-{high:,}): {_WORDS[self.level]}{p}{more}.{self._shifted()}"
+            f"(95 % range {low:,}-{high:,}): {_WORDS[self.level]}{p}{more}.{self._muted()}{self._shifted()}"
         )
+
+    def _muted(self) -> str:
+        muted = len(self.muted)
+        return f" {muted:,} of the flagged {'is' if muted == 1 else 'are'} muted by feedback." if muted else ""
 
     def _shifted(self) -> str:
         columns = sum(shift.column != SCORE for shift in self.shifts)
@@ -286,7 +328,7 @@ class Report:
     @property
     def has_something_to_say(self) -> bool:
         """Whether anybody should read this: flags, an unusual number of them, unscorable rows, warnings or notes."""
-        said = (self.flagged, self.unscorable_count, self.notes, any(c.warning for c in self.columns))
+        said = (self.flagged > len(self.muted), self.unscorable_count, self.notes, any(c.warning for c in self.columns))
         return any(said) or self.level != "usual" or self.drifted
 
     def to_dict(self) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Nearest:
             nearest.append(near)
         return torch.cat(parts), torch.cat(nearest)
 
-    def _others(self, v: Tensor, own: Tensor | None) -> Tensor:
+    def others(self, v: Tensor, own: Tensor | None) -> Tensor:
         """(B, k) nearest, without ``own`` (B,)."""
         if own is None:
             return self._among(v, self.k)
@@ -100,7 +100,7 @@ class Nearest:
     def _apart(self, v: Tensor, own: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         """(B, k, V) differences to the k nearest, and (B, k) which these are; a few records at a time."""
         step = max(1, DIFFERENCES // (self.k * v.shape[1]))
-        for rows, near in zip(torch.split(v, step), torch.split(self._others(v, own), step), strict=True):
+        for rows, near in zip(torch.split(v, step), torch.split(self.others(v, own), step), strict=True):
             yield rows[:, None, :] - self.vectors[near], near
 
     @torch.no_grad()

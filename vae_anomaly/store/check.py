@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 from vae_anomaly.batch import OK
 from vae_anomaly.errors import StoreError
 from vae_anomaly.store.commits import standing
+from vae_anomaly.store.feedback import read_entry, record_of
 from vae_anomaly.store.files import Store, content_of, is_alive, names, owner_of, safe_id, sha256_of
 from vae_anomaly.store.records import Attempts, Commit, FileRef, Pruned, Quarantine, read_record
 from vae_anomaly.store.score_files import SCORE_SCHEMA, read_scores, score_schema
@@ -40,6 +41,7 @@ _SUFFIXES = {
     "outbox": (".json",),
     "attempts": (".json",),
     "pruned": (".json",),
+    "feedback": (".json", ".arrow"),
 }
 _NEXT_RUN = "Nothing to do: the next run finishes or replaces it."
 _MOVE = "Move it to another folder; the store holds its own files only."
@@ -76,7 +78,7 @@ def check(store: Store) -> list[Finding]:
     findings += _monitor(store, [*commits, *refusals])
     for commit in commits:
         findings += _files(store, commit)
-    findings += [*_pruned(store, pruned, commits), *_orphans(store), *_markers(store)]
+    findings += [*_pruned(store, pruned, commits), *_orphans(store), *_markers(store), *_feedback(store)]
     return sorted(set(findings), key=lambda f: (f.path, f.invariant, f.problem))
 
 
@@ -308,6 +310,25 @@ def _markers(store: Store) -> Iterator[Finding]:
             continue
         if batch not in known or name != f"{batch}.{sink}.json":
             yield Finding("I6", path, "No record of its batch is there.", "Delete it, or restore the record.")
+
+
+def _feedback(store: Store) -> Iterator[Finding]:
+    copies = {name for name in names(store.feedback) if name.endswith(".arrow")}
+    for name in names(store.feedback):
+        if not name.endswith(".json"):
+            continue
+        path = f"{store.feedback.name}/{name}"
+        try:
+            entry = read_entry(store.root / path)
+            copies.discard(Path(entry.record.file).name)
+            record_of(store, entry)
+        except StoreError as error:
+            yield Finding("I3", path, str(error), "What was said there counts no more until it is restored.")
+            continue
+        if not (store.commits / f"{entry.batch_id}.json").exists():
+            yield Finding("I6", path, "No commit of its batch is there.", "Restore the commit, or delete the entry.")
+    for name in sorted(copies):
+        yield Finding("I3", f"{store.feedback.name}/{name}", "No entry names it.", "Delete it.", "note")
 
 
 def _is_id(name: str) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from vae_anomaly.errors import StoreError
+from vae_anomaly.errors import ConfigError, StoreError, suggestion
 from vae_anomaly.store.files import Store, content_of, discard, drop, explained, names, safe_id
 from vae_anomaly.store.records import (  # fmt: skip
     Attempts,
@@ -77,6 +77,18 @@ class Ledger:
     def quarantines(self) -> Iterator[Quarantine]:
         """All reason files by file name; :class:`StoreError` names one that is broken."""
         return _read_all(self.store.quarantine, Quarantine)
+
+    def find(self, batch: str) -> Commit:
+        """The commit of a batch, by its id or by the name of its file (the latest of that name); else ConfigError."""
+        commits = list(self.commits()) if self.store.commits.is_dir() else []
+        found = [c for c in commits if batch in (c.batch_id, c.name)]
+        if not found:
+            known = {c.name for c in commits} | {c.batch_id for c in commits}
+            raise ConfigError(
+                f"batch must be the id or file name of a committed batch. Got {batch!r}.{suggestion(batch, known)}"
+                " `vae-anomaly status` lists them."
+            )
+        return max(found, key=self._written)
 
     def commits_of(self, sha256: str) -> list[Commit]:
         """The commits of this content, under whatever name it came and whatever scored it."""

@@ -92,18 +92,30 @@ class Store:
     outbox: Path = field(init=False)
     attempts: Path = field(init=False)
     pruned: Path = field(init=False)
+    feedback: Path = field(init=False)
     alerts: Path = field(init=False)
     tmp: Path = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("scores", "commits", "reports", "quarantine", "outbox", "attempts", "pruned", "alerts"):
+        for name in (
+            "scores",
+            "commits",
+            "reports",
+            "quarantine",
+            "outbox",
+            "attempts",
+            "pruned",
+            "feedback",
+            "alerts",
+        ):
             object.__setattr__(self, name, self.root / name)
         object.__setattr__(self, "tmp", self.root / "_tmp")
 
     @property
     def folders(self) -> tuple[Path, ...]:
         """Every folder but the temporary one and the alerts, which are the file sink's."""
-        return self.scores, self.commits, self.reports, self.quarantine, self.outbox, self.attempts, self.pruned
+        given = self.scores, self.commits, self.reports, self.quarantine, self.outbox
+        return *given, self.attempts, self.pruned, self.feedback
 
     def prepare(self, monitor: str) -> Store:
         """Make the folders, see that they can be written, delete what dead processes left; returns the store itself.

@@ -74,8 +74,8 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Commit:
-    """One scored batch. ``alert``: the report has something to say; ``drifted``: that the batch as a whole has changed.
-    Keys of ``unscorable`` are reason codes.
+    """One scored batch. ``alert``: the report has something to say; ``drifted``: that the batch as a whole has changed;
+    ``muted``: flagged records that feedback mutes. Keys of ``unscorable`` are reason codes.
 
     ``supersedes`` is the id of the batch in whose place this one stands: other content under the same name, or the same
     content scored by another model or configuration.
@@ -99,6 +99,7 @@ class Commit:
     labelled: Labelled | None = None
     supersedes: str | None = None
     drifted: bool = False
+    muted: int = 0
 
     @property
     def key(self) -> str:
@@ -262,11 +263,17 @@ def read_record(path: Path, kind: type[Record]) -> Record:
         ) from error
 
 
-def parse(content: bytes, kind: type[Record], id: str) -> Record:
-    """The record of the batch ``id`` in ``content``; raises :class:`ValueError` that says what is wrong with it."""
-    stated = json.loads(content, parse_constant=_no_constant)
+def undumped(content: bytes) -> dict[str, Any]:
+    """What :func:`dump` made ``content`` of, with format and digest; raises :class:`ValueError` for anything else."""
+    stated: dict[str, Any] = json.loads(content, parse_constant=_no_constant)
     _expect(isinstance(stated, dict) and stated.get("format") == FORMAT, f"format must be {FORMAT}")
     _expect(content == dump(stated), "a byte must not have changed since it was written")
+    return stated
+
+
+def parse(content: bytes, kind: type[Record], id: str) -> Record:
+    """The record of the batch ``id`` in ``content``; raises :class:`ValueError` that says what is wrong with it."""
+    stated = undumped(content)
     derived = {"format", "digest", "key"} if kind is Commit else {"format", "digest"}
     record: Record = decode(kind, {k: v for k, v in stated.items() if k not in derived}, "record")
     _expect(record.batch_id == id, "the file's name must be the batch id")
