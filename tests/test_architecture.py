@@ -32,7 +32,7 @@ ROWS = (
     ("estimator", "summary", "infer", "metrics"),
     ("store",),
     ("workspace",),
-    ("worker",),
+    ("worker", "watch"),
     ("execution",),
     ("sinks",),
     ("tracking", "pyfunc_model"),

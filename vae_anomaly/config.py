@@ -172,6 +172,7 @@ Count = Annotated[Whole, Field(ge=1)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Side = Annotated[Whole, Field(ge=1, le=4096)]
 OpenShare = Annotated[Number, Field(gt=0, lt=1)]
+Span = Annotated[Number, Field(gt=0, le=100_000)]
 Alias = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
@@ -451,6 +452,15 @@ class DriftConfig(_Section):
     )
 
 
+class WatchConfig(_Section):
+    """What is told of the monitor beside its batches."""
+
+    every_hours: Span | None = Field(
+        default=None, description="Hours in which a batch is due; half as many more without one are told."
+    )
+    stale_days: Span | None = Field(default=None, description="Days that one calibration may decide for.")
+
+
 class FixedConfig(_MethodConfig):
     """What scores higher than a number is flagged, whatever that promises."""
 
@@ -608,6 +618,7 @@ class MonitorConfig(_Section):
     score: ScoreConfig = Field(default_factory=ScoreConfig, description="The anomaly score of a record.")
     threshold: ThresholdConfig = Field(default_factory=ConformalConfig, description="When a score is an anomaly.")
     drift: DriftConfig = Field(default_factory=DriftConfig, description="When a batch has changed as a whole.")
+    watch: WatchConfig = Field(default_factory=WatchConfig, description="What is told beside the batches.")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="When to look for batches.")
     output: LocalPath = Field(default=Path("output"), description="Folder of all results.")
     sinks: tuple[SinkConfig, ...] = Field(

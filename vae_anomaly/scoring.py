@@ -29,7 +29,7 @@ from vae_anomaly.execution import engine
 from vae_anomaly.registry import lookup
 from vae_anomaly.report.html import to_html
 from vae_anomaly.report.markdown import to_markdown
-from vae_anomaly.report.model import QuarantineNotice, Report
+from vae_anomaly.report.model import IncidentNotice, QuarantineNotice, Report
 from vae_anomaly.sinks import Alert, deliver
 from vae_anomaly.store.commits import BatchState, HashCache, Ledger, State
 from vae_anomaly.store.files import Busy, Store, content_of, drop
@@ -37,6 +37,7 @@ from vae_anomaly.store.records import (  # fmt: skip
     Attempts,
     BatchRef,
     Commit,
+    Incident,
     ModelRef,
     Quarantine,
     read_record,
@@ -51,6 +52,7 @@ from vae_anomaly.store.sources import (  # fmt: skip
     list_inbox,
     open_delivery,
 )
+from vae_anomaly.watch import HISTORY, OF_LAST, Seen, incidents
 from vae_anomaly.worker import STOPPING, Ended, Job, Setting, registered, serving
 from vae_anomaly.workspace import Progress, Workspace, silent
 
@@ -483,11 +485,19 @@ def deliver_outbox(ws: Workspace, ledger: Ledger) -> list[str]:
     """
     problems: list[str] = []
     try:
+        _watch(ws, ledger, time.time())
         problems += _render(ledger)
         _tell(ws, ledger, problems)
     except Busy:
         problems.append("another run tells the alerts; what it does not tell, the next run does.")
     return problems
+
+
+def _watch(ws: Workspace, ledger: Ledger, now: float) -> None:
+    """Write down what the last batches show, or that none has come."""
+    seen = [Seen(commit, at) for commit, at in ledger.last(HISTORY + OF_LAST)]
+    for incident in incidents(ws.monitor.name, seen, now, **ws.monitor.watch.model_dump()):
+        ledger.note(incident)
 
 
 def _render(ledger: Ledger) -> list[str]:
@@ -529,8 +539,12 @@ def _tell(ws: Workspace, ledger: Ledger, problems: list[str]) -> None:
     problems += [f"sink {sink!r}: {count} more alerts wait." for sink, count in waiting.items() if count]
 
 
-def _alert(ws: Workspace, store: Store, record: Commit | Quarantine) -> Alert:
+def _alert(ws: Workspace, store: Store, record: Commit | Quarantine | Incident) -> Alert:
     key = record.idempotency_key
+    if isinstance(record, Incident):
+        said = IncidentNotice(ws.monitor.name, record.kind, record.name, record.problem, record.remedy)
+        path = store.file(store.incidents, record.batch_id, ".json")
+        return Alert(ws.monitor.name, record.batch_id, key, said.verdict, to_markdown(said), (path,), "incident")
     if isinstance(record, Commit):
         report = read_report(store, record.batch_id)
         paths = tuple(store.file(store.reports, record.batch_id, suffix) for suffix in (".html", ".json"))

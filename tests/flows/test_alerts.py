@@ -142,3 +142,23 @@ def test_while_another_run_tells_this_one_says_so_and_ends(folder: Path, monkeyp
     assert len(found["batches"]) == 3
     assert found["undelivered_alerts"] == ["another run tells the alerts; what it does not tell, the next run does."]
     assert cli("score", folder).code == 0
+
+
+def test_silence_is_told_once_even_where_nothing_can_be_scored(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vae_anomaly import scoring
+
+    path = folder / "monitor.yml"
+    path.write_text(path.read_text() + "watch: {every_hours: 24}\n")
+    assert cli("score", folder).code == 3  # one is refused
+    alerts = folder / "output" / "alerts"
+    before = set(os.listdir(alerts))
+    assert cli("score", folder).code == 0 and set(os.listdir(alerts)) == before
+    later = scoring.time.time() + 40 * 3600
+    monkeypatch.setattr(scoring.time, "time", lambda: later)
+    for _ in range(2):
+        assert cli("score", folder).code == 0
+    (name,) = {n for n in set(os.listdir(alerts)) - before if n.endswith(".json")}
+    told = json.loads((alerts / name).read_text())
+    assert (told["kind"], told["title"].split(":")[0]) == ("incident", "No batch")
+    assert "one is due every 24 hours" in (alerts / name.replace(".json", ".md")).read_text()
+    assert [finding for finding in check(Store(folder / "output")) if finding.severity == "error"] == []

@@ -129,6 +129,9 @@ def test_the_sample_monitors_load() -> None:
 def test_the_sections_of_the_documentation_load() -> None:
     (sinks,) = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "alerts.md").read_text(), re.M | re.S)
     assert [sink.kind for sink in monitor(sinks).sinks] == ["log", "file", "webhook", "slack", "email"]
+    drift, watch = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "monitoring.md").read_text(), re.M | re.S)
+    assert monitor(drift).drift.distance == 0.3
+    assert (monitor(watch).watch.every_hours, monitor(watch).watch.stale_days) == (24, 90)
     thresholds = re.findall(r"\| `(threshold: .*?)` \|", (ROOT / "docs" / "thresholds.md").read_text())
     assert [monitor(text).threshold.method for text in thresholds] == ["conformal", "pac", "budget", "fixed"]
 
@@ -472,6 +475,7 @@ def test_faults_from_the_environment_name_the_variable(part: str, value: str, ex
         "output: elsewhere",
         "schedule: {cron: '5 * * * *'}",
         "sinks: []",
+        "watch: {every_hours: 24}",
         "execution: {threads: 2, device: cpu}",
         "source: {training: t, inbox: i, settle_seconds: 9}",
     ],
@@ -495,6 +499,7 @@ def test_digest_does_not_see_what_leaves_the_scores_alone(text: str) -> None:
         "training: {word_dropout: 0.1}",
         "score: {kind: elbo}",
         "threshold: {alpha: 0.02}",
+        "drift: {distance: 0.2}",
         "seed: 1",
         "source: {training: training, inbox: inbox, csv: {delimiter: ';'}}",
         "source: {training: training, inbox: inbox, lines: {pattern: '(?P<a>.*)'}}",

@@ -10,6 +10,7 @@ import base64
 import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import UnionType
@@ -27,6 +28,7 @@ from vae_anomaly.report import (
     ColumnQuality,
     Contribution,
     FlaggedRecord,
+    IncidentNotice,
     Neighbour,
     Picture,
     QuarantineNotice,
@@ -115,8 +117,8 @@ def test_html_keeps_every_text_a_text(payload, harmless):
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_markdown_keeps_every_text_a_text(payload):
     reader = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-    for kind in (Report, QuarantineNotice):
-        make = full_report if kind is Report else lambda words: filled(QuarantineNotice, words)
+    for kind in (Report, QuarantineNotice, IncidentNotice):
+        make = full_report if kind is Report else partial(filled, kind)
         tokens = [[t.type for t in reader.parse(to_markdown(make(words)))] for words in ("harmless", payload)]
         assert tokens[0] == tokens[1]
         inline = [c.type for t in reader.parse(to_markdown(make(payload))) for c in t.children or ()]

@@ -9,15 +9,30 @@ import re
 from itertools import groupby
 
 from vae_anomaly.report.formatting import count, number, p_value, percent, text
-from vae_anomaly.report.model import COMBINATION, SCORE, Contribution, FlaggedRecord, QuarantineNotice, Report, Shift
+from vae_anomaly.report.model import (
+    COMBINATION,
+    SCORE,
+    Contribution,
+    FlaggedRecord,
+    IncidentNotice,
+    QuarantineNotice,
+    Report,
+    Shift,
+)
 
 _MAX_RECORDS, _MAX_LINES, _MAX_TOKENS = 10, 20, 64
 _SPECIAL = re.compile(r"([\\`*_\[\]|~!{}#]|[<>&:](?=\S)|(?<=[^\W\d])\.(?=\w))")  # figures stay readable unrendered
 
 
-def to_markdown(report: Report | QuarantineNotice) -> str:
+def to_markdown(report: Report | QuarantineNotice | IncidentNotice) -> str:
     """``report`` in at most a hundred lines: the verdict, the ten strangest records, what is wrong with the data."""
-    lines = _notice(report) if isinstance(report, QuarantineNotice) else _report(report)
+    match report:
+        case QuarantineNotice():
+            lines = _notice(report)
+        case IncidentNotice():
+            lines = _incident(report)
+        case _:
+            lines = _report(report)
     return "\n".join(lines) + "\n"
 
 
@@ -51,6 +66,16 @@ def _notice(notice: QuarantineNotice) -> list[str]:
         f"**{_sentence(notice.problem)}**",
         "",
         *(f"- {name}: {fact}" for name, fact in facts.items() if fact),
+    ]
+
+
+def _incident(notice: IncidentNotice) -> list[str]:
+    return [
+        f"# {_code(notice.monitor)}: {_code(notice.batch_name)}",
+        "",
+        f"**{_sentence(notice.verdict)}**",
+        "",
+        f"- What to do: {_sentence(notice.remedy)}",
     ]
 
 

@@ -378,12 +378,29 @@ class QuarantineNotice:
         return codec.from_dict(cls, value, _NOTICE)
 
 
+@dataclass(frozen=True)
+class IncidentNotice:
+    """The short alert for what no batch by itself shows; ``kind`` is no_data, volume or stale."""
+
+    monitor: str
+    kind: str
+    batch_name: str
+    problem: str
+    remedy: str
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: what has happened."""
+        return f"{_INCIDENTS.get(self.kind, self.kind)}: {self.problem}"
+
+
 def is_mostly_flagged(flagged: int, scored: int) -> bool:
     """Whether more than half of the scored records are flagged, and enough for that to be no matter of each of them."""
     return flagged >= LEAST_FLAGGED and 2 * flagged > scored
 
 
 _REPORT, _NOTICE = "vae-anomaly report 1", "vae-anomaly quarantine notice 1"
+_INCIDENTS = {"no_data": "No batch", "volume": "Unusual size", "stale": "Stale calibration"}
 _WORDS = {
     "usual": "nothing unusual about the number",
     "more": "more than chance",

@@ -28,7 +28,7 @@ class Alert:
     title: str
     markdown: str
     report_paths: tuple[Path, ...] = ()
-    kind: Literal["anomalies", "drift", "quarantined"] = "anomalies"
+    kind: Literal["anomalies", "drift", "incident", "quarantined"] = "anomalies"
 
 
 # name -> deliver(alert, **options)

@@ -30,7 +30,7 @@ from vae_anomaly.errors import StoreError
 from vae_anomaly.store.commits import standing
 from vae_anomaly.store.feedback import read_entry, record_of
 from vae_anomaly.store.files import Store, content_of, is_alive, names, owner_of, safe_id, sha256_of
-from vae_anomaly.store.records import Attempts, Commit, FileRef, Pruned, Quarantine, read_record
+from vae_anomaly.store.records import Attempts, Commit, FileRef, Incident, Pruned, Quarantine, read_record
 from vae_anomaly.store.score_files import SCORE_SCHEMA, read_scores, score_schema
 
 _SUFFIXES = {
@@ -42,6 +42,7 @@ _SUFFIXES = {
     "attempts": (".json",),
     "pruned": (".json",),
     "feedback": (".json", ".arrow"),
+    "incidents": (".json",),
 }
 _NEXT_RUN = "Nothing to do: the next run finishes or replaces it."
 _MOVE = "Move it to another folder; the store holds its own files only."
@@ -73,6 +74,7 @@ def check(store: Store) -> list[Finding]:
     refusals, unreadable = _records(store.quarantine, Quarantine, _DELETE)
     attempts, illegible = _records(store.attempts, Attempts, "If you delete it, the file's attempts count from one.")
     pruned, gone = _records(store.pruned, Pruned, "If you delete it, what is pruned counts as lost.")
+    findings += _records(store.incidents, Incident, "If you delete it, it may be told again.")[1]
     findings += [*broken, *unreadable, *illegible, *gone, *_keys(commits), *_twice(commits, refusals)]
     findings += _attempts(attempts, commits, refusals)
     findings += _monitor(store, [*commits, *refusals])
@@ -299,7 +301,8 @@ def _orphans(store: Store) -> Iterator[Finding]:
 
 
 def _markers(store: Store) -> Iterator[Finding]:
-    known = {name.removesuffix(".json") for folder in (store.commits, store.quarantine) for name in names(folder)}
+    folders = store.commits, store.quarantine, store.incidents
+    known = {name.removesuffix(".json") for folder in folders for name in names(folder)}
     for name in names(store.outbox):
         path = f"{store.outbox.name}/{name}"
         try:

@@ -20,6 +20,7 @@ from vae_anomaly.store.files import Store, content_of, discard, drop, explained,
 from vae_anomaly.store.records import (  # fmt: skip
     Attempts,
     Commit,
+    Incident,
     Pruned,
     Quarantine,
     Record,
@@ -51,7 +52,7 @@ class BatchState(NamedTuple):
 class PendingAlert(NamedTuple):
     """An alert that a sink has not had."""
 
-    record: Commit | Quarantine
+    record: Commit | Quarantine | Incident
     sink: str
     idempotency_key: str
 
@@ -217,6 +218,19 @@ class Ledger:
         there |= self.pruned()
         return [commit for commit in self.commits() if commit.alert and commit.batch_id not in there]
 
+    def last(self, count: int) -> list[tuple[Commit, float]]:
+        """The last commits, oldest first, and when each was written, in seconds since 1970; no other one is read."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.store.commits) as entries:
+            written = sorted((e.stat().st_mtime_ns, e.name) for e in entries if e.name.endswith(".json"))
+            return [(read_record(self.store.commits / name, Commit), at / 1e9) for at, name in written[-count:]]
+        return []
+
+    def note(self, incident: Incident) -> None:
+        """Write down an incident, unless that was done before."""
+        final = self.store.file(self.store.incidents, incident.batch_id, ".json")
+        if not final.exists():
+            self.store.publish(incident.to_json(), final)
+
     def pruned(self) -> set[str]:
         """The batch ids whose scores and reports are deleted, or are about to be."""
         return {name.removesuffix(".json") for name in names(self.store.pruned)}
@@ -259,8 +273,9 @@ class Ledger:
         """
         commits, pruned = list(self.commits()), self.pruned()
         scored = {commit.sha256 for commit in commits}
-        records: list[Commit | Quarantine] = [c for c in commits if c.alert and c.batch_id not in pruned]
+        records: list[Commit | Quarantine | Incident] = [c for c in commits if c.alert and c.batch_id not in pruned]
         records += [q for q in self.quarantines() if q.sha256 not in scored]
+        records += _read_all(self.store.incidents, Incident)
         return [
             PendingAlert(record, sink, record.idempotency_key)
             for record in records

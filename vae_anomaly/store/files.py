@@ -31,6 +31,9 @@ from vae_anomaly.errors import ConfigError, StoreError
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _TEMPORARY = re.compile(r"\.part-(\d+\.[0-9a-f]+\.\d+)-[0-9a-f]{32}")
 _PROC = Path("/proc")
+FOLDERS = (
+    "scores", "commits", "reports", "quarantine", "outbox", "attempts", "pruned", "feedback", "incidents",
+)  # fmt: skip
 FOREIGN = 86_400.0  # seconds after which the temporary file of another machine's process is given up
 
 
@@ -93,29 +96,19 @@ class Store:
     attempts: Path = field(init=False)
     pruned: Path = field(init=False)
     feedback: Path = field(init=False)
+    incidents: Path = field(init=False)
     alerts: Path = field(init=False)
     tmp: Path = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in (
-            "scores",
-            "commits",
-            "reports",
-            "quarantine",
-            "outbox",
-            "attempts",
-            "pruned",
-            "feedback",
-            "alerts",
-        ):
+        for name in (*FOLDERS, "alerts"):
             object.__setattr__(self, name, self.root / name)
         object.__setattr__(self, "tmp", self.root / "_tmp")
 
     @property
     def folders(self) -> tuple[Path, ...]:
         """Every folder but the temporary one and the alerts, which are the file sink's."""
-        given = self.scores, self.commits, self.reports, self.quarantine, self.outbox
-        return *given, self.attempts, self.pruned, self.feedback
+        return tuple(self.root / name for name in FOLDERS)
 
     def prepare(self, monitor: str) -> Store:
         """Make the folders, see that they can be written, delete what dead processes left; returns the store itself.

@@ -213,7 +213,29 @@ class Pruned:
         return dump(asdict(self))
 
 
-Record = TypeVar("Record", Commit, Quarantine, Attempts, Pruned)
+@dataclass(frozen=True)
+class Incident:
+    """What is to be told of a monitor that no batch's report says: ``batch_id`` names it, and ``name`` is the file that
+    it is about, or that came last before it."""
+
+    batch_id: str
+    dataset: str
+    kind: str
+    name: str
+    problem: str
+    remedy: str
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every delivery of this incident."""
+        return hashlib.sha256(f"{self.dataset}|{self.batch_id}".encode()).hexdigest()
+
+    def to_json(self) -> bytes:
+        """The record's bytes."""
+        return dump(asdict(self))
+
+
+Record = TypeVar("Record", Commit, Quarantine, Attempts, Pruned, Incident)
 
 
 def provenance(
@@ -277,7 +299,8 @@ def parse(content: bytes, kind: type[Record], id: str) -> Record:
     derived = {"format", "digest", "key"} if kind is Commit else {"format", "digest"}
     record: Record = decode(kind, {k: v for k, v in stated.items() if k not in derived}, "record")
     _expect(record.batch_id == id, "the file's name must be the batch id")
-    _expect(id.endswith(f"-{record.sha256[:12]}"), "the batch id must end with the head of the content's sha256")
+    if not isinstance(record, Incident):
+        _expect(id.endswith(f"-{record.sha256[:12]}"), "the batch id must end with the head of the content's sha256")
     if isinstance(record, Commit):
         _expect(stated.get("key") == record.key, "the key must be that of dataset, content, model and configuration")
         files = record.scores.file, record.report.file

@@ -1,0 +1,100 @@
+r"""What no batch by itself can show: none has come, it is of another size, or the calibration has grown old.
+
+Each is an :class:`~vae_anomaly.store.records.Incident`, found from the last commits and told once.
+
+The size of a batch is compared with those of up to ``HISTORY`` batches before it: for log-normal sizes of which n came
+before, with mean :math:`\bar x` and standard deviation s of their logarithms,
+
+.. math:: t = \frac{x - \bar x}{s \sqrt{1 + 1/n}}
+
+has Student's distribution with n - 1 degrees of freedom, and is called unusual at a rate of ``RATE``, if the batch is
+also larger or smaller than the median by a factor of at least ``FACTOR``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vae_anomaly.store.records import Commit, Incident
+
+RATE = 0.001  # of batches of usual size are called unusual, at most, for log-normal sizes
+FACTOR = 2.0
+HISTORY, LEAST = 30, 8  # batches
+LATE = 1.5  # intervals without a batch
+DRIFTED, OF_LAST = 3, 5  # batches: with so many that shifted the calibration no longer fits
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A commit and when it was written, in seconds since 1970."""
+
+    commit: Commit
+    at: float
+
+
+def incidents(
+    dataset: str, seen: Sequence[Seen], now: float, *, every_hours: float | None, stale_days: float | None
+) -> Iterator[Incident]:
+    """The incidents that the last commits ``seen``, in the order of their times, show at the time ``now``."""
+    if not seen:
+        return
+    if every_hours is not None and now - seen[-1].at > LATE * 3600 * every_hours:
+        yield _incident(
+            dataset,
+            "no_data",
+            seen[-1].commit.batch_id,
+            seen[-1].commit.name,
+            f"no batch has been scored since this one, though one is due every {every_hours:g} hours.",
+            "Look whether the source still delivers; the same content under another name is not scored again.",
+        )
+    sizes = [one.commit.rows for one in seen]
+    for i, one in enumerate(seen):
+        before = sizes[max(0, i - HISTORY) : i]
+        if is_unusual(one.commit.rows, before):
+            yield _incident(
+                dataset,
+                "volume",
+                one.commit.batch_id,
+                one.commit.name,
+                f"the batch holds {one.commit.rows:,} records where {np.median(before):,.0f} are usual.",
+                "Look whether its source has lost or repeated records.",
+            )
+    yield from _stale(dataset, seen, now, stale_days)
+
+
+def is_unusual(rows: int, before: Sequence[int]) -> bool:
+    """Whether a batch of so many ``rows`` is of another size than those ``before`` it; never with fewer than LEAST."""
+    from scipy.special import stdtr  # imported late, like every use of scipy
+
+    if len(before) < LEAST:
+        return False
+    logs = np.log1p(np.asarray(before, dtype=np.float64))
+    far, n = math.log1p(rows) - float(logs.mean()), len(logs)
+    if abs(math.log1p(rows) - float(np.median(logs))) < math.log(FACTOR):
+        return False
+    spread = float(logs.std(ddof=1)) * math.sqrt(1 + 1 / n)
+    return spread == 0 or 2 * float(stdtr(n - 1, -abs(far) / spread)) <= RATE
+
+
+def _stale(dataset: str, seen: Sequence[Seen], now: float, stale_days: float | None) -> Iterator[Incident]:
+    """The calibration that decided last, where it is older than it may be or the batches are no longer like it."""
+    last = seen[-1].commit
+    mine = [one for one in seen if one.commit.threshold.version == last.threshold.version]
+    remedy = "Fit and review a detector on recent records that are known to be normal."
+    if stale_days is not None and now - mine[0].at > 86_400 * stale_days:
+        problem = f"the calibration has decided for more than the {stale_days:g} days that it may."
+        yield _incident(dataset, "stale", f"age {last.threshold.version}", last.name, problem, remedy)
+    drifted = sum(one.commit.drifted for one in mine[-OF_LAST:])
+    if drifted >= DRIFTED:
+        problem = f"{drifted} of the last {OF_LAST} batches have shifted: the calibration no longer fits."
+        yield _incident(dataset, "stale", f"drift {last.threshold.version}", last.name, problem, remedy)
+
+
+def _incident(dataset: str, kind: str, about: str, batch: str, problem: str, remedy: str) -> Incident:
+    head = hashlib.sha256(f"{dataset}|{kind}|{about}".encode()).hexdigest()
+    return Incident(f"{kind}-{head[:12]}", dataset, kind, batch, problem, remedy)
