@@ -32,7 +32,7 @@ ROWS = (
     ("estimator", "summary", "infer", "metrics"),
     ("store",),
     ("workspace",),
-    ("worker", "watch"),
+    ("worker", "watch", "grouping"),
     ("execution",),
     ("sinks",),
     ("tracking", "pyfunc_model"),

@@ -310,6 +310,7 @@ def score_summary(outcome: ScoreOutcome) -> dict[str, Any]:
         "waiting": list(outcome.waiting),
         "model": vars(outcome.model) if outcome.model else None,
         "undelivered_alerts": list(outcome.undelivered),
+        "held_alerts": outcome.held,
         "batches": [
             {
                 "name": b.name,

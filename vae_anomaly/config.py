@@ -172,6 +172,7 @@ Count = Annotated[Whole, Field(ge=1)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Side = Annotated[Whole, Field(ge=1, le=4096)]
 OpenShare = Annotated[Number, Field(gt=0, lt=1)]
+Hour = Annotated[Whole, Field(ge=0, le=23)]
 Span = Annotated[Number, Field(gt=0, le=100_000)]
 Alias = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -461,6 +462,25 @@ class WatchConfig(_Section):
     stale_days: Span | None = Field(default=None, description="Days that one calibration may decide for.")
 
 
+class AlertsConfig(_Section):
+    """When people are told: by webhook, chat or e-mail. Logs and files get every alert at once."""
+
+    cool_down_hours: Annotated[Number, Field(ge=0, le=100_000)] = Field(
+        default=24.0, description="Hours in which alerts of one group are told once; the others wait and come together."
+    )
+    quiet_hours: tuple[Hour, Hour] | None = Field(
+        default=None,
+        description="Hours of the day, in schedule.timezone, from the first to the second, without alerts.",
+    )
+
+    @field_validator("quiet_hours")
+    @classmethod
+    def _some_hours(cls, hours: tuple[int, int] | None) -> tuple[int, int] | None:
+        if hours and hours[0] == hours[1]:
+            raise ValueError("must be two different hours")
+        return hours
+
+
 class FixedConfig(_MethodConfig):
     """What scores higher than a number is flagged, whatever that promises."""
 
@@ -624,6 +644,7 @@ class MonitorConfig(_Section):
     sinks: tuple[SinkConfig, ...] = Field(
         default_factory=lambda: (LogSinkConfig(), FileSinkConfig()), description="Where alerts are delivered."
     )
+    alerts: AlertsConfig = Field(default_factory=AlertsConfig, description="When people are told.")
     execution: ExecutionConfig = Field(default_factory=ExecutionConfig, description="How the work is carried out.")
     seed: Whole = Field(default=0, ge=0, lt=2**32, description="Seed of all randomness, 0 to 4294967295.")
     _path: Path = PrivateAttr(default_factory=lambda: Path.cwd() / MONITOR_FILE)

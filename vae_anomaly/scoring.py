@@ -13,25 +13,26 @@ import logging
 import os
 import stat
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from zoneinfo import ZoneInfo
 
 import numpy as np
 
-from vae_anomaly.config import config_digest
+from vae_anomaly.config import SinkConfig, config_digest
 from vae_anomaly.errors import ConfigError, DataError, DeliveryError, StoreError, VaeAnomalyError
 from vae_anomaly.execution import engine
+from vae_anomaly.grouping import PEOPLE, is_quiet, messages
 from vae_anomaly.registry import lookup
 from vae_anomaly.report.html import to_html
 from vae_anomaly.report.markdown import to_markdown
-from vae_anomaly.report.model import IncidentNotice, QuarantineNotice, Report
+from vae_anomaly.report.model import IncidentNotice, Others, QuarantineNotice, Report
 from vae_anomaly.sinks import Alert, deliver
-from vae_anomaly.store.commits import BatchState, HashCache, Ledger, State
+from vae_anomaly.store.commits import BatchState, HashCache, Ledger, PendingAlert, State
 from vae_anomaly.store.files import Busy, Store, content_of, drop
 from vae_anomaly.store.records import (  # fmt: skip
     Attempts,
@@ -89,6 +90,7 @@ class ScoreOutcome:
     waiting: tuple[str, ...]
     model: ModelRef | None
     undelivered: tuple[str, ...]
+    held: int = 0
 
     @property
     def ok(self) -> bool:
@@ -177,17 +179,18 @@ def score(ws: Workspace, progress: Progress = silent, backfill: Backfill = EVERY
         cache.save()
     except VaeAnomalyError:
         with contextlib.suppress(VaeAnomalyError):
-            for problem in deliver_outbox(ws, ledger):  # of earlier runs, which have nothing to do with this
+            for problem in deliver_outbox(ws, ledger).problems:  # of earlier runs, which have nothing to do with this
                 logging.getLogger(__name__).warning("%s", problem)
         raise
     # after the scores: a receiver that does not answer must not delay them
-    undelivered = deliver_outbox(ws, ledger)
+    told = deliver_outbox(ws, ledger)
     result = ScoreOutcome(
         tuple(_with_report(store, o) for o in outcomes),
         run.already,
         tuple(f.name for f in listing.waiting),
         run.model,
-        tuple(undelivered),
+        tuple(told.problems),
+        told.held,
     )
     if run.model and outcomes:
         progress("logging the run", 0, 1)
@@ -478,19 +481,32 @@ def load_version(ws: Workspace, tracker: Tracker, which: str) -> tuple[Detector,
     return registered(ws, model, folder), model
 
 
-def deliver_outbox(ws: Workspace, ledger: Ledger) -> list[str]:
-    """Render reports and deliver alerts that the records call for and that are not done; returns what failed.
+class Told(NamedTuple):
+    """What was not delivered, and why; and how many alerts wait because their group has been told or people rest."""
+
+    problems: Sequence[str]
+    held: int = 0
+
+
+def deliver_outbox(ws: Workspace, ledger: Ledger) -> Told:
+    """Render reports and deliver alerts that the records call for and that are not done.
 
     A receiver that does not take an alert is told no more of them by this run: that would take as long each time.
     """
     problems: list[str] = []
+    held = 0
     try:
         _watch(ws, ledger, time.time())
         problems += _render(ledger)
-        _tell(ws, ledger, problems)
+        due = ledger.pending_alerts([sink.kind for sink in ws.monitor.sinks])
+        for sink in ws.monitor.sinks:
+            mine = [alert for alert in due if alert.sink == sink.kind]
+            together = _together(ws, ledger, sink.kind, mine)
+            held += len(mine) - sum(map(len, together))
+            problems += _tell(ws, ledger, sink, together)
     except Busy:
         problems.append("another run tells the alerts; what it does not tell, the next run does.")
-    return problems
+    return Told(problems, held)
 
 
 def _watch(ws: Workspace, ledger: Ledger, now: float) -> None:
@@ -512,31 +528,58 @@ def _render(ledger: Ledger) -> list[str]:
     return problems
 
 
-def _tell(ws: Workspace, ledger: Ledger, problems: list[str]) -> None:
-    store = ledger.store
-    sinks: dict[str, dict[str, Any]] = {s.kind: s.model_dump(exclude={"kind"}) for s in ws.monitor.sinks}
-    waiting: Counter[str] = Counter()  # alerts of the sinks that did not take one
-    for alert in ledger.pending_alerts(list(sinks)):
-        if alert.sink in waiting:
-            waiting[alert.sink] += 1
-            continue
+def _tell(ws: Workspace, ledger: Ledger, sink: SinkConfig, together: Sequence[Sequence[PendingAlert]]) -> list[str]:
+    """Deliver one message for each list of alerts; what was not delivered, and why."""
+    problems: list[str] = []
+    for i, alerts in enumerate(together):
+        where = f"sink {sink.kind!r}, batch {alerts[-1].record.batch_id}"
         try:
-            with store.lock(store.outbox):
-                if ledger.is_told(alert):
-                    continue
-                deliver(_alert(ws, store, alert.record), alert.sink, **sinks[alert.sink])
-                ledger.mark_delivered(alert.record.batch_id, alert.sink, idempotency_key=alert.idempotency_key)
+            with ledger.store.lock(ledger.store.outbox):
+                untold = [alert for alert in alerts if not ledger.is_told(alert)]
+                if untold:
+                    message = _message(ws, ledger.store, [alert.record for alert in untold])
+                    deliver(message, sink.kind, **sink.model_dump(exclude={"kind"}))
+                for alert in untold:
+                    key = alert.idempotency_key
+                    ledger.mark_delivered(alert.record.batch_id, sink.kind, idempotency_key=key, group=alert.group)
         except Busy:
             raise
-        except (VaeAnomalyError, OSError) as error:
-            problems.append(f"sink {alert.sink!r}, batch {alert.record.batch_id}: {error}")
-            if isinstance(error, DeliveryError):
-                waiting[alert.sink] = 0
         except Exception as error:
-            # without its text, which may quote an address; the other sinks are told all the same
-            problems.append(f"sink {alert.sink!r}, batch {alert.record.batch_id}: {type(error).__name__}.")
-            waiting[alert.sink] = 0
-    problems += [f"sink {sink!r}: {count} more alerts wait." for sink, count in waiting.items() if count]
+            known = isinstance(error, VaeAnomalyError | OSError)
+            # of another error without its text, which may quote an address; the other sinks are told all the same
+            problems.append(f"{where}: {error if known else f'{type(error).__name__}.'}")
+            if known and not isinstance(error, DeliveryError):
+                continue  # it is this alert that cannot be told
+            if waiting := sum(map(len, together[i + 1 :])):
+                problems.append(f"sink {sink.kind!r}: {waiting} more alerts wait.")
+            break
+    return problems
+
+
+def _together(ws: Workspace, ledger: Ledger, sink: str, due: list[PendingAlert]) -> list[list[PendingAlert]]:
+    """The messages that are made of what is ``due``: one of each alert, or of each group where people read them."""
+    if sink not in PEOPLE:
+        return [[alert] for alert in due]
+    rules, now = ws.monitor.alerts, time.time()
+    if is_quiet(rules.quiet_hours, datetime.fromtimestamp(now, ZoneInfo(ws.monitor.schedule.timezone))):
+        return []
+    return messages(due, ledger.groups_told(sink, since=now - 3600 * rules.cool_down_hours))
+
+
+def _message(ws: Workspace, store: Store, records: Sequence[Commit | Quarantine | Incident]) -> Alert:
+    """The alert of the last of ``records``, with a line for each of the others."""
+    *others, last = records
+    alert = _alert(ws, store, last)
+    if not others:
+        return alert
+    keys = "".join(record.idempotency_key for record in records)
+    lines = tuple((other.name, other.summary) for other in reversed(others))
+    return replace(
+        alert,
+        title=f"{len(records):,} alerts, the last: {alert.title}",
+        markdown=alert.markdown + to_markdown(Others(lines)),
+        idempotency_key=hashlib.sha256(keys.encode()).hexdigest(),
+    )
 
 
 def _alert(ws: Workspace, store: Store, record: Commit | Quarantine | Incident) -> Alert:

@@ -349,6 +349,7 @@ class Scorer:
             supersedes=earlier.batch_id if earlier else None,
             drifted=report.drifted,
             muted=len(report.muted),
+            group=report.group,
         )
         return ref.id if ledger.commit(commit, scores, report=content, again=again) else ""
 

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import receivers
 from pipeline_samples import cli, copy, deliver, table
 
+from vae_anomaly.report.model import Report
 from vae_anomaly.sinks import SINKS, Alert, posting
 from vae_anomaly.store.check import check
 from vae_anomaly.store.commits import Ledger
@@ -81,7 +82,7 @@ def test_a_slow_receiver_is_asked_once_a_run_and_after_the_scores(
         deliver(folder, **{"day-9.parquet": table(30, 60, frauds=4)})
         said = cli("score", folder, "--json")
     assert committed == [2, 3]
-    assert json.loads(said.out)["undelivered_alerts"][-1] == "sink 'webhook': 3 more alerts wait."
+    assert json.loads(said.out)["undelivered_alerts"][-1] == "sink 'webhook': 2 more alerts wait."
 
 
 def test_what_earlier_runs_left_is_told_where_nothing_can_be_scored(
@@ -162,3 +163,45 @@ def test_silence_is_told_once_even_where_nothing_can_be_scored(folder: Path, mon
     assert (told["kind"], told["title"].split(":")[0]) == ("incident", "No batch")
     assert "one is due every 24 hours" in (alerts / name.replace(".json", ".md")).read_text()
     assert [finding for finding in check(Store(folder / "output")) if finding.severity == "error"] == []
+
+
+def test_a_group_is_told_once_until_it_has_cooled_down_and_then_with_all_that_came(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vae_anomaly import scoring
+
+    monkeypatch.setattr(Report, "group", "one cause")
+    (folder / "inbox" / "short.csv").unlink()
+    with receivers.http() as found:
+        with_sinks(folder, found.port)
+        assert json.loads(cli("score", folder, "--json").out)["held_alerts"] == 0
+        first = len(found.requests)
+        deliver(folder, **{f"day-{i}.parquet": table(30, 40 + i, frauds=4) for i in (2, 3, 4)})
+        said = json.loads(cli("score", folder, "--json").out)
+        assert said["held_alerts"] == 3 and len(found.requests) == first
+        assert "Alerts that wait" in cli("score", folder).out
+        assert len([n for n in os.listdir(folder / "output" / "alerts") if n.endswith(".md")]) == 5  # all, at once
+        later = scoring.time.time() + 25 * 3600
+        monkeypatch.setattr(scoring.time, "time", lambda: later)
+        assert json.loads(cli("score", folder, "--json").out)["held_alerts"] == 0
+        assert cli("score", folder).code == 0
+    *_, last = [json.loads(body)["data"] for *_, body in found.requests]
+    assert len(found.requests) == first + 1
+    assert last["title"].startswith("3 alerts, the last: ")
+    assert all(f"day-{i}.parquet" in last["markdown"] for i in (2, 3, 4))
+
+
+def test_in_quiet_hours_nobody_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vae_anomaly import scoring
+
+    monkeypatch.setattr(Report, "group", "one cause")
+    path = folder / "monitor.yml"
+    with receivers.http() as found:
+        with_sinks(folder, found.port)
+        path.write_text(path.read_text() + "alerts: {quiet_hours: [22, 6]}\n")
+        monkeypatch.setattr(scoring.time, "time", lambda: 1_800_000_000.0 // 86_400 * 86_400 + 23.5 * 3600)
+        assert json.loads(cli("score", folder, "--json").out)["held_alerts"] == 3
+        assert found.requests == []
+        monkeypatch.setattr(scoring.time, "time", lambda: 1_800_000_000.0 // 86_400 * 86_400 + 30 * 3600)
+        assert json.loads(cli("score", folder, "--json").out)["held_alerts"] == 0
+    assert len(found.requests) == 2  # one of the two batches, one of the refusal

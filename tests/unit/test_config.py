@@ -127,7 +127,8 @@ def test_the_sample_monitors_load() -> None:
 
 
 def test_the_sections_of_the_documentation_load() -> None:
-    (sinks,) = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "alerts.md").read_text(), re.M | re.S)
+    sinks, alerts = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "alerts.md").read_text(), re.M | re.S)
+    assert monitor(alerts).alerts.quiet_hours == (22, 6)
     assert [sink.kind for sink in monitor(sinks).sinks] == ["log", "file", "webhook", "slack", "email"]
     drift, watch = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "monitoring.md").read_text(), re.M | re.S)
     assert monitor(drift).drift.distance == 0.3

@@ -15,6 +15,7 @@ from vae_anomaly.report.model import (
     Contribution,
     FlaggedRecord,
     IncidentNotice,
+    Others,
     QuarantineNotice,
     Report,
     Shift,
@@ -24,13 +25,15 @@ _MAX_RECORDS, _MAX_LINES, _MAX_TOKENS = 10, 20, 64
 _SPECIAL = re.compile(r"([\\`*_\[\]|~!{}#]|[<>&:](?=\S)|(?<=[^\W\d])\.(?=\w))")  # figures stay readable unrendered
 
 
-def to_markdown(report: Report | QuarantineNotice | IncidentNotice) -> str:
+def to_markdown(report: Report | QuarantineNotice | IncidentNotice | Others) -> str:
     """``report`` in at most a hundred lines: the verdict, the ten strangest records, what is wrong with the data."""
     match report:
         case QuarantineNotice():
             lines = _notice(report)
         case IncidentNotice():
             lines = _incident(report)
+        case Others():
+            lines = _section("Told together with", [f"{_code(name)}: {_sentence(line)}" for name, line in report.lines])
         case _:
             lines = _report(report)
     return "\n".join(lines) + "\n"

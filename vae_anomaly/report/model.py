@@ -280,6 +280,18 @@ class Report:
         return bool(self.shifts) or (is_mostly_flagged(self.flagged, self.scored) and self.level == "far_more")
 
     @property
+    def group(self) -> str:
+        """What its alert is told together with: the drift, or how unusual the number of flags is and the column that
+        most of the strangest records are odd by. What grows more unusual is another group.
+        """
+        if self.drifted:
+            return "drift"
+        leading = [r.contributions[0].column for r in self.records if r.contributions and not r.muted]
+        # of columns that lead as often the first by name, so that the order of records does not matter
+        column = min(set(leading), key=lambda name: (-leading.count(name), name), default="")
+        return f"{self.level} {column}"
+
+    @property
     def level(self) -> str:
         """The number of flags in a word: ``empty``, ``usual``, ``fewer``, ``more`` or ``far_more``."""
         low, high = self.flagged_range
@@ -392,6 +404,13 @@ class IncidentNotice:
     def verdict(self) -> str:
         """One sentence: what has happened."""
         return f"{_INCIDENTS.get(self.kind, self.kind)}: {self.problem}"
+
+
+@dataclass(frozen=True)
+class Others:
+    """What else is told with an alert: names of files and a line on each, newest first."""
+
+    lines: tuple[tuple[str, str], ...]
 
 
 def is_mostly_flagged(flagged: int, scored: int) -> bool:

@@ -56,6 +56,11 @@ class PendingAlert(NamedTuple):
     sink: str
     idempotency_key: str
 
+    @property
+    def group(self) -> str:
+        """What it is told together with; a commit of an earlier version has none."""
+        return self.record.group or self.record.batch_id
+
 
 class Retention(NamedTuple):
     """The batch ids that were pruned, bytes freed, and the batch ids that stay, though old, for an alert is pending."""
@@ -287,10 +292,20 @@ class Ledger:
         """Whether it was delivered, by this run or another one."""
         return self._told(alert.record.batch_id, alert.sink) == alert.idempotency_key
 
-    def mark_delivered(self, batch: str, sink: str, *, idempotency_key: str) -> None:
-        """Note that ``sink`` has had this alert of the batch id ``batch``."""
-        marker = {"batch_id": batch, "sink": sink, "idempotency_key": idempotency_key}
+    def mark_delivered(self, batch: str, sink: str, *, idempotency_key: str, group: str = "") -> None:
+        """Note that ``sink`` has had this alert of the batch id ``batch``, which is one of ``group``."""
+        marker = {"batch_id": batch, "sink": sink, "idempotency_key": idempotency_key, "group": group}
         self.store.replace(dump(marker), self._marker(batch, sink))
+
+    def groups_told(self, sink: str, *, since: float) -> set[str]:
+        """The groups of which ``sink`` has had an alert after the time ``since``, in seconds since 1970."""
+        found = set()
+        with os.scandir(self.store.outbox) as entries:
+            new = [e.name for e in entries if e.name.endswith(f".{sink}.json") and e.stat().st_mtime > since]
+        for name in new:
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # as in _told: then it is told again
+                found.add(str(json.loads(content_of(self.store.outbox / name))["group"]))
+        return found
 
     def _marker(self, batch: str, sink: str) -> Path:
         return self.store.file(self.store.outbox, f"{batch}.{safe_id(sink, 'sink')}", ".json")

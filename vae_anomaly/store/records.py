@@ -75,7 +75,8 @@ class Labelled:
 @dataclass(frozen=True)
 class Commit:
     """One scored batch. ``alert``: the report has something to say; ``drifted``: that the batch as a whole has changed;
-    ``muted``: flagged records that feedback mutes. Keys of ``unscorable`` are reason codes.
+    ``muted``: flagged records that feedback mutes; ``group``: what its alert is told together with. Keys of
+    ``unscorable`` are reason codes.
 
     ``supersedes`` is the id of the batch in whose place this one stands: other content under the same name, or the same
     content scored by another model or configuration.
@@ -100,6 +101,12 @@ class Commit:
     supersedes: str | None = None
     drifted: bool = False
     muted: int = 0
+    group: str = ""
+
+    @property
+    def summary(self) -> str:
+        """A line on it."""
+        return f"{self.flagged:,} of {self.scored:,} flagged where {self.expected_flagged:,.1f} are expected"
 
     @property
     def key(self) -> str:
@@ -166,6 +173,16 @@ class Quarantine:
     problem: str
     remedy: str
 
+    @property
+    def group(self) -> str:
+        """What its alert is told together with."""
+        return f"quarantined {self.rule}"
+
+    @property
+    def summary(self) -> str:
+        """A line on it."""
+        return f"quarantined: {self.rule}"
+
     @classmethod
     def of(
         cls, error: DataError, batch: BatchRef, *, dataset: str, path: str | Path, contract_digest: str
@@ -224,6 +241,16 @@ class Incident:
     name: str
     problem: str
     remedy: str
+
+    @property
+    def group(self) -> str:
+        """What its alert is told together with: nothing."""
+        return self.batch_id
+
+    @property
+    def summary(self) -> str:
+        """A line on it."""
+        return self.problem
 
     @property
     def idempotency_key(self) -> str:
