@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import stat
@@ -25,13 +24,14 @@ import numpy as np
 from vae_anomaly.config import config_digest
 from vae_anomaly.errors import ConfigError, DataError, DeliveryError, StoreError, VaeAnomalyError
 from vae_anomaly.execution import engine
+from vae_anomaly.pages import read_report, update_overview
 from vae_anomaly.registry import lookup
 from vae_anomaly.report.html import to_html
 from vae_anomaly.report.markdown import to_markdown
-from vae_anomaly.report.model import QuarantineNotice, Report
+from vae_anomaly.report.model import QuarantineNotice
 from vae_anomaly.sinks import Alert, deliver
 from vae_anomaly.store.commits import BatchState, HashCache, Ledger, State
-from vae_anomaly.store.files import Busy, Store, content_of, drop
+from vae_anomaly.store.files import Busy, Store, drop
 from vae_anomaly.store.records import (  # fmt: skip
     Attempts,
     BatchRef,
@@ -476,20 +476,20 @@ def load_version(ws: Workspace, tracker: Tracker, which: str) -> tuple[Detector,
 
 
 def deliver_outbox(ws: Workspace, ledger: Ledger) -> list[str]:
-    """Render reports and deliver alerts that the records call for and that are not done; returns what failed.
+    """Render reports and the overview, and deliver alerts, that the records call for; returns what failed.
 
     A receiver that does not take an alert is told no more of them by this run: that would take as long each time.
     """
     problems: list[str] = []
     try:
-        problems += _render(ledger)
+        problems += _render(ledger, ws.monitor.name)
         _tell(ws, ledger, problems)
     except Busy:
         problems.append("another run tells the alerts; what it does not tell, the next run does.")
     return problems
 
 
-def _render(ledger: Ledger) -> list[str]:
+def _render(ledger: Ledger, monitor: str) -> list[str]:
     store, problems = ledger.store, []
     with store.lock(store.outbox):
         for commit in ledger.unrendered():
@@ -498,6 +498,7 @@ def _render(ledger: Ledger) -> list[str]:
                 store.replace(html, store.file(store.reports, commit.batch_id, ".html"))
             except StoreError as error:
                 problems.append(f"report of batch {commit.batch_id}: {error}")
+        update_overview(ledger, monitor)
     return problems
 
 
@@ -539,18 +540,6 @@ def _alert(ws: Workspace, store: Store, record: Commit | Quarantine) -> Alert:
     notice = QuarantineNotice(ws.monitor.name, record.batch_id, record.name, *fields)
     reason = store.file(store.quarantine, record.batch_id, ".json")
     return Alert(ws.monitor.name, record.batch_id, key, notice.verdict, to_markdown(notice), (reason,), "quarantined")
-
-
-def read_report(store: Store, batch: str) -> Report:
-    """The report value of a committed batch; raises :class:`StoreError` where it is missing or altered."""
-    path = store.file(store.reports, batch, ".json")
-    try:
-        return Report.from_dict(json.loads(content_of(path)))
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            f"{str(path)!r} must be the report of a committed batch. Got {type(error).__name__} on reading it. Run"
-            " 'vae-anomaly check' to see what to do."
-        ) from error
 
 
 def _with_report(store: Store, outcome: BatchOutcome) -> BatchOutcome:

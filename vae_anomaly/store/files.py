@@ -31,6 +31,7 @@ from vae_anomaly.errors import ConfigError, StoreError
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _TEMPORARY = re.compile(r"\.part-(\d+\.[0-9a-f]+\.\d+)-[0-9a-f]{32}")
 _PROC = Path("/proc")
+INDEX = "index.html"  # the overview among the reports, which belongs to no batch
 FOREIGN = 86_400.0  # seconds after which the temporary file of another machine's process is given up
 
 
