@@ -20,7 +20,7 @@ from urllib.parse import quote
 from vae_anomaly.errors import ConfigError, StoreError, VaeAnomalyError
 from vae_anomaly.report.model import Report
 from vae_anomaly.report.overview import BatchLine, Linked, Overview, is_mostly_unscorable, state_of
-from vae_anomaly.store.commits import Ledger
+from vae_anomaly.store.commits import Ledger, Written
 from vae_anomaly.store.files import INDEX, Store, content_of, names, replace, sweep
 from vae_anomaly.store.records import Attempts, Commit, Quarantine
 from vae_anomaly.workspace import Workspace, code_version
@@ -50,11 +50,11 @@ def _read(store: Store, batch: str, changes: dict[str, object]) -> Report:
 # ---- the overview of a monitor ----
 
 
-def overview(ledger: Ledger, monitor: str) -> Overview:
-    """The last ``SHOWN`` batches of a store, as they stand; only their records and reports are read."""
+def overview(ledger: Ledger, monitor: str, written: Sequence[Written]) -> Overview:
+    """The last ``SHOWN`` batches of what was written; only their records and reports are read."""
     pages = set(names(ledger.store.reports))
-    lines = [_line(ledger.store, at, record, pages) for at, record in islice(ledger.latest(), SHOWN)]
-    contents = {written.batch_id.rpartition("-")[2] for written in ledger.written()}  # the heads of their digests
+    lines = [_line(ledger.store, at, record, pages) for at, record in islice(ledger.latest(written), SHOWN)]
+    contents = {batch.rpartition("-")[2] for _, batch, _ in written}  # the heads of their digests
     return Overview(monitor, tuple(reversed(lines)), len(contents))
 
 
@@ -115,7 +115,7 @@ def update_overview(ledger: Ledger, monitor: str) -> None:
     """Write the overview where it is not that of the store as it is; hold ``store.lock(store.outbox)``. Best effort."""
     store = ledger.store
     try:
-        mark = _mark(ledger, monitor)
+        mark = _mark(ledger, monitor, ledger.written())
         if mark.encode() not in _head(store.reports / INDEX):
             write_overview(ledger, monitor)
     except Exception as error:  # the scores are committed, and the next run tries again
@@ -135,16 +135,16 @@ def overview_page(ledger: Ledger, monitor: str) -> tuple[Overview, bytes]:
     """The overview of a store as it is, as a value and as a page; the same store gives the same bytes."""
     from vae_anomaly.report.overview_html import overview_to_html
 
-    mark = _mark(ledger, monitor)  # before the records are read: what comes meanwhile is news to the next run
-    found = overview(ledger, monitor)
+    written = ledger.written()
+    mark = _mark(ledger, monitor, written)  # before the records are read: what comes meanwhile is news to the next run
+    found = overview(ledger, monitor, written)
     return found, overview_to_html(found, mark).encode()
 
 
-def _mark(ledger: Ledger, monitor: str) -> str:
+def _mark(ledger: Ledger, monitor: str, written: Sequence[Written]) -> str:
     """A digest of what an overview shows, by the names and times of the files: no record is read for it."""
-    store = ledger.store
-    records = [(at, batch, folder.name) for at, batch, folder in ledger.written()]
-    seen = [code_version(), monitor, records, [name for name in names(store.reports) if name != INDEX]]
+    records = [(at, batch, folder.name) for at, batch, folder in written]
+    seen = [code_version(), monitor, records, [name for name in names(ledger.store.reports) if name != INDEX]]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 

@@ -45,7 +45,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def shown(store: Store) -> Overview:
-    return pages.overview(Ledger(store), "payments")
+    return pages.overview(Ledger(store), "payments", Ledger(store).written())
 
 
 # ---------------------------------------------------------------- what it is made of
@@ -122,7 +122,7 @@ def test_the_last_ones_are_shown_of_many_and_only_these_are_read(store: Store, m
 def test_a_record_that_ends_while_it_is_looked_at_is_left_out_and_a_broken_one_is_told(store: Store) -> None:
     failed_batch(store, 0, "a.csv")
     scored_batch(store, 1, "b.csv")
-    newest_first = Ledger(store).latest()
+    newest_first = Ledger(store).latest(Ledger(store).written())
     assert next(newest_first)[1].name == "b.csv"
     Ledger(store).forget(next(iter(Ledger(store).attempts())).batch_id)
     assert list(newest_first) == []
@@ -362,19 +362,19 @@ def test_odd_numbers_have_a_page(odd: dict[str, Any]) -> None:
 def test_the_chart_has_each_batch_in_its_place() -> None:
     line = BatchLine("n", "b", "2026-01-05T06:00:00Z", "usual", 100, 100, 5, 5.0, (1, 10), 0.0, (), "", "", "1", "t-1")
     second = replace(line, model_version="2", threshold_version="t-2")
-    batches = (*[line] * 8, replace(line, state="quarantined", model_version=""), *[second] * 8)
+    batches = (*[line] * 8, replace(line, state="quarantined", model_version=""), *[second] * 9)
     batches += (
         replace(second, threshold_version="t-3", state="shifted", flagged=80),
         replace(line, state="far_more", flagged=30),
     )
     page = overview_to_html(Overview("m", batches))
     spans = re.findall(r'<span style="width:([\d.]+)%">model (.*?)</span>', page)
-    assert spans == [("45.00", "1"), ("40.00", "2"), ("5.00", "2, threshold t-3"), ("5.00", "1")]
-    assert re.findall(r'class="change" style="left:([\d.]+)%"', page) == ["45.00", "85.00", "90.00"]
+    assert spans == [("45.00", "1"), ("45.00", "2"), ("5.00", "2, threshold t-3"), ("5.00", "1")]
+    assert re.findall(r'class="change" style="left:([\d.]+)%"', page) == ["45.00", "90.00", "95.00"]
     paths = dict(re.findall(r'<path class="(.*?)" d="(.*?)"/>', page))
-    assert [paths[name].count("M") for name in ("ranges", "means", "shifted", "refused")] == [18, 18, 1, 1]
-    assert [paths[f"dots {tone}"].count("M") for tone in ("calm", "look", "alarm")] == [16, 0, 2]
-    assert paths["shifted"].startswith("M850.0,0.00h50.0")
+    assert [paths[name].count("M") for name in ("ranges", "means", "shifted", "refused")] == [19, 19, 1, 1]
+    assert [paths[f"dots {tone}"].count("M") for tone in ("calm", "look", "alarm")] == [17, 0, 2]
+    assert paths["shifted"].startswith("M900.0,0.00h50.0")
     heights = [float(y) for y in re.findall(r"M[\d.]+,([\d.]+)h", paths["dots alarm"])]
     low, usual = heights[0], float(re.search(r"M[\d.]+,([\d.]+)h", paths["dots calm"])[1])  # type: ignore[index]
     assert low == 8.0 < heights[1] < usual < 100

@@ -21,7 +21,7 @@ from vae_anomaly.report.overview import STATES, TONES, BatchLine, Linked, Overvi
 
 SITE_MARK = "vae-anomaly overview of monitors"  # in the head of a page: it may be replaced by the next one
 MAX_BATCHES, MAX_MONITORS = 100, 200
-_SLOTS = 20  # at least so many batches have room in a picture
+_SLOTS = 12  # at least so many batches have room in a picture
 _PAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,140}\.html")
 _ADDRESS = re.compile(r"[A-Za-z0-9._~/%-]+")
 _TICKS = [d * 10**power for power in range(10) for d in (1, 2, 5)]
@@ -191,10 +191,9 @@ def _starts(spans: Sequence[tuple[int, str, str]]) -> list[int]:
 
 
 def _days(batches: Sequence[BatchLine]) -> list[tuple[str, str]]:
-    """The days of at most five batches, evenly over the width; none twice in a row."""
+    """The days of four batches, evenly over the width, or of the first where there is no room; none twice in a row."""
     last, slots = len(batches) - 1, _slots(batches)
-    gaps = max(round(4 * len(batches) / slots), 1)
-    marks = sorted({round(last * k / gaps) for k in range(gaps + 1)})
+    marks = sorted({round(last * k / 3) for k in range(4)}) if len(batches) >= 0.8 * slots else [0]
     days = [(css((i + 0.5) / slots), batches[i].at[:10]) for i in marks]
     return [tick for i, tick in enumerate(days) if not i or tick[1] != days[i - 1][1]]
 

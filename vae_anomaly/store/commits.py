@@ -218,11 +218,12 @@ class Ledger:
                         found.append(Written(at, entry.name.removesuffix(".json"), folder))
         return sorted(found)
 
-    def latest(self) -> Iterator[tuple[int, Commit | Quarantine | Attempts]]:
-        """The last record of each content, the newest first, and when it was written; read as they are asked for."""
+    def latest(self, written: Sequence[Written]) -> Iterator[tuple[int, Commit | Quarantine | Attempts]]:
+        """Of each content the last of these records, the newest first, and when it was written; read as it is asked
+        for."""
         kinds = {self.store.commits: Commit, self.store.quarantine: Quarantine, self.store.attempts: Attempts}
         seen: set[str] = set()
-        for at, batch, folder in reversed(self.written()):
+        for at, batch, folder in reversed(written):
             path = folder / f"{batch}.json"
             try:
                 record = read_record(path, kinds[folder])
