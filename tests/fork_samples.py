@@ -23,7 +23,7 @@ from unittest import mock
 
 import numpy as np
 from pipeline_samples import copy, deliver, parquet, table
-from store_samples import tree
+from store_samples import tree, untimed
 
 # not results: the cache of models, and what the clock of the inbox says
 OURS = ("scores", "commits", "reports", "quarantine", "alerts", "outbox", "store.json")
@@ -151,7 +151,7 @@ class Rounds:
         return int(bool(problems))
 
     def results(self) -> dict[str, str]:
-        return {name: digest for name, digest in tree(self.output).items() if name.startswith(OURS)}
+        return {name: digest for name, digest in untimed(tree(self.output)).items() if name.startswith(OURS)}
 
     def keys(self) -> Counter[str]:
         """How often each alert was told; half of a key is what a torn write has left."""
@@ -174,12 +174,26 @@ class Rounds:
         wrong = [f"{name} differs" for name, digest in found.items() if reference.get(name) != digest]
         if not self.output.is_dir() or wrong:
             return wrong
+        wrong += self._overview(complete=complete)
         wrong += [str(f) for f in check(Store(self.output)) if f.severity == "error" or complete]
         if complete:
             wrong += [f"{name} is missing" for name in reference.keys() - found.keys()]
             wrong += ["an alert was not told"] if self.keys().keys() != keys.keys() else []
             wrong += ["temporary files are left"] if os.listdir(self.output / "_tmp") else []
         return wrong
+
+    def _overview(self, *, complete: bool) -> list[str]:
+        """The overview shows when records were written, so it is compared with what these records give."""
+        from vae_anomaly.pages import overview_page
+        from vae_anomaly.store.commits import Ledger
+        from vae_anomaly.store.files import INDEX, Store
+
+        path = self.output / "reports" / INDEX
+        if complete:
+            page = overview_page(Ledger(Store(self.output)), "shops")[1]
+            return [] if path.exists() and path.read_bytes() == page else ["the overview is not that of the store"]
+        whole = not path.exists() or path.read_bytes().endswith(b"</html>")
+        return [] if whole else ["the overview is not whole"]
 
 
 def warm(folder: Path) -> None:

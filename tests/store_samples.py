@@ -10,7 +10,7 @@ import numpy as np
 
 from vae_anomaly.errors import DataError
 from vae_anomaly.store.commits import Ledger
-from vae_anomaly.store.files import Store
+from vae_anomaly.store.files import INDEX, Store
 from vae_anomaly.store.records import (
     BatchRef,
     Commit,
@@ -104,6 +104,11 @@ def refusal(name: str, content: bytes, *, contract: str = CONTRACT) -> Quarantin
     error = DataError("missing_column", "Expected column 'amount'.", remedy="Add it.", file=name, rows=[1, 2], count=2)
     ref = batch_ref(name, content)
     return Quarantine.of(error, ref, dataset=MONITOR, path=f"inbox/{name}", contract_digest=contract)
+
+
+def untimed(files: dict[str, str]) -> dict[str, str]:
+    """Those files that show no time: all but the overview."""
+    return {name: digest for name, digest in files.items() if Path(name).name != INDEX}
 
 
 def tree(root: Path) -> dict[str, str]:

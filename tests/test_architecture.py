@@ -32,6 +32,7 @@ ROWS = (
     ("estimator", "summary", "infer", "metrics"),
     ("store",),
     ("workspace",),
+    ("pages",),
     ("worker", "watch", "grouping"),
     ("execution",),
     ("sinks",),

@@ -409,6 +409,33 @@ def _show_feedback(said: Sequence[Feedback], *, as_json: bool) -> None:
 
 
 @app.command()
+def overview(
+    monitors: Annotated[list[Path], typer.Argument(metavar="MONITOR...", help="One monitor.yml or more.")],
+    site: Annotated[
+        Path | None, typer.Option("--site", metavar="FOLDER", help="Also write a page that shows all of them.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the page of a monitor's last batches again, and print its path and the monitor's state in a sentence."""
+    from vae_anomaly import pages
+
+    workspaces = [_open(monitor, None) for monitor in monitors]
+    found = [pages.overview_of(ws) for ws in workspaces]
+    page = (
+        pages.write_site([(ws, seen) for ws, (seen, _) in zip(workspaces, found, strict=True)], site) if site else None
+    )
+    if as_json:
+        shown_as = [{"page": str(path), **seen.to_dict()} for seen, path in found]
+        say_json({"monitors": shown_as, "site": str(page) if page else None})
+        return
+    for seen, path in found:
+        say(f"{seen.monitor}: {seen.verdict}")
+        say(shown(path))
+    if page:
+        say(shown(page))
+
+
+@app.command()
 def status(monitor: Monitor, as_json: Json = False) -> None:
     """Show where every file stands: pending, failed, committed, quarantined, superseded, duplicate."""
     from vae_anomaly import scoring
@@ -464,11 +491,16 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Delete scores and reports of old batches; their commit records stay, so nothing is scored again."""
+    from vae_anomaly.pages import update_overview
     from vae_anomaly.store.commits import Ledger
 
     ws = _open(monitor, None)
     before, sinks = time.time() - 86_400 * older_than, [sink.kind for sink in ws.monitor.sinks]
-    done = Ledger(ws.store.existing().prepare(ws.monitor.name)).prune(before, sinks, dry_run=dry_run)
+    ledger = Ledger(ws.store.existing().prepare(ws.monitor.name))
+    done = ledger.prune(before, sinks, dry_run=dry_run)
+    if done.pruned and not dry_run:
+        with ledger.store.lock(ledger.store.outbox):
+            update_overview(ledger, ws.monitor.name)
     if as_json:
         say_json(done._asdict() | {"dry_run": dry_run})
         return

@@ -22,12 +22,13 @@ import pyarrow as pa
 
 from vae_anomaly.batch import Records, concatenate
 from vae_anomaly.errors import ConfigError, DataError, suggestion
+from vae_anomaly.pages import read_report
 from vae_anomaly.report.html import to_html
 from vae_anomaly.report.model import Report
 from vae_anomaly.schema import check
-from vae_anomaly.scoring import load_version, read_report
+from vae_anomaly.scoring import load_version
 from vae_anomaly.store.commits import Ledger
-from vae_anomaly.store.files import names
+from vae_anomaly.store.files import INDEX, names
 from vae_anomaly.store.sources import (  # fmt: skip
     IMAGES,
     InboxFile,
@@ -259,9 +260,9 @@ def render(ws: Workspace, batch: str) -> tuple[Report, Path]:
 
 
 def last_reports(ws: Workspace) -> list[Path]:
-    """All HTML reports, by name."""
+    """All HTML reports of batches, by name."""
     reports = ws.store.reports
-    return [reports / name for name in names(reports) if name.endswith(".html")] if reports.is_dir() else []
+    return [reports / name for name in names(reports) if name.endswith(".html") and name != INDEX]
 
 
 # ---- review ----

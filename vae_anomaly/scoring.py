@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import stat
@@ -27,13 +26,14 @@ from vae_anomaly.config import SinkConfig, config_digest
 from vae_anomaly.errors import ConfigError, DataError, DeliveryError, StoreError, VaeAnomalyError
 from vae_anomaly.execution import engine
 from vae_anomaly.grouping import PEOPLE, is_quiet, messages
+from vae_anomaly.pages import read_report, update_overview
 from vae_anomaly.registry import lookup
 from vae_anomaly.report.html import to_html
 from vae_anomaly.report.markdown import to_markdown
-from vae_anomaly.report.model import IncidentNotice, Others, QuarantineNotice, Report
+from vae_anomaly.report.model import IncidentNotice, Others, QuarantineNotice
 from vae_anomaly.sinks import Alert, deliver
 from vae_anomaly.store.commits import BatchState, HashCache, Ledger, PendingAlert, State
-from vae_anomaly.store.files import Busy, Store, content_of, drop
+from vae_anomaly.store.files import Busy, Store, drop
 from vae_anomaly.store.records import (  # fmt: skip
     Attempts,
     BatchRef,
@@ -489,7 +489,7 @@ class Told(NamedTuple):
 
 
 def deliver_outbox(ws: Workspace, ledger: Ledger) -> Told:
-    """Render reports and deliver alerts that the records call for and that are not done.
+    """Render reports and the overview, and deliver alerts, that the records call for and that are not done.
 
     A receiver that does not take an alert is told no more of them by this run: that would take as long each time.
     """
@@ -497,7 +497,7 @@ def deliver_outbox(ws: Workspace, ledger: Ledger) -> Told:
     held = 0
     try:
         _watch(ws, ledger, time.time())
-        problems += _render(ledger)
+        problems += _render(ledger, ws.monitor.name)
         due = ledger.pending_alerts([sink.kind for sink in ws.monitor.sinks])
         for sink in ws.monitor.sinks:
             mine = [alert for alert in due if alert.sink == sink.kind]
@@ -516,7 +516,7 @@ def _watch(ws: Workspace, ledger: Ledger, now: float) -> None:
         ledger.note(incident)
 
 
-def _render(ledger: Ledger) -> list[str]:
+def _render(ledger: Ledger, monitor: str) -> list[str]:
     store, problems = ledger.store, []
     with store.lock(store.outbox):
         for commit in ledger.unrendered():
@@ -525,6 +525,7 @@ def _render(ledger: Ledger) -> list[str]:
                 store.replace(html, store.file(store.reports, commit.batch_id, ".html"))
             except StoreError as error:
                 problems.append(f"report of batch {commit.batch_id}: {error}")
+        update_overview(ledger, monitor)
     return problems
 
 
@@ -597,18 +598,6 @@ def _alert(ws: Workspace, store: Store, record: Commit | Quarantine | Incident) 
     notice = QuarantineNotice(ws.monitor.name, record.batch_id, record.name, *fields)
     reason = store.file(store.quarantine, record.batch_id, ".json")
     return Alert(ws.monitor.name, record.batch_id, key, notice.verdict, to_markdown(notice), (reason,), "quarantined")
-
-
-def read_report(store: Store, batch: str) -> Report:
-    """The report value of a committed batch; raises :class:`StoreError` where it is missing or altered."""
-    path = store.file(store.reports, batch, ".json")
-    try:
-        return Report.from_dict(json.loads(content_of(path)))
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            f"{str(path)!r} must be the report of a committed batch. Got {type(error).__name__} on reading it. Run"
-            " 'vae-anomaly check' to see what to do."
-        ) from error
 
 
 def _with_report(store: Store, outcome: BatchOutcome) -> BatchOutcome:

@@ -127,11 +127,18 @@ def test_g9_everything_is_scored_or_refused_as_it_would_be_with_other_names(run:
 
 
 def test_g9_no_page_has_anything_active(run: Run) -> None:
-    pages = run.written("reports/*.html")
+    pages = run.written("reports/*-*.html")
     assert [active(page) for page in pages] == [[], []]
     shown = "".join(pages)
     assert shown.count("&lt;script&gt;") > 20  # the payloads are there, as text
     assert "://" not in re.sub(r"<bdi>.*?</bdi>", "", shown, flags=re.S)
+
+
+def test_g9_the_overview_has_links_to_its_reports_and_nothing_else_that_is_active(run: Run) -> None:
+    (page,) = run.written("reports/index.html")
+    links = {("a", "href", path.name) for path in (run.folder / "output" / "reports").glob("*-*.html")}
+    assert set(active(page)) <= {"a", *links}
+    assert page.count("&lt;script&gt;") > 2
 
 
 def test_g9_a_renderer_that_does_not_escape_is_caught(run: Run) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pipeline_samples import PROGRAM, Said, cli, copy, deliver, parquet, table
-from store_samples import tree
+from store_samples import tree, untimed
 from system_samples import children_of
 
 from vae_anomaly import scoring, worker
@@ -74,7 +74,7 @@ def engine(folder: Path, name: str, **more: object) -> Path:
 
 
 def results(folder: Path) -> dict[str, str]:
-    return {name: digest for name, digest in tree(folder / "output").items() if name.startswith(RESULTS)}
+    return {name: digest for name, digest in untimed(tree(folder / "output")).items() if name.startswith(RESULTS)}
 
 
 def states(folder: Path) -> States:

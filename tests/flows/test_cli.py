@@ -23,14 +23,27 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import pipeline_samples as samples
 from pipeline_samples import PROGRAM, Said, cli, copy, deliver, program, table, write_monitor
-from store_samples import tree
+from store_samples import tree, untimed
 
 from vae_anomaly import pipelines, scoring
 from vae_anomaly.config import load_monitor
 from vae_anomaly.demo import DemoRun, prepare_demo, show_demo
 from vae_anomaly.worker import Scorer
 
-COMMANDS = ("init", "fit", "review", "promote", "rollback", "score", "report", "status", "check", "serve", "demo")
+COMMANDS = (
+    "init",
+    "fit",
+    "review",
+    "promote",
+    "rollback",
+    "score",
+    "report",
+    "status",
+    "check",
+    "serve",
+    "demo",
+    "overview",
+)
 BROKEN = b"id,amount\n1,2\n"
 
 
@@ -272,7 +285,7 @@ def test_check_finds_a_flipped_bit(folder: Path) -> None:
 def test_what_the_next_run_finishes_is_a_note_and_no_fault(folder: Path) -> None:
     deliver(folder, **{"mon.parquet": table(60, 3, frauds=6)})
     cli("score", folder)
-    page = next((folder / "output" / "reports").glob("*.html"))
+    page = next((folder / "output" / "reports").glob("mon-*.html"))
     page.unlink()
     said = cli("check", folder)
     assert (said.code, "Not written yet" in said.out) == (0, True)
@@ -283,7 +296,7 @@ def test_what_the_next_run_finishes_is_a_note_and_no_fault(folder: Path) -> None
 def test_a_damaged_report_is_told_and_holds_nothing_back(folder: Path) -> None:
     deliver(folder, **{"mon.parquet": table(60, 3, frauds=6)})
     cli("score", folder)
-    page = next((folder / "output" / "reports").glob("*.html"))
+    page = next((folder / "output" / "reports").glob("mon-*.html"))
     page.unlink()
     page.with_suffix(".json").write_text("{")
     deliver(folder, **{"tue.parquet": table(60, 5, frauds=6)})
@@ -534,7 +547,7 @@ def test_ctrl_c_is_one_line_and_the_next_run_finishes(tmp_path: Path) -> None:
     deliver(other, **batches)
     assert cli("score", other).code == 0
     for part in ("scores", "commits", "reports", "quarantine"):
-        assert tree(folder / "output" / part) == tree(other / "output" / part)
+        assert untimed(tree(folder / "output" / part)) == untimed(tree(other / "output" / part))
     assert len(tree(folder / "output" / "scores")) == 24
 
 

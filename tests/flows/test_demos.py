@@ -56,7 +56,7 @@ def test_a_demonstration_runs_with_one_command_and_can_be_looked_into(name: str,
     assert said["auroc"] > least
     assert said["found"] > 0.8 * said["anomalies"]
     assert said["false_alarms"] / said["normal_records"] < 2 * said["promise"]["high"]
-    pages = list((tmp_path / "demo" / name / "output" / "reports").glob("*.html"))
+    pages = list((tmp_path / "demo" / name / "output" / "reports").glob("*-*.html"))
     assert len(pages) == said["scored"]
     shown = {"digits": "data:image/png;base64,", "logs": "Surprise, nats", "regions": "site"}[name]
     assert all(shown in page.read_text() for page in pages)

@@ -34,6 +34,8 @@ from vae_anomaly.report import (
 )
 from vae_anomaly.report import html as renderer
 from vae_anomaly.report.formatting import number, percent
+from vae_anomaly.report.overview import STATES, BatchLine, Linked, Overview
+from vae_anomaly.report.overview_html import overview_to_html, site_to_html
 from vae_anomaly.report.pictures import picture
 
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
@@ -377,10 +379,64 @@ def wide_labels() -> Report:
     return replace(report, histogram=ScoreHistogram(edges, (0.125,) * 8, (0.125,) * 8), records=records)
 
 
-@pytest.mark.parametrize("make", [sample_report, image_report, text_report, long_report, wide_labels])
+def overview(number: int, **changes) -> Overview:
+    """So many batches, of every state among usual ones, of three models and thresholds."""
+    states = [*STATES, *["usual"] * 30]
+    batches = tuple(
+        replace(
+            BatchLine(
+                name=f"2026-{1 + i // 28:02}-{1 + i % 28:02}-payments.csv",
+                batch_id=f"b-{i}",
+                at=f"2026-{1 + i // 28:02}-{1 + i % 28:02}T06:00:00Z",
+                state=states[7 * i % len(states)],
+                rows=400 + 37 * i % 90,
+                scored=398 + 37 * i % 90,
+                flagged=400 if states[7 * i % len(states)] == "mostly" else 12 + 5 * i % 17,
+                expected_flagged=20.4,
+                flagged_range=(9, 33),
+                missing=0.01 * (i % 5),
+                moved=("amount", "merchant_category", "hour", "country") if i % 11 == 3 else (),
+                about="amount: 12.0% of the cells are missing; in training 0.1% were." if i % 9 == 4 else "",
+                rule="missing_column" if states[7 * i % len(states)] == "quarantined" else "",
+                model_version=str(1 + i // 25),
+                threshold_version=f"t-{i // 20}",
+                link=f"b-{i}.html" if i % 3 else "",
+            ),
+            **changes,
+        )
+        for i in range(number)
+    )
+    return Overview("payments", batches, 4_321)
+
+
+def long_overview() -> Overview:
+    """Every text as long as it comes, with nowhere to break it, and numbers as large."""
+    long = "W" * 400
+    texts = {"name": long, "about": long, "rule": long, "moved": (long,) * 5}
+    versions = {"model_version": long, "threshold_version": long}
+    numbers = {"rows": 12_345_678, "scored": 12_345_000, "flagged": 12_345_000, "expected_flagged": 123_456.7}
+    many = overview(60, **texts, **versions, **numbers, flagged_range=(122_000, 125_000))
+    return replace(many, monitor=long, total=12_345_678)
+
+
+PAGES = {
+    **{make.__name__: lambda make=make: to_html(make()) for make in (sample_report, image_report, text_report)},
+    **{make.__name__: lambda make=make: to_html(make()) for make in (long_report, wide_labels)},
+    "60 batches": lambda: overview_to_html(overview(60)),
+    "10 batches": lambda: overview_to_html(overview(10)),
+    "4 batches": lambda: overview_to_html(overview(4)),
+    "no batch": lambda: overview_to_html(overview(0)),
+    "long overview": lambda: overview_to_html(long_overview()),
+    "monitors": lambda: site_to_html(
+        [Linked(made, "x/index.html") for made in (overview(60), overview(4), overview(0), long_overview())]
+    ),
+}
+
+
+@pytest.mark.parametrize("make", PAGES.values(), ids=PAGES.keys())
 @pytest.mark.parametrize(("widths", "dark"), [((320, 768, 1280), False), ((375, 1280), True)])
 def test_fits_its_width_and_every_text_can_be_read(tmp_path, make, widths, dark):
-    for width, seen in zip(widths, measure(tmp_path, to_html(make()), *widths, dark=dark), strict=True):
+    for width, seen in zip(widths, measure(tmp_path, make(), *widths, dark=dark), strict=True):
         assert seen["wide"] == []
         assert seen["width"] <= width
         assert seen["faint"] == []
@@ -395,6 +451,13 @@ def test_the_measure_sees_what_is_too_wide_and_too_faint(tmp_path):
     assert seen["wide"]
     assert seen["width"] > 768
     assert seen["faint"]
+
+
+def test_the_measure_sees_cells_of_an_overview_that_run_into_each_other(tmp_path):
+    page = overview_to_html(long_overview())
+    broken = page.replace("th, td { text-align: left;", "th, td { overflow-wrap: normal !important; text-align: left;")
+    (seen,) = measure(tmp_path, broken, 1280, dark=False)
+    assert seen["wide"]
 
 
 def test_the_measure_sees_labels_that_overlap_and_words_in_empty_cells(tmp_path):

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from numbers import Integral, Real
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -73,12 +74,17 @@ def _read_tuple(inner: tuple[Any, ...], value: list[Any], where: str) -> tuple[A
 
 
 def _read_fields(kind: Any, value: dict[str, Any], where: str) -> Any:
-    kinds = get_type_hints(kind)
+    kinds = _hints(kind)
     needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
     odd = sorted((value.keys() - kinds.keys()) | (needed - value.keys()))
     if odd:
         raise _refused(f"{where or 'the report'} must have exactly the known fields. Wrong or missing: {odd[:5]}.")
     return kind(**{name: _read(kinds[name], v, f"{where}.{name}".lstrip(".")) for name, v in value.items()})
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _checked(kind: Any, value: Any, where: str) -> Any:

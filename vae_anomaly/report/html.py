@@ -92,7 +92,7 @@ def with_filters(templates: Environment) -> Environment:
 
 
 def _view(report: Report) -> dict[str, Any]:
-    headline, advice = HEADLINES[_situation(report)]
+    headline, advice = HEADLINES[report.situation]
     shifts = [(s, _bars([s.distance, 1.0])[0]) for s in report.shifts[:_MAX_LINES]]
     said = [c for c in report.columns if c.warning]
     quiet = [c for c in report.columns if not c.warning]
@@ -119,16 +119,6 @@ def _view(report: Report) -> dict[str, Any]:
     }
 
 
-def _situation(report: Report) -> str:
-    if report.level == "empty":
-        return "unscored" if report.rows else "empty"
-    if report.drifted:
-        return "shifted" if report.shifts else "mostly"
-    if report.level == "usual":
-        return "usual" if report.flagged else "quiet"
-    return report.level
-
-
 def _strip(report: Report) -> dict[str, str] | None:
     """The flagged number against its 95 % range, in percent of the strip's width."""
     low, high = report.flagged_range
@@ -136,14 +126,15 @@ def _strip(report: Report) -> dict[str, str] | None:
     if not report.scored:
         return None
     return {
-        "low": _css(low / end),
-        "width": _css((high - low) / end),
-        "expected": _css(report.expected_flagged / end),
-        "flagged": _css(report.flagged / end),
+        "low": css(low / end),
+        "width": css((high - low) / end),
+        "expected": css(report.expected_flagged / end),
+        "flagged": css(report.flagged / end),
     }
 
 
-def _css(share: float) -> str:
+def css(share: float) -> str:
+    """A share of a length as a style says it."""
     return f"{100 * min(max(share, 0.0), 1.0):.2f}%" if math.isfinite(share) else "0%"
 
 
@@ -176,7 +167,7 @@ def _chart(report: Report) -> _Chart | None:
     return _Chart(
         calibration=_outline(known, top),
         batch=_outline(new, top),
-        threshold=None if at is None else _css(at),
+        threshold=None if at is None else css(at),
         right_half=at is not None and at > 0.5,
         flagged=[f"{1000 * p:.1f}" for p in places],
         compressed=axis.edges[-1] - axis.edges[-2] > 1.5 * (axis.edges[1] - axis.edges[0]),
@@ -199,7 +190,7 @@ def _outline(shares: list[float], top: float) -> str:
 def _x_ticks(axis: ScoreHistogram) -> list[tuple[str, str]]:
     bins = len(axis.edges) - 1
     marks = sorted({round(bins * k / 4) for k in range(5)})
-    return [(_css(i / bins), formatting.number(axis.edges[i])) for i in marks]
+    return [(css(i / bins), formatting.number(axis.edges[i])) for i in marks]
 
 
 def _y_ticks(top: float) -> list[tuple[str, str]]:
@@ -209,7 +200,7 @@ def _y_ticks(top: float) -> list[tuple[str, str]]:
     for share in reversed(_SHARES):
         height = (share / top) ** 0.5
         if height <= 1 and last - height >= 0.22 and height > 0.12:
-            ticks.append((_css(0.96 * height), formatting.percent(share)))
+            ticks.append((css(0.96 * height), formatting.percent(share)))
             last = height
     return ticks
 

@@ -302,6 +302,16 @@ class Report:
         return "fewer" if self.flagged < low else "usual"
 
     @property
+    def situation(self) -> str:
+        """What to make of the batch, in a word: ``empty``, ``unscored``, ``shifted``, ``mostly`` (flagged), ``quiet``
+        (nothing is flagged), or else the :attr:`level`."""
+        if self.level == "empty":
+            return "unscored" if self.rows else "empty"
+        if self.drifted:
+            return "shifted" if self.shifts else "mostly"
+        return "quiet" if self.level == "usual" and not self.flagged else self.level
+
+    @property
     def unscorable_count(self) -> int:
         """Number of rows that could not be scored."""
         return sum(self.unscorable.values())

@@ -29,7 +29,7 @@ from vae_anomaly.batch import OK
 from vae_anomaly.errors import StoreError
 from vae_anomaly.store.commits import standing
 from vae_anomaly.store.feedback import read_entry, record_of
-from vae_anomaly.store.files import Store, content_of, is_alive, names, owner_of, safe_id, sha256_of
+from vae_anomaly.store.files import INDEX, Store, content_of, is_alive, names, owner_of, safe_id, sha256_of
 from vae_anomaly.store.records import Attempts, Commit, FileRef, Incident, Pruned, Quarantine, read_record
 from vae_anomaly.store.score_files import SCORE_SCHEMA, read_scores, score_schema
 
@@ -296,7 +296,8 @@ def _orphans(store: Store) -> Iterator[Finding]:
     known = {name.removesuffix(".json") for name in names(store.commits)}
     for folder in (store.scores, store.reports):
         for name in names(folder):
-            if name.endswith(_SUFFIXES[folder.name]) and name.rpartition(".")[0] not in known:
+            is_page = (folder, name) == (store.reports, INDEX)
+            if name.endswith(_SUFFIXES[folder.name]) and name.rpartition(".")[0] not in known and not is_page:
                 yield Finding("I3", f"{folder.name}/{name}", "No commit names it.", _NEXT_RUN, "note")
 
 

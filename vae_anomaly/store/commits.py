@@ -70,6 +70,14 @@ class Retention(NamedTuple):
     pending: tuple[str, ...]
 
 
+class Written(NamedTuple):
+    """When a record was written, in nanoseconds since the epoch, and which."""
+
+    at: int
+    batch_id: str
+    folder: Path
+
+
 @dataclass(frozen=True)
 class Ledger:
     """Reads and writes the records of one store; holds nothing in memory between calls."""
@@ -216,6 +224,34 @@ class Ledger:
     def pending(self, inbox: Iterable[tuple[str, str]], contract_digest: str) -> list[BatchState]:
         """The work list, by name; equal contents are in it once."""
         return [row for row in self.state(inbox, contract_digest) if row.state in ("pending", "failed")]
+
+    def written(self) -> list[Written]:
+        """Commits, refusals and attempts in the order in which they were written; none of them is read."""
+        found = []
+        for folder in (self.store.commits, self.store.quarantine, self.store.attempts):
+            with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+                for entry in (entry for entry in entries if entry.name.endswith(".json")):
+                    with contextlib.suppress(FileNotFoundError):  # it has come to an end meanwhile
+                        at = entry.stat(follow_symlinks=False).st_mtime_ns
+                        found.append(Written(at, entry.name.removesuffix(".json"), folder))
+        return sorted(found)
+
+    def latest(self, written: Sequence[Written]) -> Iterator[tuple[int, Commit | Quarantine | Attempts]]:
+        """Of each content the last of these records, the newest first, and when it was written; read as it is asked
+        for."""
+        kinds = {self.store.commits: Commit, self.store.quarantine: Quarantine, self.store.attempts: Attempts}
+        seen: set[str] = set()
+        for at, batch, folder in reversed(written):
+            path = folder / f"{batch}.json"
+            try:
+                record = read_record(path, kinds[folder])
+            except StoreError:
+                if path.exists():
+                    raise
+                continue  # it has come to an end meanwhile
+            if record.sha256 not in seen:
+                seen.add(record.sha256)
+                yield at, record
 
     def unrendered(self) -> list[Commit]:
         """Commits with something to say whose HTML report is not there (yet)."""

@@ -34,6 +34,7 @@ _PROC = Path("/proc")
 FOLDERS = (
     "scores", "commits", "reports", "quarantine", "outbox", "attempts", "pruned", "feedback", "incidents",
 )  # fmt: skip
+INDEX = "index.html"  # the overview among the reports, which belongs to no batch
 FOREIGN = 86_400.0  # seconds after which the temporary file of another machine's process is given up
 
 
