@@ -205,6 +205,9 @@ class Report:
     provenance : names and digests of everything that made the scores.
     labelled : ``{"anomalies": labelled anomalies among the scored, "found": those flagged}``, when there are labels.
     shifts : columns whose values have shifted in the batch as a whole, the farthest first; ``SCORE`` for the scores.
+    discovery_rate : share of false alarms among the flagged that is kept on average, if that is the promise. Then the
+        threshold is this batch's, NaN where it flags nothing; ``alpha`` is what it comes to, and what is said of the
+        number of false alarms is an upper bound.
     """
 
     monitor: str
@@ -232,6 +235,7 @@ class Report:
     provenance: Mapping[str, str] = field(default_factory=dict)
     labelled: Mapping[str, int] | None = None
     shifts: tuple[Shift, ...] = ()
+    discovery_rate: float | None = None
 
     @property
     def drifted(self) -> bool:
