@@ -74,6 +74,13 @@ def table(rows: int = 60, seed: int = 0, *, frauds: int = 0) -> pa.Table:
     )
 
 
+def broken(found: pa.Table) -> pa.Table:
+    """Two of the rows cannot be scored."""
+    amount = found["amount"].to_numpy().copy()
+    amount[[3, 40]] = np.inf
+    return found.set_column(found.column_names.index("amount"), "amount", pa.array(amount))
+
+
 def parquet(content: pa.Table, **options: Any) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(content, sink, **options)
@@ -207,3 +214,18 @@ def deliver(folder: Path, **files: bytes | pa.Table) -> None:
     for name, content in files.items():
         data = parquet(content) if isinstance(content, pa.Table) else content
         (folder / "inbox" / name).write_bytes(data)
+
+
+@contextlib.contextmanager
+def shared_by(workers: int) -> Iterator[None]:
+    """Jobs as for so many workers, which share every file, all of them in this process."""
+    from vae_anomaly import scoring
+    from vae_anomaly.execution import Engine
+    from vae_anomaly.worker import perform
+
+    @contextlib.contextmanager
+    def here(config: object, tell: object) -> Iterator[Engine]:
+        yield Engine(lambda jobs: ((job, perform(job, lambda rows: None)) for job in jobs), workers)
+
+    with mock.patch.object(scoring, "engine", here), mock.patch.object(scoring, "DIVIDED", 1):
+        yield

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vae_anomaly.scoring import ScoreOutcome
     from vae_anomaly.store.commits import BatchState
     from vae_anomaly.store.feedback import Feedback
+    from vae_anomaly.thresholds import Threshold
     from vae_anomaly.workspace import Workspace
 
 EXIT_CODES = """
@@ -158,7 +159,6 @@ def fit_summary(outcome: FitOutcome) -> dict[str, Any]:
 
 def _show_fit(ws: Workspace, outcome: FitOutcome) -> None:
     threshold, splits = outcome.fit.detector.threshold, outcome.fit.splits
-    promise = threshold.promise
     state = "is registered already as" if outcome.registered.already else "is registered as"
     say(f"The detector {state} {outcome.registered.name} version {outcome.registered.version}, the candidate.")
     counts = ", ".join(f"{len(index):,} {name}" for name, index in splits.items())
@@ -171,13 +171,8 @@ def _show_fit(ws: Workspace, outcome: FitOutcome) -> None:
             f"Feedback: {outcome.confirmed:,} confirmed anomalies are left out,"
             f" {outcome.joined:,} false alarms join the calibration."
         )
-    say(
-        f"False-alarm rate: {threshold.target or f'target {promise.alpha:.2%}'}, expected {promise.expected:.2%}, "
-        f"95 % range {promise.low:.2%} to {promise.high:.2%} with {promise.calibration_records:,} calibration records."
-    )
-    for records in sorted({100, 1000, int(threshold.options.get("records", 100))}):
-        expected, low, high = threshold.false_alarms(records)
-        say(f"  of {records:,} normal records, {expected:.1f} are expected to be flagged (95 % range {low} to {high})")
+    for line in promised(threshold):
+        say(line)
     recall = outcome.assessment.recall
     if recall.median is not None:
         weakest = sorted(recall.headline.items(), key=lambda pair: pair[1])[:3]
@@ -186,6 +181,21 @@ def _show_fit(ws: Workspace, outcome: FitOutcome) -> None:
     for sentence in outcome.assessment.verdict:
         say(f"Verdict: {sentence}")
     say(f"Next: vae-anomaly review {shown(ws.monitor.path)}")
+
+
+def promised(threshold: Threshold) -> Iterator[str]:
+    """What a threshold promises of normal records, in lines."""
+    promise = threshold.promise
+    yield (
+        f"False-alarm rate: {threshold.target or f'target {promise.alpha:.2%}'}, expected {promise.expected:.2%}, "
+        f"95 % range {promise.low:.2%} to {promise.high:.2%} with {promise.calibration_records:,} calibration records."
+    )
+    for records in sorted({100, 1000, int(threshold.options.get("records", 100))}):
+        expected, low, high = threshold.false_alarms(records)
+        yield f"  of {records:,} normal records, {expected:.1f} are expected to be flagged (95 % range {low} to {high})"
+    for records in (1_000, 10_000, 100_000):
+        if (fewest := threshold.fewest_flagged(records)) > 1:
+            yield f"  of {records:,} records none is flagged unless {fewest:,} score above all calibration records"
 
 
 @app.command()

@@ -444,6 +444,15 @@ class BudgetConfig(_MethodConfig):
     confidence: OpenShare = Field(default=0.95, description="Probability, in (0, 1), that there are no more.")
 
 
+class FdrConfig(_MethodConfig):
+    """Of what is flagged in a batch at most a share q are false alarms, on average."""
+
+    method: Literal["fdr"] = Field(default="fdr", description="Name of the threshold method.")
+    q: Annotated[OpenShare, Field(le=0.5)] = Field(
+        default=0.1, description="Largest share, in (0, 0.5], of false alarms among what is flagged in a batch."
+    )
+
+
 class DriftConfig(_Section):
     """When a batch has changed as a whole, and its flagged records are no news one by one."""
 
@@ -495,7 +504,7 @@ def _with_method(value: object) -> object:
 
 
 ThresholdConfig = Annotated[
-    ConformalConfig | PacConfig | BudgetConfig | FixedConfig,
+    ConformalConfig | PacConfig | BudgetConfig | FixedConfig | FdrConfig,
     Field(discriminator="method"),
     BeforeValidator(_with_method),
 ]

@@ -52,7 +52,8 @@ class Evidence:
         inputs = detector.encode(validation)
         scores = detector.scores(inputs)
         recall = corruption_recall(detector, inputs, seed=0).headline
-        return Evidence(scores, detector.threshold.flag(scores), recall)
+        threshold = detector.threshold.for_batch(detector.threshold.counts(scores))
+        return Evidence(scores, threshold.flag(scores), recall)
 
     @property
     def median_recall(self) -> float | None:

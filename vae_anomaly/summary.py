@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -101,7 +102,7 @@ class BatchSummary:
         threshold, scores = self.detector.threshold, self.scores
         calibration, sample, slack = threshold.calibration, self._sample, 0.0
         if not is_mostly_flagged(self.flagged, self.scored):
-            calibration, scores = calibration[: -threshold.rank], scores[~threshold.flag(scores)]
+            calibration, scores = calibration[: len(calibration) - threshold.rank], scores[~threshold.flag(scores)]
             sample, slack = [part.where(~part.flagged) for part in sample], threshold.promise.expected
         found = score_shift(calibration, scores, level=RATE / 2, least=self.least_shift)
         if not sample:
@@ -180,7 +181,7 @@ class BatchSummary:
             batch_p_value=threshold.batch_p_value(self.flagged, self.scored),
             alpha=threshold.alpha,
             alpha_range=(promise.low, promise.high),
-            threshold_value=threshold.value,
+            threshold_value=threshold.value if threshold.rank else math.nan,
             calibration_records=promise.calibration_records,
             score_name=self.detector.score_part.kind,
             columns=tuple(map(self._column, self.detector.preprocessor.all_states, self._quality, held_out.cells)),
@@ -193,6 +194,7 @@ class BatchSummary:
             shifts=self._shifts(),
             muted=self.muted,
             precision=precision,
+            discovery_rate=threshold.discovery_rate,
         )
 
     def _flagged_records(self) -> list[FlaggedRecord]:

@@ -13,13 +13,16 @@ A method of ``THRESHOLDS`` chooses b, and with it the level alpha that p-values 
 * :func:`budget`: of so many normal records at most so many are flagged, with a stated probability;
 * :func:`fixed`: what scores higher than a number is flagged. The number joins the calibration scores, as one that
   stands at the threshold: so b - 1 are above it, p-values and flags agree, and the rate is Beta(b, n + 2 - b) as if one
-  had asked for that b, or a uniform prior.
+  had asked for that b, or a uniform prior;
+* :func:`fdr`: of what is flagged in a batch at most a share q are false alarms, on average. b follows from the p-values
+  of the batch (Benjamini and Hochberg): the most records R that can be flagged so that the R-th smallest p-value is at
+  most q R / m, and :math:`b = \lfloor q R (n + 1) / m \rfloor`, 0 where nothing is flagged.
 
 References: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005; Vovk, Conditional validity of
 inductive conformal predictors, ACML 2012, arXiv 1209.2673, proposition 2a, for :func:`pac`; Wilks, Determination of
 sample sizes for setting tolerance limits, Annals of Mathematical Statistics 12 (1941); Bates, Candes, Lei, Romano and
-Sesia, Testing for outliers with conformal p-values, Annals of Statistics 51 (2023), arXiv 2104.08279; Marques,
-arXiv 2303.02770.
+Sesia, Testing for outliers with conformal p-values, Annals of Statistics 51 (2023), arXiv 2104.08279, theorem 2, for
+:func:`fdr`; Benjamini and Hochberg, Journal of the Royal Statistical Society B 57 (1995); Marques, arXiv 2303.02770.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ import bisect
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -65,7 +68,8 @@ class Threshold:
     """A conformal threshold: ``calibration`` (n,) float64 held-out normal scores in ascending order, and alpha.
 
     ``options`` are what its ``method`` was asked for, where that is more than alpha; ``target`` says it in words. A
-    ``cut`` is one of the scores of ``calibration`` and was not measured.
+    ``cut`` is one of the scores of ``calibration`` and was not measured. With a :attr:`discovery_rate` it is each
+    batch that decides what alpha is (:meth:`for_batch`); before that it is 1 / (n + 1), the strictest.
     """
 
     method: str
@@ -89,8 +93,13 @@ class Threshold:
 
     @property
     def value(self) -> float:
-        """The b-th largest calibration score; a record is flagged when its score is greater."""
-        return float(self.calibration[len(self.calibration) - self.rank])
+        """The b-th largest calibration score; a record is flagged when its score is greater. Infinite where b is 0."""
+        return float(self.calibration[len(self.calibration) - self.rank]) if self.rank else math.inf
+
+    @property
+    def discovery_rate(self) -> float | None:
+        """q: the share of false alarms among what is flagged in a batch, where that is what is promised."""
+        return self.options.get("q")
 
     @property
     def version(self) -> str:
@@ -101,8 +110,20 @@ class Threshold:
     def p_value(self, scores: np.ndarray) -> np.ndarray:
         """Conformal p-values in (0, 1]; NaN where the score is NaN."""
         scores = np.asarray(scores, dtype=np.float64)
-        at_least = len(self.calibration) - np.searchsorted(self.calibration, scores, side="left")
-        return np.where(np.isnan(scores), np.nan, (1.0 + at_least) / (len(self.calibration) + 1.0))
+        return np.where(np.isnan(scores), np.nan, (1.0 + self._as_high(scores)) / (len(self.calibration) + 1.0))
+
+    def _as_high(self, scores: np.ndarray) -> np.ndarray:
+        return np.asarray(len(self.calibration) - np.searchsorted(self.calibration, scores, side="left"))
+
+    def counts(self, scores: np.ndarray) -> np.ndarray:
+        """(n + 1,) how many of ``scores`` have the p-value 1 / (n + 1), 2 / (n + 1), ..., 1; NaN have none."""
+        known = scores[~np.isnan(scores)]
+        return np.bincount(self._as_high(known), minlength=len(self.calibration) + 1)
+
+    def for_batch(self, counts: np.ndarray) -> Threshold:
+        """The threshold that decides on a batch whose scores have these :meth:`counts`; most methods' is this one."""
+        q = self.discovery_rate
+        return self if q is None else replace(self, alpha=_discovering(q, counts) / len(counts))
 
     def flag(self, scores: np.ndarray) -> np.ndarray:
         """True where the score exceeds the threshold; a NaN never passes as normal."""
@@ -114,13 +135,20 @@ class Threshold:
         from scipy.special import betaincinv  # imported late: the command line must start quickly
 
         b, n = self.rank, len(self.calibration)
-        low, high = betaincinv(b, n + 1 - b, [0.025, 0.975])
+        low, high = betaincinv(b, n + 1 - b, [0.025, 0.975]) if b else (0.0, 0.0)
         target = self.target or f"target {self.alpha:.4g}"
         return Promise(target, self.alpha, b / (n + 1), float(low), float(high), len(self.measured))
 
     def false_alarms(self, records: int) -> tuple[float, int, int]:
-        """Expected number of false alarms among ``records`` normal records, and its central 95 % range."""
-        expected = records * self.rank / (len(self.calibration) + 1)
+        """Expected number of false alarms among ``records`` normal records, and its central 95 % range.
+
+        With a :attr:`discovery_rate` these are the largest that may be, of a batch of so many.
+        """
+        q, n = self.discovery_rate, len(self.calibration)
+        if q is None:
+            expected = records * self.rank / (n + 1)
+        else:
+            expected = sum(most * chance for most, chance in _clean_batch(1, records, q, n))
         return expected, self.false_alarm_quantile(records, 0.025), self.false_alarm_quantile(records, 0.975)
 
     def false_alarm_quantile(self, records: int, probability: float) -> int:
@@ -128,8 +156,19 @@ class Threshold:
         return bisect.bisect_left(range(records), probability - 1.0, key=lambda k: -self.batch_p_value(k + 1, records))
 
     def batch_p_value(self, flagged: int, records: int) -> float:
-        """P(at least ``flagged`` false alarms among ``records`` normal records), beta-binomial."""
-        return at_least(flagged, records, self.rank, len(self.calibration))
+        """P(at least ``flagged`` false alarms among ``records`` normal records), beta-binomial.
+
+        With a :attr:`discovery_rate` an upper bound of it, of a batch of so many, that is at most q.
+        """
+        q, n = self.discovery_rate, len(self.calibration)
+        if q is None or not flagged:
+            return at_least(flagged, records, self.rank, n)
+        return min(q, sum(chance for _, chance in _clean_batch(flagged, records, q, n)))
+
+    def fewest_flagged(self, records: int) -> int:
+        """How many of ``records`` must score higher than all calibration records before any of them is flagged."""
+        q = self.discovery_rate
+        return 1 if q is None else max(1, _flagged_for(1, records, q, len(self.calibration)))
 
     @property
     def _asked(self) -> dict[str, Any]:
@@ -159,24 +198,64 @@ def at_least(flagged: int, records: int, b: int, n: int) -> float:
     return min(1.0, float(np.exp(ways - log_choose(n + records, highest)).sum()))
 
 
+def _exact(share: float) -> Fraction:
+    """The decimal number that was written."""
+    return Fraction(repr(float(share)))
+
+
+def _discovering(q: float, counts: np.ndarray) -> int:
+    """b of a batch whose p-values 1 / (n + 1), ..., 1 have these ``counts`` (n + 1,), by Benjamini and Hochberg."""
+    found, steps = np.cumsum(counts), _exact(q) * len(counts)  # the largest b that can be
+    for rank in np.flatnonzero(counts[: math.floor(steps)])[::-1]:
+        b = math.floor(steps * int(found[rank]) / int(found[-1]))
+        if rank < b:
+            return b
+    return 0
+
+
+def _flagged_for(b: int, records: int, q: float, n: int) -> int:
+    """The fewest flagged ones of so many ``records`` that make the rank at least ``b``."""
+    return math.ceil(Fraction(b * records, n + 1) / _exact(q))
+
+
+def _clean_batch(flagged: int, records: int, q: float, n: int) -> Iterator[tuple[int, float]]:
+    """How many of so many normal records are flagged, where it is at least ``flagged``: for each range of numbers with
+    one rank b the largest of them, and an upper bound of its chance.
+
+    Where R records are flagged, exactly R exceed the threshold of the rank b that belongs to R, which has a
+    beta-binomial chance; the bound is not sharp, for that also happens where a larger number is flagged. The chances
+    fall geometrically, so that what is left out in the end is less than rounding.
+    """
+    total, least = 0.0, max(flagged, _flagged_for(1, records, q, n))
+    while least <= records:
+        b = math.floor(_exact(q) * least * (n + 1) / records)
+        beyond = max(least + 1, _flagged_for(b + 1, records, q, n))
+        chance = max(0.0, at_least(least, records, b, n) - at_least(beyond, records, b, n))
+        yield min(beyond - 1, records), chance
+        total += chance
+        if chance <= 1e-12 * total:
+            return
+        least = beyond
+
+
 def allowed_exceedances(alpha: float, n: int) -> int:
     """floor(alpha (n + 1)), exactly: alpha is read as the decimal number that was written.
 
     Where alpha is the float of a fraction (b + 1) / (n + 1), such as 1/3, its decimals fall just short of it and b + 1
     is meant: b is the largest number whose p-value b / (n + 1) is at most alpha.
     """
-    b = math.floor(Fraction(repr(float(alpha))) * (n + 1))
+    b = math.floor(_exact(alpha) * (n + 1))
     return b + ((b + 1) / (n + 1) <= alpha)
 
 
-def require_supported(alpha: float, n: int) -> None:
+def require_supported(alpha: float, n: int, name: str = "alpha") -> None:
     """Raise :class:`ConfigError` where ``n`` calibration records cannot hold ``alpha``: it must be >= 1 / (n + 1)."""
-    _require_share("alpha", alpha)
+    _require_share(name, alpha)
     if allowed_exceedances(alpha, n) < 1:
-        needed = math.ceil(1 / Fraction(repr(float(alpha)))) - 1
+        needed = math.ceil(1 / _exact(alpha)) - 1
         raise ConfigError(
-            f"threshold.alpha must be at least 1 / (n + 1) = {1 / (n + 1):.4g} for {n} calibration records."
-            f" Got {alpha!r}. Raise alpha, or calibrate on {needed} normal records or more."
+            f"threshold.{name} must be at least 1 / (n + 1) = {1 / (n + 1):.4g} for {n} calibration records."
+            f" Got {alpha!r}. Raise {name}, or calibrate on {needed} normal records or more."
         )
 
 
@@ -305,6 +384,28 @@ def fixed(scores: np.ndarray, *, value: float) -> Threshold:
     return Threshold("fixed", (above + 1) / (len(known) + 1), known, {"value": value}, target, cut=float(value))
 
 
+def fdr(scores: np.ndarray, *, q: float = 0.1) -> Threshold:
+    """In each batch, at most a share ``q`` of what is flagged are false alarms, on average over batches and ``scores``.
+
+    Of m records with m0 normal ones among them it is at most q m0 / m; where all are normal, that is the chance that
+    anything is flagged. Records that are given to :meth:`Threshold.flag` without a batch are compared with the highest
+    calibration score: what lies above it is flagged wherever anything is.
+
+    Raises
+    ------
+    ConfigError
+        ``q`` is not in (0, 0.5], a score is not finite, or n is too small: q must be at least 1 / (n + 1).
+    """
+    scores = _ascending(scores)
+    require_supported(q, len(scores), "q")
+    if q > 0.5:
+        raise ConfigError(f"threshold.q must be at most 0.5: more false alarms than others say nothing. Got {q!r}.")
+    target = (
+        f"at most a share {q:.4g} of what is flagged in a batch, on average; of the highest calibration score alone"
+    )
+    return Threshold("fdr", 1 / (len(scores) + 1), scores, {"q": q}, target)
+
+
 def _largest(n: int, holds: Callable[[int], bool]) -> int:
     """The largest b in 1 ... n for which ``holds``, which must hold for all smaller ones then; 0 for none."""
     return bisect.bisect_left(range(1, n + 1), True, key=lambda b: not holds(b))
@@ -315,6 +416,7 @@ THRESHOLDS: dict[str, Callable[..., Threshold]] = {
     "pac": pac,
     "budget": budget,
     "fixed": fixed,
+    "fdr": fdr,
 }
 
 

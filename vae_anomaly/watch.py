@@ -84,15 +84,15 @@ def is_unusual(rows: int, before: Sequence[int]) -> bool:
 def _stale(dataset: str, seen: Sequence[Seen], now: float, stale_days: float | None) -> Iterator[Incident]:
     """The calibration that decided last, where it is older than it may be or the batches are no longer like it."""
     last = seen[-1].commit
-    mine = [one for one in seen if one.commit.threshold.version == last.threshold.version]
+    mine = [one for one in seen if one.commit.model.digest == last.model.digest]
     remedy = "Fit and review a detector on recent records that are known to be normal."
     if stale_days is not None and now - mine[0].at > 86_400 * stale_days:
         problem = f"the calibration has decided for more than the {stale_days:g} days that it may."
-        yield _incident(dataset, "stale", f"age {last.threshold.version}", last.name, problem, remedy)
+        yield _incident(dataset, "stale", f"age {last.model.digest}", last.name, problem, remedy)
     drifted = sum(one.commit.drifted for one in mine[-OF_LAST:])
     if drifted >= DRIFTED:
         problem = f"{drifted} of the last {OF_LAST} batches have shifted: the calibration no longer fits."
-        yield _incident(dataset, "stale", f"drift {last.threshold.version}", last.name, problem, remedy)
+        yield _incident(dataset, "stale", f"drift {last.model.digest}", last.name, problem, remedy)
 
 
 def _incident(dataset: str, kind: str, about: str, batch: str, problem: str, remedy: str) -> Incident:

@@ -12,15 +12,17 @@ import dataclasses
 import errno
 import json
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from vae_anomaly.batch import concatenate
@@ -31,7 +33,7 @@ from vae_anomaly.schema import check
 from vae_anomaly.store.commits import Ledger, standing
 from vae_anomaly.store.feedback import Feedback, entries, precision_of, read_entry, record_of
 from vae_anomaly.store.feedback import standing as standing_feedback
-from vae_anomaly.store.files import Sink, Store, discard, explained, names, opened, sha256_of
+from vae_anomaly.store.files import Sink, Store, discard, drop, explained, names, opened, sha256_of
 from vae_anomaly.store.records import (  # fmt: skip
     BatchRef,
     Commit,
@@ -61,10 +63,12 @@ if TYPE_CHECKING:
     from vae_anomaly.batch import Detections, Records
     from vae_anomaly.detector import Detector
     from vae_anomaly.muting import Muting
+    from vae_anomaly.thresholds import Threshold
 
 _log = logging.getLogger(__name__)
 PART_SCHEMA = pa.schema([("status", pa.string()), ("score", pa.float64())])
 Tell = Callable[[int], None]
+Known = Callable[[], Iterator[pa.RecordBatch]]  # status and score of each row, as often as it is asked
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 STOPPING: dict[str, type[VaeAnomalyError]] = {kind.__name__: kind for kind in (ArtifactError, ConfigError)}
@@ -240,8 +244,6 @@ class Scorer:
         self.ws, self.model, self.precision = ws, model, precision
         self.config_digest, self.contract_digest = config_digest(ws.monitor), ws.contract_digest
         self.detector = serving(ws, model, folder)
-        threshold = self.detector.threshold
-        self.threshold = ThresholdRef(threshold.version, threshold.value, threshold.alpha)
         self.muting = _muting(ws, self.detector, feedback)
 
     def part(self, delivery: Delivery, tell: Tell, path: Path, i: int, of: int) -> bool:
@@ -255,16 +257,22 @@ class Scorer:
             return False
         first, stop = (total * k // of for k in (i, i + 1))
         discard(path)  # of an attempt whose worker died
-        with Sink(path) as sink, pa.ipc.new_stream(sink, PART_SCHEMA) as writer:
-            try:
-                for records, found in self._detected(_until(read_records(delivery, self.ws, first), stop)):
-                    with explained(path):
-                        writer.write(pa.record_batch([found.status, found.score], schema=PART_SCHEMA))
-                    tell(records.first_row + len(records) - first)
-            except DataError:
-                return False
+        try:
+            self._write(path, _until(read_records(delivery, self.ws, first), stop), tell)
+        except DataError:
+            return False
         delivery.assert_unchanged()
         return True
+
+    def _write(self, path: Path, chunks: Iterator[Records], tell: Tell) -> None:
+        """Score the rows of ``chunks``; the file ``path`` then holds status and score of each."""
+        rows = 0
+        with Sink(path) as sink, pa.ipc.new_stream(sink, PART_SCHEMA) as writer:
+            for records, found in self._detected(chunks):
+                with explained(path):
+                    writer.write(pa.record_batch([found.status, found.score], schema=PART_SCHEMA))
+                rows += len(records)
+                tell(rows)
 
     def _detected(self, chunks: Iterator[Records]) -> Iterator[tuple[Records, Detections]]:
         """What is detected in each of the chunks, several at a time."""
@@ -277,7 +285,8 @@ class Scorer:
 
         ``again``: by other models or configurations does not count as before. ``scored``: the parts that hold the
         scores of all its rows, in order. Without them those of a commit of before are taken, where it was this version
-        and this code that scored: then another threshold only decides again. Else they are computed.
+        and this code that scored: then another threshold only decides again. Else they are computed; into a temporary
+        file first where the threshold depends on all of them.
         """
         from vae_anomaly.summary import BatchSummary
 
@@ -291,13 +300,21 @@ class Scorer:
         ref = BatchRef(id, delivery.name, delivery.sha256, delivery.size)
         earlier = _earlier(ledger, ref, before)
         superseding = _superseding(ref, earlier)
-        origin = self._origin(ref)
-        summary = BatchSummary(self.detector, self.ws.monitor.drift.distance, self.muting)
         extra = self._extra_columns(delivery)
-        chunks = read_records(delivery, self.ws)
-        known = _batches(scored) if scored else self._known(ledger.store, before)
-        with ScoreWriter(ledger.store, origin) as writer:
-            for records, found in self._detected(chunks) if known is None else self._decided(known, chunks):
+        with contextlib.ExitStack() as stack:
+            known = partial(_batches, scored) if scored else self._known(ledger.store, before)
+            if known is None and self.detector.threshold.discovery_rate:
+                path = ledger.store.new_temporary()
+                stack.callback(drop, path)
+                self._write(path, read_records(delivery, self.ws), tell)
+                known = partial(_batches, [path])
+            detector = self.detector if known is None else self._for_batch(known())
+            threshold = _reference(detector.threshold)
+            origin = self._origin(ref, threshold)
+            summary = BatchSummary(detector, self.ws.monitor.drift.distance, self.muting)
+            chunks = read_records(delivery, self.ws)
+            writer = stack.enter_context(ScoreWriter(ledger.store, origin))
+            for records, found in self._detected(chunks) if known is None else _decided(detector, known(), chunks):
                 summary.add(records, found)
                 writer.write(
                     score_table(
@@ -309,22 +326,25 @@ class Scorer:
                         p_value=found.p_value,
                         is_anomaly=found.is_anomaly,
                         model_version=self.model.version,
-                        threshold_version=self.threshold.version,
+                        threshold_version=threshold.version,
                     )
                 )
                 tell(summary.rows)
             scores = writer.close()
             delivery.assert_unchanged()
+            standing = [*_too_few(detector.threshold, summary.scored), *superseding]
             report = summary.report(
                 monitor=self.ws.monitor.name,
                 batch_id=ref.id,
                 batch_name=ref.name,
                 batch_sha256=ref.sha256,
                 extra_columns=extra,
-                notes=superseding,
+                notes=standing,
                 precision=self.precision,
                 provenance={**origin, "schema_digest": self.detector.schema.digest},
             )
+        # that the same records are decided again is no news, nor what is so of each batch
+        quiet = len(standing) if before else len(standing) - len(superseding)
         content = report.to_json().encode()
         commit = Commit(
             dataset=self.ws.monitor.name,
@@ -337,14 +357,11 @@ class Scorer:
             scores=scores_ref(ref.id, scores),
             report=report_ref(ref.id, content),
             model=self.model,
-            threshold=self.threshold,
+            threshold=threshold,
             config_digest=self.config_digest,
             contract_digest=self.contract_digest,
             code_version=code_version(),
-            # that the same records are decided again is no news
-            alert=(
-                dataclasses.replace(report, notes=report.notes[len(superseding) :]) if before else report
-            ).has_something_to_say,
+            alert=dataclasses.replace(report, notes=report.notes[quiet:]).has_something_to_say,
             labelled=Labelled(summary.anomalies, summary.found) if summary.labelled else None,
             supersedes=earlier.batch_id if earlier else None,
             drifted=report.drifted,
@@ -353,7 +370,15 @@ class Scorer:
         )
         return ref.id if ledger.commit(commit, scores, report=content, again=again) else ""
 
-    def _known(self, store: Store, before: Sequence[Commit]) -> Iterator[pa.RecordBatch] | None:
+    def _for_batch(self, known: Iterator[pa.RecordBatch]) -> Detector:
+        """The detector with the threshold for a batch of these scores."""
+        threshold = self.detector.threshold
+        if not threshold.discovery_rate:
+            return self.detector
+        counts = sum((threshold.counts(_numbers(batch, "score")) for batch in known), threshold.counts(np.zeros(0)))
+        return dataclasses.replace(self.detector, threshold=threshold.for_batch(counts))
+
+    def _known(self, store: Store, before: Sequence[Commit]) -> Known | None:
         """Status and score of each row as a commit of ``before`` has them; None where there is none to take."""
         mine = self.model.digest, self.contract_digest, code_version()
         for commit in before:
@@ -361,32 +386,15 @@ class Scorer:
             with contextlib.suppress(OSError):  # it may have been pruned; `check` tells of the rest
                 theirs = commit.model.digest, commit.contract_digest, commit.code_version
                 if theirs == mine and sha256_of(path) == commit.scores.sha256:
-                    parts = read_scores(path, PART_SCHEMA.names)
-                    return (batch for part in parts for batch in part.cast(PART_SCHEMA).to_batches())
+                    return partial(_committed, path)
         return None
 
-    def _decided(
-        self, known: Iterator[pa.RecordBatch], chunks: Iterator[Records]
-    ) -> Iterator[tuple[Records, Detections]]:
-        """What is detected in the chunks whose rows have these scores."""
-        held = PART_SCHEMA.empty_table()
-        for records in chunks:
-            while len(held) < len(records) and (batch := next(known, None)) is not None:
-                held = pa.concat_tables([held, pa.Table.from_batches([batch])])
-            if len(held) < len(records):
-                raise StoreError(f"the parts must hold a score for each row. Got none from {records.first_row} on.")
-            mine, held = held.slice(0, len(records)), held.slice(len(records))
-            status, score = (mine[name].to_numpy(zero_copy_only=False) for name in PART_SCHEMA.names)
-            yield records, self.detector.decided(status, score)
-        if len(held) or next(known, None) is not None:
-            raise StoreError("the parts must hold a score for each row. Got more.")
-
-    def _origin(self, ref: BatchRef) -> dict[str, str]:
+    def _origin(self, ref: BatchRef, threshold: ThresholdRef) -> dict[str, str]:
         return provenance(
             self.ws.monitor.name,
             ref,
             model=self.model,
-            threshold=self.threshold,
+            threshold=threshold,
             config_digest=self.config_digest,
             contract_digest=self.contract_digest,
             code_version=code_version(),
@@ -485,6 +493,36 @@ def _batches(parts: Sequence[Path]) -> Iterator[pa.RecordBatch]:
             raise StoreError(f"{str(part)!r} must hold scores. Got {type(error).__name__} on reading it.") from error
 
 
+def _committed(path: Path) -> Iterator[pa.RecordBatch]:
+    return (batch for part in read_scores(path, PART_SCHEMA.names) for batch in part.cast(PART_SCHEMA).to_batches())
+
+
+def _numbers(of: pa.RecordBatch | pa.Table, name: str) -> np.ndarray:
+    return np.asarray(of[name].to_numpy(zero_copy_only=False))
+
+
+def _decided(
+    detector: Detector, known: Iterator[pa.RecordBatch], chunks: Iterator[Records]
+) -> Iterator[tuple[Records, Detections]]:
+    """What is detected in the chunks whose rows have these scores."""
+    held = PART_SCHEMA.empty_table()
+    for records in chunks:
+        while len(held) < len(records) and (batch := next(known, None)) is not None:
+            held = pa.concat_tables([held, pa.Table.from_batches([batch])])
+        if len(held) < len(records):
+            raise StoreError(f"the parts must hold a score for each row. Got none from {records.first_row} on.")
+        mine, held = held.slice(0, len(records)), held.slice(len(records))
+        yield records, detector.decided(_numbers(mine, "status"), _numbers(mine, "score"))
+    if len(held) or next(known, None) is not None:
+        raise StoreError("the parts must hold a score for each row. Got more.")
+
+
+def _reference(threshold: Threshold) -> ThresholdRef:
+    """How a commit names the threshold that decided."""
+    value = threshold.value if math.isfinite(threshold.value) else None
+    return ThresholdRef(threshold.version, value, threshold.alpha)
+
+
 def _until(chunks: Iterator[Records], stop: int) -> Iterator[Records]:
     """The records before row ``stop``, which is after the first of them."""
     for records in chunks:
@@ -504,6 +542,17 @@ def _earlier(ledger: Ledger, ref: BatchRef, before: Sequence[Commit]) -> Commit 
     gone = {commit.supersedes for commit in found}
     left = [commit for commit in found if commit.batch_id not in gone]
     return max(left, key=lambda c: (store.commits / f"{c.batch_id}.json").stat().st_mtime_ns, default=None)
+
+
+def _too_few(threshold: Threshold, scored: int) -> list[str]:
+    """What the report says where a lone anomaly among so many records could not be flagged."""
+    if (fewest := threshold.fewest_flagged(scored)) == 1:
+        return []
+    return [
+        f"Fewer than {fewest:,} anomalies could not be flagged, however far out: {len(threshold.calibration):,}"
+        f" calibration records are too few for a batch of {scored:,} records and threshold.q"
+        f" {threshold.discovery_rate:g}."
+    ]
 
 
 def _superseding(ref: BatchRef, earlier: Commit | None) -> list[str]:

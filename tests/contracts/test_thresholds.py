@@ -27,6 +27,7 @@ from vae_anomaly.thresholds import (
     budget,
     calibrated,
     conformal,
+    fdr,
     fixed,
     pac,
     rebuilt,
@@ -37,6 +38,7 @@ OPTIONS: dict[str, dict[str, float]] = {
     "pac": {"alpha": 0.05, "delta": 0.1},
     "budget": {"alerts": 5, "records": 60},
     "fixed": {"value": 1.25},
+    "fdr": {"q": 0.1},
 }
 each_method = pytest.mark.parametrize("method", THRESHOLDS)
 fixed_settings = settings(deadline=None, derandomize=True, max_examples=300)
@@ -152,7 +154,72 @@ def assert_lawful(made: Threshold, judged: np.ndarray) -> None:
     assert (made.flag(judged) == (p <= made.alpha)).all()
     assert (made.flag(judged) == (judged > made.value)).all()
     assert (p == [(1 + (calibration >= s).sum()) / (len(calibration) + 1) for s in judged]).all()
-    assert made.flag(calibration).sum() <= made.rank - 1
+    assert made.flag(calibration).sum() <= max(0, made.rank - 1)
+
+
+def discovered(made: Threshold, judged: np.ndarray, q: Fraction) -> np.ndarray:
+    """What Benjamini and Hochberg flag, by their definition, in exact arithmetic."""
+    n, m = len(made.calibration), len(judged)
+    p = [Fraction(int(1 + (made.calibration >= score).sum()), n + 1) for score in judged]
+    reached = [value for k, value in enumerate(sorted(p), 1) if value <= q * k / m]
+    return np.array([value <= max(reached) for value in p] if reached else [False] * m)
+
+
+@fixed_settings
+@given(
+    case=cases(),
+    q=st.sampled_from(["0.05", "0.1", "0.25", "0.3", "0.5"]),
+    far=st.integers(0, 40),
+    seed=st.integers(0, 9),
+)
+def test_a_batch_is_decided_as_benjamini_and_hochberg_do(case, q, far, seed):
+    calibration, judged, _ = case
+    if float(q) < 1 / (len(calibration) + 1):
+        with pytest.raises(ConfigError, match=r"threshold\.q must be at least 1 / \(n \+ 1\)"):
+            fdr(calibration, q=float(q))
+        return
+    made = fdr(calibration, q=float(q))
+    judged = np.random.default_rng(seed).permutation(np.concatenate([judged, np.full(far, np.inf)]))
+    counts = made.counts(judged)
+    whole = made.for_batch(counts)
+    assert (whole.flag(judged) == discovered(made, judged, Fraction(q))).all()
+    assert_lawful(whole, judged)
+    # whatever the parts are and their order; what is not scored counts for nothing
+    parts = [made.counts(np.append(part, math.nan)) for part in np.array_split(judged, 3)]
+    assert made.for_batch(sum(parts)).version == whole.version
+    assert not made.for_batch(made.counts(np.zeros(0))).rank
+
+
+@pytest.mark.parametrize(("n", "records", "q"), [(999, 100, 0.1), (999, 101, 0.1), (99, 1000, 0.1), (49, 7, 0.02)])
+def test_so_many_must_be_far_out_before_any_is_flagged(n, records, q):
+    made = fdr(np.arange(float(n)), q=q)
+    fewest = made.fewest_flagged(records)
+    assert fewest == max(1, math.ceil(records / (Fraction(str(q)) * (n + 1))))
+    for far in (fewest - 1, fewest):
+        scores = np.where(np.arange(records) < far, n + 1.0, -1.0)
+        assert made.for_batch(made.counts(scores)).flag(scores).sum() == (far if far == fewest else 0)
+    assert conformal(np.arange(float(n)), alpha=0.5).fewest_flagged(records) == 1
+
+
+def test_more_false_alarms_than_others_are_no_promise():
+    with pytest.raises(ConfigError, match=r"threshold\.q must be at most 0\.5.*Got 0\.51"):
+        fdr(np.arange(100.0), q=0.51)
+
+
+def test_the_chance_of_flags_in_a_normal_batch_falls_and_is_at_most_q():
+    made = fdr(np.arange(999.0), q=0.1)
+    for records in (1, 7, 100, 101, 5000, 10**7):
+        chances = [made.batch_p_value(k, records) for k in range(0, 12)]
+        assert chances[0] == 1.0 and chances[1] <= 0.1
+        assert chances == sorted(chances, reverse=True)
+        expected, low, high = made.false_alarms(records)
+        assert 0 <= low <= expected + 1 and (high == 0 or made.batch_p_value(high, records) > 0.025)
+        assert made.batch_p_value(high + 1, records) <= 0.025
+    # with q (n + 1) / m a whole number R has this law (Takacs' ballot theorem), of which ours is a bound
+    law = [scipy.stats.betabinom.pmf(k, 100, k, 1000 - k) * 0.9 / (1 - 0.1 * k / 100) for k in range(1, 101)]
+    assert sum(law) == pytest.approx(0.1)
+    for k in (1, 2, 5):
+        assert sum(law[k - 1 :]) <= made.batch_p_value(k, 100) <= sum(law[k - 1 :]) / 0.9
 
 
 @pytest.mark.parametrize("n", range(1, 201))
@@ -224,7 +291,7 @@ def test_what_is_saved_is_read_back_and_nothing_else(method):
     again = rebuilt(made.to_dict(), made.measured)
     assert (again.to_dict(), again.target) == (made.to_dict(), made.target)
     assert json.loads(json.dumps(made.to_dict())) == made.to_dict()
-    for name in ("alpha", "delta", "alerts", "records", "confidence", "value"):
+    for name in ("alpha", "delta", "alerts", "records", "confidence", "value", "q"):
         altered = made.to_dict() | {"options": {**made.options, name: 0.5}}
         try:
             assert rebuilt(altered, made.measured).to_dict() != made.to_dict()
@@ -462,6 +529,18 @@ def test_the_numbers_of_the_documentation_are_those_of_the_methods():
     )
 
 
+def test_the_table_of_batches_in_the_documentation_is_what_follows():
+    rows = re.findall(r"^\| ([\d,]+) \| ([\d,]+) \| (\d+) \| (\d+) \| ([\d.]+) \|$", DOCUMENTATION, re.M)
+    assert len(rows) == 3
+    for row in rows:
+        records, needed, *fewest = (int(cell.replace(",", "")) for cell in row[:-1])
+        assert [fdr(np.arange(float(n)), q=0.1).fewest_flagged(records) for n in (needed, needed - 1)] == [1, 2]
+        made = [fdr(np.arange(float(n)), q=0.1) for n in (1000, 10_000)]
+        assert [one.fewest_flagged(records) for one in made] == fewest
+        assert f"{made[0].batch_p_value(1, records):.2g}" in (row[-1], f"{float(row[-1]):.2g}")
+    assert fdr(np.arange(999.0), q=0.1).false_alarms(100) == (pytest.approx(0.15, abs=0.005), 0, 2)
+
+
 def test_what_a_method_promises_is_said():
     said = {
         method: str(threshold(np.arange(1000.0), method).promise).partition(", expected")[0] for method in THRESHOLDS
@@ -471,4 +550,5 @@ def test_what_a_method_promises_is_said():
         "pac": "at most 0.05 with confidence 0.9",
         "budget": "at most 5 of 60 normal records with probability 0.95",
         "fixed": "fixed at 1.25",
+        "fdr": "at most a share 0.1 of what is flagged in a batch, on average; of the highest calibration score alone",
     }

@@ -16,23 +16,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from pipeline_samples import PROGRAM, Said, cli, copy, deliver, parquet, table
+from pipeline_samples import PROGRAM, Said, cli, copy, deliver, parquet, shared_by, table
 from store_samples import tree, untimed
 from system_samples import children_of
 
 from vae_anomaly import scoring, worker
-from vae_anomaly.execution import Engine, Waiting
+from vae_anomaly.execution import Waiting
 from vae_anomaly.store import sources
 from vae_anomaly.store.check import check
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.files import Store
-from vae_anomaly.worker import Ended, perform
+from vae_anomaly.worker import Ended
 
 POISON = """
 import os, signal, sys
@@ -208,20 +207,6 @@ def test_a_file_that_workers_share_gives_the_same_bytes(
     assert os.listdir(folder / "output" / "_tmp") == []
 
 
-@contextmanager
-def shared_by(workers: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Jobs as for so many workers, all of them in this process."""
-
-    @contextmanager
-    def here(config: object, tell: object) -> Iterator[Engine]:
-        yield Engine(lambda jobs: ((job, perform(job, lambda rows: None)) for job in jobs), workers)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(scoring, "engine", here)
-        patched.setattr(scoring, "DIVIDED", 1)
-        yield
-
-
 def test_a_shared_file_is_refused_in_the_same_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rows far apart, in one part of two, whose chunks begin elsewhere than those of the whole file."""
     times = [value.isoformat() for value in table(40_000, 5)["at"].to_pylist()]
@@ -232,7 +217,7 @@ def test_a_shared_file_is_refused_in_the_same_words(tmp_path: Path, monkeypatch:
     for workers in (1, 2, 3):
         folder = copy(tmp_path / str(workers))
         deliver(folder, **{"huge.parquet": parquet(records)})
-        with shared_by(workers, monkeypatch):
+        with shared_by(workers):
             assert cli("score", folder).code == 3
         said.append(tree(folder / "output" / "quarantine"))
         assert os.listdir(folder / "output" / "_tmp") == []
@@ -249,7 +234,7 @@ def test_what_the_machine_does_to_a_part_is_no_fault_of_the_output(
 
     folder = copy(tmp_path)
     deliver(folder, **{"huge.parquet": table(100, 5)})
-    with shared_by(2, monkeypatch), monkeypatch.context() as patched:
+    with shared_by(2), monkeypatch.context() as patched:
         patched.setattr(worker, "read_chunks", failing)
         said = cli("score", folder, "--json")
     (batch,) = json.loads(said.out)["batches"]
@@ -265,7 +250,7 @@ def test_parts_need_not_end_where_chunks_do_and_no_worker_is_no_reason_to_skip_a
     monkeypatch.setattr(sources, "LARGEST_TABLE", 600_000)
     folder = copy(tmp_path)
     deliver(folder, **huge())
-    with shared_by(workers, monkeypatch):
+    with shared_by(workers):
         assert cli("score", folder).code == 0
     ours = {name: digest for name, digest in results(folder).items() if name.startswith("scores")}
     assert ours == {name: digest for name, digest in huge_inline.items() if name.startswith("scores")}

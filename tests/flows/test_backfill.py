@@ -10,11 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from pipeline_samples import Said, cli, copy, deliver, table, write_monitor
+from pipeline_samples import Said, broken, cli, copy, deliver, table, write_monitor
 from store_samples import tree, untimed
 from tracking_samples import without_figures
 
@@ -188,13 +187,6 @@ def test_another_threshold_decides_again_and_computes_no_score(
         assert commit.alert == (commit.flagged > 0 or bool(commit.unscorable))  # that it is decided again is no news
     if lost in ("", "other code"):
         assert check(Store(folder / "output")) == []
-
-
-def broken(found: pa.Table) -> pa.Table:
-    """Two of the rows cannot be scored."""
-    amount = found["amount"].to_numpy().copy()
-    amount[[3, 40]] = np.inf
-    return found.set_column(found.column_names.index("amount"), "amount", pa.array(amount))
 
 
 def is_score(name: str) -> bool:

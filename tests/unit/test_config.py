@@ -134,7 +134,7 @@ def test_the_sections_of_the_documentation_load() -> None:
     assert monitor(drift).drift.distance == 0.3
     assert (monitor(watch).watch.every_hours, monitor(watch).watch.stale_days) == (24, 90)
     thresholds = re.findall(r"\| `(threshold: .*?)` \|", (ROOT / "docs" / "thresholds.md").read_text())
-    assert [monitor(text).threshold.method for text in thresholds] == ["conformal", "pac", "budget", "fixed"]
+    assert [monitor(text).threshold.method for text in thresholds] == ["conformal", "pac", "budget", "fixed", "fdr"]
 
 
 def test_every_field_is_described() -> None:
@@ -172,6 +172,8 @@ def test_import_is_light() -> None:
     [
         ("threshold: {alpha: 0}", "threshold.alpha must be greater than 0. Got 0. Target false-alarm rate"),
         ("threshold: {alpha: 1}", "threshold.alpha must be less than 1. Got 1."),
+        ("threshold: {method: fdr, q: 0.6}", "threshold.q must be less than or equal to 0.5. Got 0.6. Largest share"),
+        ("threshold: {method: fdr, alpha: 0.1}", "unknown key 'alpha' (in threshold)"),
         ("threshold: {alpha: true}", "threshold.alpha must be a number. Got true."),
         ("threshold: {alpha: .nan}", "threshold.alpha must be a finite number"),
         ("threshold:", "threshold must be a mapping of keys and values. Got nothing."),
@@ -179,7 +181,7 @@ def test_import_is_light() -> None:
         ("alpha: 0.1", "unknown key 'alpha' (at the top level). Did you mean 'threshold.alpha'?"),
         (
             "threshold: {method: conformol}",
-            "threshold must be of method 'conformal', 'pac', 'budget', 'fixed'. Got"
+            "threshold must be of method 'conformal', 'pac', 'budget', 'fixed', 'fdr'. Got"
             " 'conformol'. Did you mean 'conformal'?",
         ),
         ("threshold: {method: pac, delta: 1}", "threshold.delta must be less than 1. Got 1."),

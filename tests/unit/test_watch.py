@@ -104,8 +104,8 @@ def test_a_calibration_is_stale_where_three_of_the_last_five_batches_have_shifte
 ) -> None:
     seen = days(commit, [100] * len(drifted), [bool(far) for far in drifted])
     assert kinds(seen, seen[-1].at) == ["stale"] * told
-    other = replace(commit.threshold, version="t-2")
-    fresh = [*seen, Seen(replace(seen[-1].commit, threshold=other, drifted=True), seen[-1].at + DAY)]
+    other = replace(commit.model, version="2", digest="another")
+    fresh = [*seen, Seen(replace(seen[-1].commit, model=other, drifted=True), seen[-1].at + DAY)]
     assert kinds(fresh, fresh[-1].at) == []  # of another calibration nothing is known yet
 
 

@@ -124,10 +124,15 @@ def _contribution(part: Contribution, record: FlaggedRecord) -> str:
 
 
 def _promise(report: Report) -> list[str]:
+    name = f"Threshold {number(report.threshold_value)} {_sentence(report.score_unit)} ({_sentence(report.score_name)})"
+    if report.discovery_rate is not None:
+        return [
+            f"{name}, set on {report.calibration_records:,} calibration records for this batch, so that on average at "
+            f"most {percent(report.discovery_rate)} of what is flagged are false alarms"
+        ]
     low, high = (percent(a) for a in report.alpha_range)
     return [
-        f"Threshold {number(report.threshold_value)} {_sentence(report.score_unit)} ({_sentence(report.score_name)}), "
-        f"set on {report.calibration_records:,} calibration records for {percent(report.alpha)} false alarms "
+        f"{name}, set on {report.calibration_records:,} calibration records for {percent(report.alpha)} false alarms "
         f"(95 % range {low} to {high}); {count(report.expected_flagged)} expected in this batch"
     ]
 

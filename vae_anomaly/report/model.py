@@ -241,6 +241,9 @@ class Report:
     shifts : columns whose values have shifted in the batch as a whole, the farthest first; ``SCORE`` for the scores.
     muted : every flagged record that feedback mutes, in the order of the rows.
     precision : what people said until then of records of this monitor.
+    discovery_rate : share of false alarms among the flagged that is kept on average, if that is the promise. Then the
+        threshold is this batch's, NaN where it flags nothing; ``alpha`` is what it comes to, and what is said of the
+        number of false alarms is an upper bound.
     """
 
     monitor: str
@@ -270,6 +273,7 @@ class Report:
     shifts: tuple[Shift, ...] = ()
     muted: tuple[Muted, ...] = ()
     precision: Precision | None = None
+    discovery_rate: float | None = None
 
     @property
     def drifted(self) -> bool:

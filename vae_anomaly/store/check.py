@@ -15,6 +15,7 @@ A finding of severity ``note`` is what a killed run leaves: the next run finishe
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -269,11 +270,12 @@ def _decisions(commit: Commit, group: pa.Table, first: int) -> Iterator[Problem]
     ok = pc.equal(group["status"].cast(pa.string()), OK).to_numpy()
     nulls = [group[name].is_null().to_numpy() for name in ("score", "p_value")]
     value, alpha = commit.threshold.value, commit.threshold.alpha
+    above = score > (math.inf if value is None else value)
     yield from _law("I2", "row_index must be the row's place in the batch", index == first + np.arange(len(ok)), first)
     yield from _law("I4", "score and p_value must be null iff unscorable", (nulls[0] != ok) & (nulls[1] != ok), first)
     yield from _law("I4", "score must be a number", ~ok | ~np.isnan(score), first)
     yield from _law("I4", "p_value must be in (0, 1]", ~ok | ((p > 0) & (p <= 1)), first)
-    yield from _law("I4", f"is_anomaly must be score > {value!r}", flag == (ok & (score > value)), first)
+    yield from _law("I4", f"is_anomaly must be score > {value!r}", flag == (ok & above), first)
     yield from _law("I4", f"is_anomaly must be p_value <= {alpha!r}", flag == (ok & (p <= alpha)), first)
 
 

@@ -261,10 +261,8 @@ class Ledger:
 
     def last(self, count: int) -> list[tuple[Commit, float]]:
         """The last commits, oldest first, and when each was written, in seconds since 1970; no other one is read."""
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.store.commits) as entries:
-            written = sorted((e.stat().st_mtime_ns, e.name) for e in entries if e.name.endswith(".json"))
-            return [(read_record(self.store.commits / name, Commit), at / 1e9) for at, name in written[-count:]]
-        return []
+        written = [w for w in self.written() if w.folder == self.store.commits][-count:]
+        return [(read_record(w.folder / f"{w.batch_id}.json", Commit), w.at / 1e9) for w in written]
 
     def note(self, incident: Incident) -> None:
         """Write down an incident, unless that was done before."""

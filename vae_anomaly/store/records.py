@@ -57,10 +57,10 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class ThresholdRef:
-    """The threshold that decided."""
+    """The threshold that decided; without a value it flagged nothing, whatever the score."""
 
     version: str
-    value: float
+    value: float | None
     alpha: float
 
 

@@ -1,0 +1,180 @@
+"""Decisions that a batch takes as a whole: by the command line, however its rows arrive, and as its report says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from pipeline_samples import broken, cli, copy, deliver, shared_by, table
+from store_samples import tree
+
+from vae_anomaly.cli import promised
+from vae_anomaly.detector import Detector
+from vae_anomaly.pyfunc_model import DetectorModel
+from vae_anomaly.scoring import read_report
+from vae_anomaly.store import sources
+from vae_anomaly.store.check import check
+from vae_anomaly.store.commits import Ledger
+from vae_anomaly.store.files import Store
+from vae_anomaly.store.records import Commit
+from vae_anomaly.thresholds import conformal, fdr
+
+FDR = "threshold: {method: fdr, q: 0.2}"
+
+
+def monitor(to: Path, threshold: str = FDR, more: str = "{engine: inline}") -> Path:
+    folder = copy(to)
+    text = (folder / "monitor.yml").read_text()
+    text = text.replace("threshold: {alpha: 0.05}", threshold).replace("{engine: inline}", more)
+    (folder / "monitor.yml").write_text(text)
+    return folder
+
+
+def committed(folder: Path) -> dict[str, Commit]:
+    """The commits that stand, by the name of their file."""
+    commits = list(Ledger(Store(folder / "output")).commits())
+    gone = {commit.supersedes for commit in commits}
+    return {commit.name: commit for commit in commits if commit.batch_id not in gone}
+
+
+def scores(folder: Path, commit: Commit) -> pa.Table:
+    return pq.read_table(folder / "output" / commit.scores.file)
+
+
+def discovered(p: np.ndarray, q: Fraction, n: int) -> np.ndarray:
+    """What Benjamini and Hochberg flag, by their definition; a NaN is not scored."""
+    m, ranks = int((~np.isnan(p)).sum()), np.rint(p * (n + 1))
+    reached = [r for k, r in enumerate(np.sort(ranks[~np.isnan(ranks)]), 1) if Fraction(int(r), n + 1) <= q * k / m]
+    return ranks <= max(reached, default=0)
+
+
+def test_each_batch_has_a_threshold_of_its_own(tmp_path: Path) -> None:
+    folder = monitor(tmp_path)
+    deliver(
+        folder,
+        **{"few.parquet": table(60, 31, frauds=6), "many.parquet": broken(table(60, 32, frauds=30))},
+        **{"normal.parquet": table(60, 36), "large.parquet": table(600, 34, frauds=1)},
+    )
+    assert cli("score", folder).code == 0
+    store, found = Store(folder / "output"), committed(folder)
+    assert check(store) == []
+    for commit in found.values():
+        rows, report = scores(folder, commit), read_report(store, commit.batch_id)
+        p, flag = (rows[name].to_numpy() for name in ("p_value", "is_anomaly"))
+        assert (flag == discovered(p, Fraction("0.2"), report.calibration_records)).all()
+        assert rows["threshold_version"].unique().to_pylist() == [commit.threshold.version]
+        assert (commit.threshold.value is None) == (commit.threshold.alpha == 0) == (not commit.flagged)
+        assert (report.discovery_rate, report.flagged) == (0.2, commit.flagged)
+        assert report.flagged_range[0] == 0 and report.expected_flagged == commit.expected_flagged < 1
+        # what cannot be flagged is said
+        fewest = max(1, -(-commit.scored * 5 // (report.calibration_records + 1)))
+        assert any(note.startswith(f"Fewer than {fewest:,} anomalies") for note in report.notes) == (fewest > 1)
+    assert 0 < found["few.parquet"].threshold.alpha < found["many.parquet"].threshold.alpha
+    assert found["large.parquet"].threshold.value is None
+    # of each batch it is so, and that is no news
+    assert {name: commit.alert for name, commit in found.items()} == {
+        "few.parquet": True, "many.parquet": True, "normal.parquet": False, "large.parquet": False}  # fmt: skip
+    page = (folder / "output" / "reports" / f"{found['few.parquet'].batch_id}.html").read_text()
+    assert "for this batch, so that on average at most 20" in page
+    assert "false-alarm rate of" not in page
+
+
+@pytest.mark.parametrize("way", ["small chunks", "threads", "two workers", "three workers", "worker processes"])
+def test_however_the_rows_arrive_the_bytes_are_the_same(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"one.parquet": table(5000, 41, frauds=400), "two.csv": as_csv(broken(table(300, 42, frauds=60)))}
+    whole = monitor(tmp_path / "whole")
+    deliver(whole, **files)
+    assert cli("score", whole).code == 0
+    execution = {"threads": "{engine: inline, threads: 3}", "worker processes": "{engine: processes:1}"}
+    folder = monitor(tmp_path / "again", more=execution.get(way, "{engine: inline}"))
+    deliver(folder, **files)
+    if way == "small chunks":
+        monkeypatch.setattr(sources, "LARGEST_TABLE", 60_000)
+    workers = {"two workers": 2, "three workers": 3}.get(way)
+    with shared_by(workers) if workers else nullcontext():
+        assert cli("score", folder).code == 0
+    kept = [
+        {k: v for k, v in tree(f / "output").items() if k.startswith(("scores", "commits"))} for f in (whole, folder)
+    ]
+    assert len(kept[0]) == 4
+    assert kept[0] == kept[1]
+    assert os.listdir(folder / "output" / "_tmp") == []
+    assert all(commit.flagged for commit in committed(folder).values())
+
+
+def as_csv(content: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pa.csv.write_csv(content, sink)
+    return bytes(sink.getvalue())
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_batch_that_was_scored_is_decided_again_from_its_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    folder = copy(tmp_path)
+    deliver(folder, **{"day.parquet": broken(table(60, 31, frauds=9))})
+    assert cli("score", folder).code == 0
+    before = committed(folder)["day.parquet"]
+    text = (folder / "monitor.yml").read_text()
+    (folder / "monitor.yml").write_text(text.replace("threshold: {alpha: 0.05}", FDR))
+    rows = scores(folder, before)
+    if lost:
+        (folder / "output" / before.scores.file).unlink()
+    computed = counted(monkeypatch)
+    assert cli("score", folder, "--backfill", "day", "day", "--reprocess", "all").code == 0
+    after = committed(folder)["day.parquet"]
+    assert after.supersedes == before.batch_id and after.threshold.version != before.threshold.version
+    again = scores(folder, after)
+    assert again.drop_columns(["batch_id", "is_anomaly", "threshold_version"]).equals(
+        rows.drop_columns(["batch_id", "is_anomaly", "threshold_version"])
+    )
+    assert after.flagged
+    assert computed() == (60 if lost else 0)  # each record once, and decided from that
+
+
+def test_the_fit_says_where_a_lone_anomaly_cannot_be_flagged() -> None:
+    said = "\n".join(promised(fdr(np.arange(1000.0), q=0.1)))
+    assert "False-alarm rate: at most a share 0.1 of what is flagged in a batch, on average; of the highest" in said
+    assert "  of 100 normal records, 0.1 are expected to be flagged (95 % range 0 to 2)" in said
+    for records, fewest in (("1,000", "10"), ("10,000", "100"), ("100,000", "1,000")):
+        assert f"  of {records} records none is flagged unless {fewest} score above all calibration" in said
+    assert "none is flagged" not in "\n".join(promised(conformal(np.arange(1000.0), alpha=0.01)))
+
+
+def test_the_registered_model_takes_the_records_it_is_given_for_a_batch(detector: Detector, make_records: Any) -> None:
+    records = make_records(40, 31)
+    values = {name: v.to_pylist() if isinstance(v, pa.Array) else v.copy() for name, v in records.values.items()}
+    values["amount"][:8] = 1e6
+    values["at"] = pd.to_datetime(values["at"], utc=True)
+    model = DetectorModel()
+    model.detector = replace(detector, threshold=fdr(detector.threshold.measured, q=0.3))
+    found = model.predict(pd.DataFrame(values))
+    n = len(detector.threshold.measured)
+    assert (found["is_anomaly"] == discovered(found["p_value"].to_numpy(), Fraction("0.3"), n)).all()
+    assert found["is_anomaly"][:8].all()
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many records are scored from now on."""
+    rows, detect = [0], Detector.detect
+
+    def counting(self: Detector, records: object) -> object:
+        rows.append(len(records))  # type: ignore[arg-type]
+        return detect(self, records)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Detector, "detect", counting)
+    return lambda: sum(rows)
