@@ -36,6 +36,7 @@ ROWS = (
     ("execution",),
     ("sinks",),
     ("tracking", "pyfunc_model"),
+    ("decisions",),
     ("registry_review",),
     ("scoring",),
     ("pipelines",),

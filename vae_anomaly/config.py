@@ -765,7 +765,17 @@ class ReviewConfig(_Section):
     """How a version comes to score."""
 
     required: Flag = Field(default=True, description="Whether a version must pass its review before it is promoted.")
+    second_person: Flag = Field(
+        default=False, description="Whether somebody else than who fitted a version must approve it before."
+    )
     gates: GatesConfig = Field(default_factory=GatesConfig, description="What a version must hold.")
+
+    @field_validator("second_person")
+    @classmethod
+    def _needs_a_review(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and not info.data.get("required", True):
+            raise ValueError("must be false where registry.review.required is")
+        return value
 
 
 class RegistryConfig(_Section):

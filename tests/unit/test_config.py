@@ -610,6 +610,7 @@ def test_mlflow_variables_win_over_all(tmp_path: Path, monkeypatch: pytest.Monke
         ("registry: {aliases: {candidate: champion}}", "must differ from registry.aliases.champion"),
         ("registry: {review: {gates: {max_false_alarm: 1}}}", "Did you mean 'max_false_alarm_ratio'?"),
         ("registry: {review: {gates: {min_corruption_recall: 2}}}", "must be less than or equal to 1. Got 2."),
+        ("registry: {review: {required: false, second_person: true}}", "must be false where registry.review.required"),
         ("ui: {port: 70000}", "ui.port must be less than or equal to 65535. Got 70000."),
         ("tracking: {tags: {a: 1}}", "tracking.tags.a must be text. Got 1. Put it in quotes."),
         ("servr: {}", "unknown key 'servr' (at the top level). Did you mean 'server'?"),

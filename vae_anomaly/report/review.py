@@ -5,6 +5,7 @@ The JSON form has sorted keys and no NaN; its sha256 is what the registry keeps,
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -107,6 +108,11 @@ class Review:
         content = {key: value for key, value in asdict(self).items() if key != "page"}
         content["gates"] = [{**asdict(g), "passed": g.passed} for g in self.gates]
         return {"format": 1, "passed": self.passed, **content}
+
+    @property
+    def sha256(self) -> str:
+        """What names this review."""
+        return hashlib.sha256(self.to_json()).hexdigest()
 
     def to_json(self) -> bytes:
         """The review's canonical bytes."""
