@@ -33,6 +33,8 @@ ROWS = (
     ("store",),
     ("workspace",),
     ("worker",),
+    ("replay",),
+    ("replay",),
     ("execution",),
     ("sinks",),
     ("tracking", "pyfunc_model"),

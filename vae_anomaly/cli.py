@@ -26,6 +26,7 @@ from vae_anomaly.errors import ConfigError, VaeAnomalyError
 
 if TYPE_CHECKING:
     from vae_anomaly.pipelines import FitOutcome, Look
+    from vae_anomaly.report.review import Replay
     from vae_anomaly.scoring import ScoreOutcome
     from vae_anomaly.store.commits import BatchState
     from vae_anomaly.workspace import Workspace
@@ -188,14 +189,22 @@ def _show_fit(ws: Workspace, outcome: FitOutcome) -> None:
 
 
 @app.command()
-def review(monitor: Monitor, by: By, mlflow: MlflowFile = None, version: Version = None, as_json: Json = False) -> None:
-    """Check the candidate against the gates of mlflow.yml and write the review."""
+def review(
+    monitor: Monitor,
+    by: By,
+    mlflow: MlflowFile = None,
+    version: Version = None,
+    replay: Annotated[
+        int | None, typer.Option("--replay", min=0, metavar="N", help="Score the last N batches again.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check the candidate against the gates of mlflow.yml, also on the last committed batches, and write the review."""
     from vae_anomaly import pipelines
 
     ws = _open(monitor, mlflow)
     with progress_display() as progress:
-        progress("reviewing", 0, 1)
-        found = pipelines.review(ws, by=by, version=version)
+        found = pipelines.review(ws, progress, by=by, version=version, replay=replay)
     if as_json:
         say_json(found.to_dict())
     else:
@@ -204,6 +213,8 @@ def review(monitor: Monitor, by: By, mlflow: MlflowFile = None, version: Version
             ["gate", "value", "limit", "holds", "why"],
             [[g.name, g.value_text, g.limit_text, "yes" if g.passed else "NO", g.explanation] for g in found.gates],
         )
+        if found.replay and found.replay.batches:
+            _show_replay(found.replay)
         for warning in found.warnings:
             say(f"Note: {warning}")
         say(f"Report: {found.page}")
@@ -212,6 +223,19 @@ def review(monitor: Monitor, by: By, mlflow: MlflowFile = None, version: Version
         say(f"Next: vae-anomaly {next_step} {shown(ws.monitor.path)}" if found.passed else "It will not be promoted.")
     if not found.passed:
         raise typer.Exit(5)
+
+
+def _show_replay(found: Replay) -> None:
+    """The batches that were scored again."""
+    rows = []
+    for b in found.batches:
+        counts = [f"{a.flagged:,} ({a.low:,} to {a.high:,})" if a else "" for a in (b.candidate, b.champion)]
+        alike = "" if b.alike is None else f"{b.alike:.1%}"
+        rows.append([b.name, f"{b.rows:,}", *counts, alike, "shifted as a whole" if b.drifted else ""])
+    heads = ["batch", "records", "flagged (by chance)", "by the champion", "decided alike", "remark"]
+    table(f"Scored again: the last {len(rows)} batch{'' if len(rows) == 1 else 'es'}", heads, rows)
+    if found.appearing is not None:
+        say(f"Alerts that appear: {found.appearing:,}; that disappear: {found.disappearing:,}.")
 
 
 @app.command()

@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -256,16 +257,30 @@ def last_reports(ws: Workspace) -> list[Path]:
 # ---- review ----
 
 
-def review(ws: Workspace, *, by: str | None = None, version: str | None = None) -> Review:
-    """Evaluate the gates for the candidate (or ``version``) and write the review beside it in the registry."""
+def review(
+    ws: Workspace,
+    progress: Progress = silent,
+    *,
+    by: str | None = None,
+    version: str | None = None,
+    replay: int | None = None,
+) -> Review:
+    """Evaluate the gates for the candidate (or ``version``) and write the review beside it in the registry.
+
+    ``replay`` batches are scored again; by default as many as mlflow.yml says.
+    """
     from vae_anomaly import registry_review
+    from vae_anomaly.replay import replay as replay_batches
     from vae_anomaly.tracking import Tracker
 
     ws.store.prepare(ws.monitor.name)
     load_version(ws, Tracker(ws.mlflow), version or "candidate")
-    training = normal_records(read_training(ws).records)
+    training = normal_records(read_training(ws, progress).records)
+    last = ws.mlflow.registry.review.replay if replay is None else replay
+    progress("reviewing", 0, 1)
     return registry_review.review(ws.monitor, ws.mlflow, records=training, recipe=ws.recipe, version=version,
-                                  cache=ws.model_cache, now=time.time(), by=by or user())  # fmt: skip
+                                  cache=ws.model_cache, now=time.time(), by=by or user(),
+                                  replay=partial(replay_batches, ws, last=last, progress=progress))  # fmt: skip
 
 
 def approve(ws: Workspace, *, by: str, reason: str, version: str | None = None, review: str | None = None) -> Decision:

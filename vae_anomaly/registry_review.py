@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,8 @@ from vae_anomaly.errors import ArtifactError
 from vae_anomaly.fitting import Recipe, split
 from vae_anomaly.latent import active
 from vae_anomaly.metrics import corruption_recall, weak
-from vae_anomaly.report.review import Gate, Measure, Review, to_html
+from vae_anomaly.replay import rank_correlation
+from vae_anomaly.report.review import Gate, Measure, Replay, Review, to_html
 from vae_anomaly.tracking import Resolved, Tracker
 
 __all__ = ["Evidence", "Gate", "Review", "evaluate_gates", "review"]
@@ -55,9 +56,16 @@ class Evidence:
 
 
 def evaluate_gates(
-    detector: Detector, evidence: Evidence | None, champion: Evidence | None, limits: GatesConfig
+    detector: Detector,
+    evidence: Evidence | None,
+    champion: Evidence | None,
+    limits: GatesConfig,
+    replayed: Replay | None = None,
 ) -> tuple[Gate, ...]:
-    """Every gate of a detector whose files were verified; without ``evidence`` those that need records do not hold."""
+    """Every gate of a detector whose files were verified; without ``evidence`` those that need records do not hold.
+
+    Those that compare with a champion, or with its alerts on replayed batches, are there where there is such a thing.
+    """
     n, alpha, ratio = len(detector.threshold.measured), detector.threshold.alpha, limits.max_false_alarm_ratio
     scores, flagged, recall = (evidence.scores, evidence.flagged, evidence.median_recall) if evidence else (None,) * 3
     known = champion.median_recall if champion else None
@@ -82,7 +90,29 @@ def evaluate_gates(
              "The champion's corruption recall less this version's, on the same records.", "share"),
     )
     # fmt: on
-    return gates if champion else gates[:-1]
+    return (*(gates if champion else gates[:-1]), *_replay_gates(replayed, limits))
+
+
+def _replay_gates(replayed: Replay | None, limits: GatesConfig) -> Iterator[Gate]:
+    """The gates that the replayed batches have something to say to."""
+    if replayed is None:
+        return
+    if replayed.usual and replayed.usual.scored:
+        found, ratio = replayed.usual, limits.max_usual_alert_ratio
+        explanation = (
+            "Share of records flagged in the replayed batches in which the champion finds no more than chance gives. At"
+            f" most {ratio:g} times the upper end of the range of false alarms, {found.high:,} of {found.scored:,}."
+        )
+        limit = min(1.0, ratio * found.high / found.scored)
+        yield Gate("alerts on usual batches", found.flagged / found.scored, "at most", limit, explanation, "share")
+    # batch by batch: one kind of anomaly that is lost must not hide behind others that are kept
+    kept = [batch.kept / batch.champion.flagged for batch in replayed.batches if batch.champion and batch.unusual]
+    if kept:
+        explanation = (
+            "Share of the champion's alerts that this version gives, too, in the replayed batch with the fewest such,"
+            f" of {len(kept):,} in which the champion finds more than chance gives: most of those are no false alarms."
+        )
+        yield Gate("alerts kept", min(kept), "at least", limits.min_alerts_kept, explanation, "share")
 
 
 def _most_flagged(detector: Detector, records: int, ratio: float) -> float:
@@ -103,6 +133,7 @@ def review(
     now: float,
     by: str,
     version: str | None = None,
+    replay: Callable[[Detector, Detector | None], Replay] | None = None,
 ) -> Review:
     """Evaluate the gates for the candidate, or ``version``, and record the review in the registry.
 
@@ -113,6 +144,7 @@ def review(
     cache : folder of verified model folders.
     now : seconds since 1970, UTC.
     by : who reviews, for the history.
+    replay : scores committed batches again with the candidate and, where it reads the same columns, the champion.
 
     Raises
     ------
@@ -126,17 +158,17 @@ def review(
     champion, rival, warnings = _champion(tracker, monitor.name, found, cache)
     with tracker.explained():
         tags = tracker.tags(found)
+    same = rival is None or rival.schema.digest == candidate.schema.digest
+    warnings += [] if same else ["The champion reads other columns: it was not compared on the records."]
     evidence = known = None
     if records is not None:
         validation = records.take(split(records, recipe)["validation"])
         warnings += _changes(tags, monitor, candidate, records)
         own = set(map(str, validation.record_ids))
         evidence = Evidence.of(candidate.without(own), validation)
-        if rival is not None:
-            same = rival.schema.digest == candidate.schema.digest
-            known = Evidence.of(rival.without(own), validation) if same else None
-            warnings += [] if same else ["The champion reads other columns: it was not compared on the records."]
-    gates = evaluate_gates(candidate, evidence, known, mlflow.registry.review.gates)
+        known = Evidence.of(rival.without(own), validation) if rival and same else None
+    replayed = replay(candidate, rival if same else None) if replay else None
+    gates = evaluate_gates(candidate, evidence, known, mlflow.registry.review.gates, replayed)
     agreement, correlation = _agreement(evidence, known)
     result = Review(
         monitor.name,
@@ -157,6 +189,7 @@ def review(
         agreement=agreement,
         rank_correlation=correlation,
         recall=evidence.recall if evidence else {},
+        replay=replayed,
         facts={**candidate.provenance, "threshold": candidate.threshold.version, "schema": candidate.schema.digest},
     )
     return _record(tracker, found, result, monitor.output / "reviews", by)
@@ -238,12 +271,7 @@ def _agreement(evidence: Evidence | None, known: Evidence | None) -> tuple[float
     """Share of records decided alike, and Spearman's rank correlation of the scores."""
     if evidence is None or known is None:
         return None, None
-    from scipy.stats import rankdata
-
-    ranks = [rankdata(e.scores) for e in (evidence, known)]
-    constant = min(float(np.ptp(r)) for r in ranks) == 0
-    agreement = float((evidence.flagged == known.flagged).mean())
-    return agreement, None if constant else float(np.corrcoef(*ranks)[0, 1])
+    return float((evidence.flagged == known.flagged).mean()), rank_correlation(evidence.scores, known.scores)
 
 
 def _record(tracker: Tracker, found: Resolved, result: Review, folder: Path, by: str) -> Review:

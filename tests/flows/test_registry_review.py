@@ -25,7 +25,8 @@ from vae_anomaly.decisions import Decision, approve, history, promote, reject, r
 from vae_anomaly.errors import ArtifactError, ConfigError, ReviewError
 from vae_anomaly.registry_review import Evidence, Review, evaluate_gates
 from vae_anomaly.report import html
-from vae_anomaly.report.review import Gate, Measure, to_html
+from vae_anomaly.report.model import COMBINATION, Contribution, FlaggedRecord, Token
+from vae_anomaly.report.review import Alerts, Change, Gate, Measure, Replay, ReplayedBatch, to_html
 from vae_anomaly.thresholds import conformal
 from vae_anomaly.tracking import Tracker
 
@@ -560,6 +561,31 @@ def test_a_history_that_writes_over_its_lines_is_caught(
 # ---- the page ----
 
 
+def replay_of(text: str) -> Replay:
+    part = Contribution(text, 3.0, text, text, float("inf"), text)
+    record = FlaggedRecord(3, text, 9.0, 0.01, text, (part, replace(part, column=COMBINATION)))
+    line = replace(record, tokens=(Token(text, 4.0, text),))
+    alerts = Alerts(40, 9, 0, 4)
+    return Replay(
+        batches=(
+            ReplayedBatch(text, text, 40, True, alerts, alerts, 8, 0.9),
+            ReplayedBatch(text, text, 40, False, alerts),
+        ),
+        left_out={text: 3},
+        rows=80,
+        compared=80,
+        usual=alerts,
+        alike=0.9,
+        rank_correlation=0.8,
+        appearing=20,
+        disappearing=1,
+        appear=(Change(text, record), Change(text, line, 2.0, 0.5)),
+        disappear=(Change(text, record, 1.0, 1.0),),
+        thresholds=(1.0, 2.0),
+        cpu_seconds_per_1000=(0.1, 0.2),
+    )
+
+
 def page(text: str, columns: int = 3) -> str:
     gate = Gate(text, 0.1, "at least", 0.2, text, "share")
     return to_html(
@@ -578,6 +604,7 @@ def page(text: str, columns: int = 3) -> str:
             rank_correlation=None,
             recall={text: 0.5, **{f"{i}{text}": 0.1 for i in range(columns)}},
             facts={text: text},
+            replay=replay_of(text),
         )
     )
 
@@ -594,6 +621,28 @@ def test_a_page_that_does_not_escape_is_caught(monkeypatch: pytest.MonkeyPatch) 
     careless = html.with_filters(Environment(autoescape=False, undefined=StrictUndefined, trim_blocks=True))
     monkeypatch.setattr(html, "environment", lambda: careless)
     assert sum(bool(active(page(payload))) for payload in PAYLOADS) > 30
+
+
+def test_a_review_with_a_replay_is_json() -> None:
+    made = Review("m", "m", "1", "d", "now", (), replay=replay_of("x"))
+    content = json.loads(made.to_json())
+    assert content["replay"]["appear"][0]["record"]["contributions"][0]["deviation"] is None  # it is infinite
+    assert content["replay"]["batches"][0]["candidate"] == {"scored": 40, "flagged": 9, "low": 0, "high": 4}
+
+
+def test_the_page_says_which_alerts_come_and_go() -> None:
+    words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page("plain")))
+    for said in (
+        "On the last 2 batches",
+        "20 alerts appear, 1 disappears.",
+        "The 2 strangest of 20. Flagged by this version, whose reasons these are, and not by the champion.",
+        "Alerts that disappear 1 record. Flagged by the champion",
+        "not scored",
+        "by chance 0 to 4",
+        "Left out: 3 plain",
+    ):
+        assert said in words, said
+    assert "Alerts that" not in re.sub(r"<[^>]+>", "", to_html(Review("m", "m", "1", "d", "now", ())))
 
 
 def test_the_page_says_what_fails() -> None:

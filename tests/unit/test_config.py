@@ -553,12 +553,15 @@ def test_mlflow_defaults_lie_beside_the_monitor(tmp_path: Path) -> None:
     assert config.registered_name("payments") == "vae-anomaly.payments"
     assert config.registry.aliases.model_dump() == {"champion": "champion", "candidate": "candidate"}
     assert config.registry.review.required
+    assert (config.registry.review.second_person, config.registry.review.replay) == (False, 5)
     assert config.registry.review.gates.model_dump() == {
         "min_active_units": 1,
         "max_false_alarm_ratio": 2.0,
         "min_corruption_recall": 0.2,
         "max_recall_drop_vs_champion": 0.1,
         "min_calibration_records": 50,
+        "max_usual_alert_ratio": 2.0,
+        "min_alerts_kept": 0.5,
     }
 
 
