@@ -5,10 +5,10 @@ from __future__ import annotations
 from flows import score, train
 from flows.job import session
 from vae_anomaly import pipelines
+from vae_anomaly.decisions import Decision
 from vae_anomaly.demo import DemoRun
 from vae_anomaly.errors import ArtifactError, ReviewError
 from vae_anomaly.pipelines import FitOutcome
-from vae_anomaly.registry_review import Promotion
 from vae_anomaly.tracking import Tracker
 from vae_anomaly.workspace import Progress, Workspace
 
@@ -27,7 +27,7 @@ def run_demo(ws: Workspace, progress: Progress) -> DemoRun:
         return DemoRun(fitted, promoted, score.run(ws, progress))
 
 
-def _promote(ws: Workspace, fitted: FitOutcome, progress: Progress) -> Promotion | None:
+def _promote(ws: Workspace, fitted: FitOutcome, progress: Progress) -> Decision | None:
     """Review and promote what was fitted, unless it is the champion already."""
     if fitted.registered.already and _champion(ws) == fitted.registered.digest:
         return None

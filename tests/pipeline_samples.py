@@ -183,7 +183,7 @@ def _made() -> tuple[Path, dict[str, Said]]:
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     folder = write_monitor(home / "shops")
     (home / "mlflow.yml").write_text('server: {tracking_uri: "sqlite:///state/mlflow.db"}\n')
-    said = {"fit": cli("fit", folder)}
+    said = {"early history": cli("history", folder), "fit": cli("fit", folder)}
     (folder / "inbox" / "early.parquet").write_bytes(parquet(table(5, seed=2)))
     said["early score"], said["early promote"] = cli("score", folder), cli("promote", folder, "--by", "ann")
     (folder / "inbox" / "early.parquet").unlink()

@@ -37,6 +37,7 @@ RECIPE = Recipe(
     validation=0.2,
     calibration=0.4,
 )
+BY = "Fay"  # who fits
 DIGESTS = {"monday.parquet": "a" * 64, "tuesday.parquet": "b" * 64}
 
 
@@ -125,4 +126,5 @@ def register(tracker: Tracker, config: MonitorConfig, of: Sample) -> Registered:
         assessment=of.assessment,
         data_digests=DIGESTS,
         example=table(5).to_pandas(),
+        by=BY,
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import getpass
 import logging
 import os
 import sys
@@ -27,6 +26,7 @@ from vae_anomaly.errors import ConfigError, VaeAnomalyError
 
 if TYPE_CHECKING:
     from vae_anomaly.pipelines import FitOutcome, Look
+    from vae_anomaly.report.review import Replay
     from vae_anomaly.scoring import ScoreOutcome
     from vae_anomaly.store.commits import BatchState
     from vae_anomaly.store.feedback import Feedback
@@ -54,7 +54,9 @@ MlflowFile = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Flow = Annotated[bool, typer.Option("--flow", help="Run as a Prefect flow (about 10 s more).")]
-By = Annotated[str, typer.Option("--by", help="Who says so.", default_factory=getpass.getuser, show_default="you")]
+By = Annotated[str, typer.Option("--by", help="Who says so.", default_factory=lambda: _user(), show_default="you")]
+Decider = Annotated[str, typer.Option("--by", metavar="NAME", help="Who decides.")]
+Why = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it is recorded.")]
 Version = Annotated[str | None, typer.Option("--version", help="A registered version; by default the candidate.")]
 
 
@@ -103,6 +105,12 @@ def _open(monitor: Path, mlflow: Path | None) -> Workspace:
     from vae_anomaly.workspace import Workspace
 
     return Workspace.open(monitor, mlflow)
+
+
+def _user() -> str:
+    from vae_anomaly.workspace import user
+
+    return user()
 
 
 # ---- the commands ----
@@ -199,14 +207,22 @@ def promised(threshold: Threshold) -> Iterator[str]:
 
 
 @app.command()
-def review(monitor: Monitor, mlflow: MlflowFile = None, version: Version = None, as_json: Json = False) -> None:
-    """Check the candidate against the gates of mlflow.yml and write the review."""
+def review(
+    monitor: Monitor,
+    by: By,
+    mlflow: MlflowFile = None,
+    version: Version = None,
+    replay: Annotated[
+        int | None, typer.Option("--replay", min=0, metavar="N", help="Score the last N batches again.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check the candidate against the gates of mlflow.yml, also on the last committed batches, and write the review."""
     from vae_anomaly import pipelines
 
     ws = _open(monitor, mlflow)
     with progress_display() as progress:
-        progress("reviewing", 0, 1)
-        found = pipelines.review(ws, version=version)
+        found = pipelines.review(ws, progress, by=by, version=version, replay=replay)
     if as_json:
         say_json(found.to_dict())
     else:
@@ -215,12 +231,65 @@ def review(monitor: Monitor, mlflow: MlflowFile = None, version: Version = None,
             ["gate", "value", "limit", "holds", "why"],
             [[g.name, g.value_text, g.limit_text, "yes" if g.passed else "NO", g.explanation] for g in found.gates],
         )
+        if found.replay and found.replay.batches:
+            _show_replay(found.replay)
         for warning in found.warnings:
             say(f"Note: {warning}")
         say(f"Report: {found.page}")
-        say(f"Next: vae-anomaly promote {shown(ws.monitor.path)}" if found.passed else "It will not be promoted.")
+        say(f"Review: sha256 {found.sha256}")
+        next_step = "approve" if ws.mlflow.registry.review.second_person else "promote"
+        say(f"Next: vae-anomaly {next_step} {shown(ws.monitor.path)}" if found.passed else "It will not be promoted.")
     if not found.passed:
         raise typer.Exit(5)
+
+
+def _show_replay(found: Replay) -> None:
+    """The batches that were scored again."""
+    rows = []
+    for b in found.batches:
+        counts = [f"{a.flagged:,} ({a.low:,} to {a.high:,})" if a else "" for a in (b.candidate, b.champion)]
+        alike = "" if b.alike is None else f"{b.alike:.1%}"
+        rows.append([b.name, f"{b.rows:,}", *counts, alike, "shifted as a whole" if b.drifted else ""])
+    heads = ["batch", "records", "flagged (by chance)", "by the champion", "decided alike", "remark"]
+    table(f"Scored again: the last {len(rows)} batch{'' if len(rows) == 1 else 'es'}", heads, rows)
+    if found.appearing is not None:
+        say(f"Alerts that appear: {found.appearing:,}; that disappear: {found.disappearing:,}.")
+
+
+@app.command()
+def approve(
+    monitor: Monitor,
+    by: Decider,
+    reason: Why,
+    mlflow: MlflowFile = None,
+    version: Version = None,
+    looked_at: Annotated[
+        str | None,
+        typer.Option("--review", metavar="SHA256", help="The review that was looked at; some digits do."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Approve the candidate with its review; promotion asks for that, and records it itself where nobody else must."""
+    from vae_anomaly import pipelines
+
+    done = pipelines.approve(_open(monitor, mlflow), by=by, reason=reason, version=version, review=looked_at)
+    say_json(vars(done)) if as_json else say(str(done))
+
+
+@app.command()
+def reject(
+    monitor: Monitor,
+    by: Decider,
+    reason: Why,
+    mlflow: MlflowFile = None,
+    version: Version = None,
+    as_json: Json = False,
+) -> None:
+    """Reject the candidate: it is not promoted before somebody approves it."""
+    from vae_anomaly import pipelines
+
+    done = pipelines.reject(_open(monitor, mlflow), by=by, reason=reason, version=version)
+    say_json(vars(done)) if as_json else say(str(done))
 
 
 @app.command()
@@ -253,6 +322,20 @@ def rollback(
 
     done = pipelines.rollback(_open(monitor, mlflow), by=by, reason=reason)
     say_json(vars(done)) if as_json else say(str(done))
+
+
+@app.command()
+def history(monitor: Monitor, mlflow: MlflowFile = None, as_json: Json = False) -> None:
+    """Show everything that was decided of the monitor's model: reviewed, approved, rejected, promoted, rolled back."""
+    from vae_anomaly import pipelines
+
+    ws = _open(monitor, mlflow)
+    decided = pipelines.history(ws)
+    if as_json:
+        say_json([vars(d) for d in decided])
+        return
+    rows = [[d.at[:19], d.version, d.action, d.by, d.review[:12], d.reason] for d in decided]
+    table(f"{ws.monitor.name}: {len(rows)} decisions", ["at, UTC", "version", "what", "by", "review", "why"], rows)
 
 
 @app.command()

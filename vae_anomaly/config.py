@@ -800,13 +800,36 @@ class GatesConfig(_Section):
     min_calibration_records: Count = Field(
         default=50, description="Fewest records that must be behind the threshold, at least 1."
     )
+    max_usual_alert_ratio: Annotated[Number, Field(gt=0)] = Field(
+        default=2.0,
+        description="Most alerts, above 0, on replayed batches that the champion finds usual, as a multiple of the"
+        " upper end of the range of false alarms.",
+    )
+    min_alerts_kept: Share = Field(
+        default=0.5,
+        description="Smallest share, 0 to 1, of the champion's alerts that must stay, in each replayed batch in which"
+        " it finds more than chance gives.",
+    )
 
 
 class ReviewConfig(_Section):
     """How a version comes to score."""
 
     required: Flag = Field(default=True, description="Whether a version must pass its review before it is promoted.")
+    second_person: Flag = Field(
+        default=False, description="Whether somebody else than who fitted a version must approve it before."
+    )
+    replay: Annotated[Whole, Field(ge=0)] = Field(
+        default=5, description="How many of the last committed batches a review scores again; 0 for none."
+    )
     gates: GatesConfig = Field(default_factory=GatesConfig, description="What a version must hold.")
+
+    @field_validator("second_person")
+    @classmethod
+    def _needs_a_review(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and not info.data.get("required", True):
+            raise ValueError("must be false where registry.review.required is")
+        return value
 
 
 class RegistryConfig(_Section):

@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -38,13 +39,14 @@ from vae_anomaly.store.sources import (  # fmt: skip
     read_header,
 )
 from vae_anomaly.worker import read_records
-from vae_anomaly.workspace import Progress, Workspace, silent
+from vae_anomaly.workspace import Progress, Workspace, silent, user
 
 if TYPE_CHECKING:
+    from vae_anomaly.decisions import Decision
     from vae_anomaly.detector import Detector
     from vae_anomaly.fitting import Fit
     from vae_anomaly.metrics import Assessment
-    from vae_anomaly.registry_review import Promotion, Review
+    from vae_anomaly.registry_review import Review
     from vae_anomaly.tracking import Registered
 
 _log = logging.getLogger(__name__)
@@ -201,6 +203,7 @@ def fit(ws: Workspace, progress: Progress = silent) -> FitOutcome:
         assessment=assessment,
         data_digests=training.digests,
         example=example_frame(ws),
+        by=user(),
     )
     labels = training.records.labels
     return FitOutcome(
@@ -268,37 +271,72 @@ def last_reports(ws: Workspace) -> list[Path]:
 # ---- review ----
 
 
-def review(ws: Workspace, *, version: str | None = None, now: float | None = None) -> Review:
-    """Evaluate the gates for the candidate (or ``version``) and write the review beside it in the registry."""
+def review(
+    ws: Workspace,
+    progress: Progress = silent,
+    *,
+    by: str | None = None,
+    version: str | None = None,
+    replay: int | None = None,
+) -> Review:
+    """Evaluate the gates for the candidate (or ``version``) and write the review beside it in the registry.
+
+    ``replay`` batches are scored again; by default as many as mlflow.yml says.
+    """
     from vae_anomaly import registry_review
+    from vae_anomaly.replay import replay as replay_batches
     from vae_anomaly.tracking import Tracker
 
     ws.store.prepare(ws.monitor.name)
     load_version(ws, Tracker(ws.mlflow), version or "candidate")
-    training = read_training(ws).normal
+    training = read_training(ws, progress).normal
+    last = ws.mlflow.registry.review.replay if replay is None else replay
+    progress("reviewing", 0, 1)
     return registry_review.review(ws.monitor, ws.mlflow, records=training, recipe=ws.recipe, version=version,
-                                  cache=ws.model_cache, now=now or time.time())  # fmt: skip
+                                  cache=ws.model_cache, now=time.time(), by=by or user(),
+                                  replay=partial(replay_batches, ws, last=last, progress=progress))  # fmt: skip
+
+
+def approve(ws: Workspace, *, by: str, reason: str, version: str | None = None, review: str | None = None) -> Decision:
+    """Approve the candidate (or ``version``) with its review, of which ``review`` is the sha256 or its beginning."""
+    from vae_anomaly import decisions
+
+    return decisions.approve(
+        ws.monitor, ws.mlflow, by=by, reason=reason, version=version, review=review, now=time.time()
+    )
+
+
+def reject(ws: Workspace, *, by: str, reason: str, version: str | None = None) -> Decision:
+    """Reject the candidate (or ``version``): it is not promoted before somebody approves it."""
+    from vae_anomaly import decisions
+
+    return decisions.reject(ws.monitor, ws.mlflow, by=by, reason=reason, version=version, now=time.time())
 
 
 def promote(
     ws: Workspace, *, by: str, version: str | None = None, reason: str | None = None, force: bool = False
-) -> Promotion:
-    """Make the candidate (or ``version``) the champion when its review holds."""
-    from vae_anomaly import registry_review
+) -> Decision:
+    """Make the candidate (or ``version``) the champion when its review holds and it is approved."""
+    from vae_anomaly import decisions
     from vae_anomaly.tracking import Tracker
 
     load_version(ws, Tracker(ws.mlflow), version or "candidate")
 
-    return registry_review.promote(
-        ws.monitor, ws.mlflow, by=by, version=version, reason=reason, force=force, now=time.time()
-    )
+    return decisions.promote(ws.monitor, ws.mlflow, by=by, version=version, reason=reason, force=force, now=time.time())
 
 
-def rollback(ws: Workspace, *, by: str, reason: str | None = None) -> Promotion:
+def rollback(ws: Workspace, *, by: str, reason: str | None = None) -> Decision:
     """Move the champion back to the version before it."""
-    from vae_anomaly import registry_review
+    from vae_anomaly import decisions
 
-    return registry_review.rollback(ws.monitor, ws.mlflow, by=by, reason=reason, now=time.time())
+    return decisions.rollback(ws.monitor, ws.mlflow, by=by, reason=reason, now=time.time())
+
+
+def history(ws: Workspace) -> tuple[Decision, ...]:
+    """Everything that was decided of the monitor's model, oldest first."""
+    from vae_anomaly import decisions
+
+    return decisions.history(ws.monitor, ws.mlflow)
 
 
 # ---- latent ----

@@ -1,19 +1,15 @@
-"""From candidate to champion: a review of fixed gates, promotion with a name and a reason, and the way back.
+"""The review of a registered version: what it does with normal records, beside the champion, and whether gates hold.
 
-MLflow has aliases and tags and no approval: the review is kept as an artifact whose sha256 stands in a tag of the
-version, promotion refuses what no unaltered, passed review of this very detector covers, and every move of the alias
-is one more tag of the registered model, which nothing here changes or removes.
+It is recorded as a run with a JSON and an HTML file; the sha256 of the JSON stands in a tag of the version, and
+:mod:`vae_anomaly.decisions` promotes nothing without it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,21 +17,20 @@ import numpy as np
 
 from vae_anomaly.batch import Records
 from vae_anomaly.config import GatesConfig, MlflowConfig, MonitorConfig, config_digest
+from vae_anomaly.decisions import REVIEW_JSON, Decision, record, utc
 from vae_anomaly.detector import Detector
-from vae_anomaly.errors import ArtifactError, ConfigError, ReviewError, words
+from vae_anomaly.errors import ArtifactError
 from vae_anomaly.fitting import Recipe, split
 from vae_anomaly.latent import active
 from vae_anomaly.metrics import corruption_recall, weak
-from vae_anomaly.report.review import Gate, Measure, Review, to_html
-from vae_anomaly.tracking import AWAY, Resolved, Tracker
+from vae_anomaly.replay import rank_correlation
+from vae_anomaly.report.review import Gate, Measure, Replay, Review, to_html
+from vae_anomaly.tracking import Resolved, Tracker
 
-__all__ = ["Evidence", "Gate", "Promotion", "Review", "evaluate_gates", "history", "promote", "review", "rollback"]
+__all__ = ["Evidence", "Gate", "Review", "evaluate_gates", "review"]
 
 CHANCE = 0.999
-REVIEW_JSON, REVIEW_HTML = "review.json", "review.html"
-
-
-# ---- review ----
+REVIEW_HTML = "review.html"
 
 
 @dataclass(frozen=True)
@@ -62,9 +57,16 @@ class Evidence:
 
 
 def evaluate_gates(
-    detector: Detector, evidence: Evidence | None, champion: Evidence | None, limits: GatesConfig
+    detector: Detector,
+    evidence: Evidence | None,
+    champion: Evidence | None,
+    limits: GatesConfig,
+    replayed: Replay | None = None,
 ) -> tuple[Gate, ...]:
-    """Every gate of a detector whose files were verified; without ``evidence`` those that need records do not hold."""
+    """Every gate of a detector whose files were verified; without ``evidence`` those that need records do not hold.
+
+    Those that compare with a champion, or with its alerts on replayed batches, are there where there is such a thing.
+    """
     n, alpha, ratio = len(detector.threshold.measured), detector.threshold.alpha, limits.max_false_alarm_ratio
     scores, flagged, recall = (evidence.scores, evidence.flagged, evidence.median_recall) if evidence else (None,) * 3
     known = champion.median_recall if champion else None
@@ -89,7 +91,29 @@ def evaluate_gates(
              "The champion's corruption recall less this version's, on the same records.", "share"),
     )
     # fmt: on
-    return gates if champion else gates[:-1]
+    return (*(gates if champion else gates[:-1]), *_replay_gates(replayed, limits))
+
+
+def _replay_gates(replayed: Replay | None, limits: GatesConfig) -> Iterator[Gate]:
+    """The gates that the replayed batches have something to say to."""
+    if replayed is None:
+        return
+    if replayed.usual and replayed.usual.scored:
+        found, ratio = replayed.usual, limits.max_usual_alert_ratio
+        explanation = (
+            "Share of records flagged in the replayed batches in which the champion finds no more than chance gives. At"
+            f" most {ratio:g} times the upper end of the range of false alarms, {found.high:,} of {found.scored:,}."
+        )
+        limit = min(1.0, ratio * found.high / found.scored)
+        yield Gate("alerts on usual batches", found.flagged / found.scored, "at most", limit, explanation, "share")
+    # batch by batch: one kind of anomaly that is lost must not hide behind others that are kept
+    kept = [batch.kept / batch.champion.flagged for batch in replayed.batches if batch.champion and batch.unusual]
+    if kept:
+        explanation = (
+            "Share of the champion's alerts that this version gives, too, in the replayed batch with the fewest such,"
+            f" of {len(kept):,} in which the champion finds more than chance gives: most of those are no false alarms."
+        )
+        yield Gate("alerts kept", min(kept), "at least", limits.min_alerts_kept, explanation, "share")
 
 
 def _most_flagged(detector: Detector, records: int, ratio: float) -> float:
@@ -108,7 +132,9 @@ def review(
     recipe: Recipe,
     cache: Path,
     now: float,
+    by: str,
     version: str | None = None,
+    replay: Callable[[Detector, Detector | None], Replay] | None = None,
 ) -> Review:
     """Evaluate the gates for the candidate, or ``version``, and record the review in the registry.
 
@@ -118,6 +144,8 @@ def review(
         records the gates that need them do not hold.
     cache : folder of verified model folders.
     now : seconds since 1970, UTC.
+    by : who reviews, for the history.
+    replay : scores committed batches again with the candidate and, where it reads the same columns, the champion.
 
     Raises
     ------
@@ -130,25 +158,25 @@ def review(
     candidate = Detector.load(tracker.fetch(found, cache), digest=found.digest)
     champion, rival, warnings = _champion(tracker, monitor.name, found, cache)
     with tracker.explained():
-        tags = tracker.client.get_model_version(found.name, found.version).tags
+        tags = tracker.tags(found)
+    same = rival is None or rival.schema.digest == candidate.schema.digest
+    warnings += [] if same else ["The champion reads other columns: it was not compared on the records."]
     evidence = known = None
     if records is not None:
         validation = records.take(split(records, recipe)["validation"])
         warnings += _changes(tags, monitor, candidate, records)
         own = set(map(str, validation.record_ids))
         evidence = Evidence.of(candidate.without(own), validation)
-        if rival is not None:
-            same = rival.schema.digest == candidate.schema.digest
-            known = Evidence.of(rival.without(own), validation) if same else None
-            warnings += [] if same else ["The champion reads other columns: it was not compared on the records."]
-    gates = evaluate_gates(candidate, evidence, known, mlflow.registry.review.gates)
+        known = Evidence.of(rival.without(own), validation) if rival and same else None
+    replayed = replay(candidate, rival if same else None) if replay else None
+    gates = evaluate_gates(candidate, evidence, known, mlflow.registry.review.gates, replayed)
     agreement, correlation = _agreement(evidence, known)
     result = Review(
         monitor.name,
         found.name,
         found.version,
         found.digest,
-        _time(now),
+        utc(now),
         gates,
         warnings=(*warnings, *_warnings(candidate, evidence)),
         verdict=tags.get("verdict", ""),
@@ -162,9 +190,10 @@ def review(
         agreement=agreement,
         rank_correlation=correlation,
         recall=evidence.recall if evidence else {},
+        replay=replayed,
         facts={**candidate.provenance, "threshold": candidate.threshold.version, "schema": candidate.schema.digest},
     )
-    return _record(tracker, result, monitor.output / "reviews")
+    return _record(tracker, found, result, monitor.output / "reviews", by)
 
 
 def _champion(
@@ -243,16 +272,11 @@ def _agreement(evidence: Evidence | None, known: Evidence | None) -> tuple[float
     """Share of records decided alike, and Spearman's rank correlation of the scores."""
     if evidence is None or known is None:
         return None, None
-    from scipy.stats import rankdata
-
-    ranks = [rankdata(e.scores) for e in (evidence, known)]
-    constant = min(float(np.ptp(r)) for r in ranks) == 0
-    agreement = float((evidence.flagged == known.flagged).mean())
-    return agreement, None if constant else float(np.corrcoef(*ranks)[0, 1])
+    return float((evidence.flagged == known.flagged).mean()), rank_correlation(evidence.scores, known.scores)
 
 
-def _record(tracker: Tracker, result: Review, folder: Path) -> Review:
-    """Write both files, log them as a run, and tag the version; the sha256 of the JSON comes last."""
+def _record(tracker: Tracker, found: Resolved, result: Review, folder: Path, by: str) -> Review:
+    """Write both files, log them as a run, and tag the version with the sha256 of the JSON; the history comes last."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {REVIEW_JSON: result.to_json(), REVIEW_HTML: to_html(result).encode()}
     for name, data in files.items():
@@ -272,152 +296,8 @@ def _record(tracker: Tracker, result: Review, folder: Path) -> Review:
             tracker.log_files(run_id, files)
         tags = {"run_id": run_id, "digest": result.digest, "passed": about["review.passed"], "at": result.reviewed_at}
         tags["sha256"] = hashlib.sha256(files[REVIEW_JSON]).hexdigest()
-        _tag(tracker, result.model, result.version, {f"review.{k}": v for k, v in tags.items()})
+        tracker.tag(found, {f"review.{k}": v for k, v in tags.items()})
+        failed = f"gates that do not hold: {', '.join(result.failed)}" if result.failed else "every gate holds"
+        about_it = result.reviewed_at, failed, result.digest, tags["sha256"]
+        record(tracker, Decision(result.model, result.version, "reviewed", by, *about_it))
     return replace(result, page=folder / f"v{result.version}.{REVIEW_HTML}")
-
-
-# ---- promotion ----
-
-
-@dataclass(frozen=True)
-class Promotion:
-    """A move of the champion's alias; ``previous`` is empty where there was none, ``changed`` False where it stood."""
-
-    model: str
-    version: str
-    previous: str
-    action: str
-    by: str
-    at: str
-    reason: str
-    changed: bool = True
-
-    def __str__(self) -> str:
-        if not self.changed:
-            return f"{self.model} version {self.version} is the champion already."
-        before = f"; before it was version {self.previous}" if self.previous else ""
-        return f"{self.model} version {self.version} is the champion now ({self.action} by {self.by}){before}."
-
-
-def promote(
-    monitor: MonitorConfig,
-    mlflow: MlflowConfig,
-    *,
-    by: str,
-    now: float,
-    version: str | None = None,
-    reason: str | None = None,
-    force: bool = False,
-) -> Promotion:
-    """Move the champion's alias to the candidate, or to ``version``, when its review holds.
-
-    ``by`` says who; ``force`` promotes without a review that holds and needs a ``reason``.
-
-    Raises
-    ------
-    ReviewError
-        No review of this very detector, an altered one, or one with a gate that does not hold.
-    ConfigError
-        ``by`` is empty or not printable, or ``force`` has no reason.
-    ArtifactError
-        There is no such version, or its files do not verify: such a version is never promoted.
-    """
-    by, reason = words("--by", by), words("--reason", reason) if reason else ""
-    if force and not reason:
-        raise ConfigError("--force must come with --reason, which is recorded. Got no reason. Say why.")
-    tracker = Tracker(mlflow)
-    found = tracker.resolve(monitor.name, version or "candidate")
-    tracker.verify(found)
-    with tracker.explained():
-        if mlflow.registry.review.required and not force:
-            _require_review(tracker, found)
-        return _move(tracker, found, "forced" if force else "promoted", by, reason, _time(now))
-
-
-def rollback(
-    monitor: MonitorConfig, mlflow: MlflowConfig, *, by: str, now: float, reason: str | None = None
-) -> Promotion:
-    """Move the champion's alias back to the version that was champion before.
-
-    Raises
-    ------
-    ReviewError
-        There was none before.
-    ArtifactError
-        There is no champion, or the files of the version before do not verify.
-    """
-    by, reason = words("--by", by), words("--reason", reason) if reason else ""
-    tracker = Tracker(mlflow)
-    champion = tracker.resolve(monitor.name, "champion")
-    with tracker.explained():
-        previous = tracker.client.get_model_version(champion.name, champion.version).tags.get("promoted.previous")
-    if not previous:
-        raise ReviewError(
-            f"version {champion.version} of {champion.name} must have a version before it to roll back to. Got none."
-            " Promote another version with `vae-anomaly promote --version`."
-        )
-    before = tracker.resolve(monitor.name, previous)
-    tracker.verify(before)
-    with tracker.explained():
-        return _move(tracker, before, "rolled back", by, reason, _time(now))
-
-
-def history(monitor: MonitorConfig, mlflow: MlflowConfig) -> tuple[Promotion, ...]:
-    """Every recorded move of the champion's alias, oldest first."""
-    tracker = Tracker(mlflow)
-    with tracker.explained():
-        tags = tracker.client.get_registered_model(tracker.registered_name(monitor.name)).tags
-    return tuple(Promotion(**json.loads(tags[key])) for key in sorted(tags) if key.startswith("history."))
-
-
-def _move(tracker: Tracker, to: Resolved, action: str, by: str, reason: str, at: str) -> Promotion:
-    """Tags first, then the alias, then the line of the history: whatever is cut short can be done again."""
-    alias = tracker.config.registry.aliases.champion
-    previous = tracker.aliases(to.name).get(alias, "")
-    done = Promotion(to.name, to.version, previous, action, by, at, reason, changed=previous != to.version)
-    if not done.changed:
-        return done
-    if action == "rolled back":
-        _tag(tracker, to.name, previous, {"rolled_back.by": by, "rolled_back.at": at, "rolled_back.reason": reason})
-    else:
-        kept = {"by": by, "at": at, "reason": reason, "previous": previous, "forced": str(action == "forced").lower()}
-        _tag(tracker, to.name, to.version, {f"promoted.{k}": v for k, v in kept.items()})
-    tracker.client.set_registered_model_alias(to.name, alias, to.version)
-    line = json.dumps({k: v for k, v in asdict(done).items() if k != "changed"}, sort_keys=True)
-    stamp = "".join(c for c in at if c.isdigit() or c == "T")[:22]
-    tracker.client.set_registered_model_tag(to.name, f"history.{stamp}.v{previous or 0}-v{to.version}", line)
-    return done
-
-
-def _require_review(tracker: Tracker, found: Resolved) -> None:
-    """Raise :class:`ReviewError` unless the version's review is there, unaltered, of this detector, and passed."""
-    tags = tracker.client.get_model_version(found.name, found.version).tags
-    what = f"version {found.version} of {found.name}"
-    again = "Run `vae-anomaly review` again, or promote with --force and --reason."
-    if "review.sha256" not in tags or "review.run_id" not in tags:
-        raise ReviewError(f"{what} must be reviewed before it is promoted. Got no review. {again}")
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            data = Path(tracker.client.download_artifacts(tags["review.run_id"], REVIEW_JSON, folder)).read_bytes()
-        except AWAY as error:
-            raise ReviewError(f"the review of {what} must be in its run. Got none. {again}") from error
-    if hashlib.sha256(data).hexdigest() != tags["review.sha256"]:
-        raise ReviewError(f"the review of {what} must be what was recorded. Got an altered {REVIEW_JSON}. {again}")
-    content = json.loads(data)
-    if [content[key] for key in ("model", "version", "digest")] != [found.name, found.version, found.digest]:
-        raise ReviewError(f"the review of {what} must be of this very detector. Got one of another. {again}")
-    if not content["passed"]:
-        failed = ", ".join(gate["name"] for gate in content["gates"] if not gate["passed"])
-        raise ReviewError(
-            f"every gate of {what} must hold. These do not: {failed}. Fit a better version, or promote with --force and"
-            " --reason."
-        )
-
-
-def _tag(tracker: Tracker, name: str, version: str, tags: Mapping[str, str]) -> None:
-    for key, value in tags.items():
-        tracker.client.set_model_version_tag(name, version, key, value)
-
-
-def _time(now: float) -> str:
-    return datetime.fromtimestamp(now, UTC).isoformat(timespec="microseconds")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +48,51 @@ class _Sampled(NamedTuple):
         return _Sampled(self.rows[kept], self.flagged[kept], {name: v[kept] for name, v in self.values.items()})
 
 
+class Thinned:
+    """Values in their order, along the first axis; every second, fourth, ... of them where there are more than
+    ``most``."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._parts: list[np.ndarray] = []
+        self._stride, self._kept = 1, 0
+
+    def add(self, values: np.ndarray) -> None:
+        """Take in more values."""
+        self._parts.append(values[:: self._stride])
+        self._kept += len(self._parts[-1])
+        while self._kept > self._most:
+            thinned = np.concatenate(self._parts)[::2]
+            self._parts, self._kept, self._stride = [thinned], len(thinned), 2 * self._stride
+
+    @property
+    def values(self) -> np.ndarray:
+        """What is kept."""
+        return np.concatenate(self._parts) if self._parts else np.zeros(0)
+
+
+class Strangest:
+    """The ``most`` records with the highest scores, highest first; ``top`` are they, their scores, their rows, and what
+    else was given of each, or None while there is none."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.top: tuple[Records, tuple[np.ndarray, ...]] | None = None
+
+    def add(self, records: Records, score: np.ndarray, row: np.ndarray, *beside: np.ndarray) -> None:
+        """Take in B records with their scores (B,), rows (B,) and more arrays (B,)."""
+        if not len(records):
+            return
+        about = (score, row, *beside)
+        if self.top is not None:
+            before, known = self.top
+            records = concatenate([before, records])
+            about = tuple(np.append(old, new) for old, new in zip(known, about, strict=True))
+        # equal scores in the batch's order, so that nothing depends on the chunks
+        order = np.lexsort((about[1], -about[0]))[: self._most]
+        self.top = records.take(order), tuple(values[order] for values in about)
+
+
 class BatchSummary:
     """Counts, the strangest records and data quality of one batch; the one mutable thing of a scoring run."""
 
@@ -57,10 +103,9 @@ class BatchSummary:
         self.labelled = False
         self.unscorable: Counter[str] = Counter()
         self._quality = np.zeros((len(detector.preprocessor.columns), 3), np.int64)
-        self._scores: list[np.ndarray] = []
-        self._stride, self._kept = 1, 0
+        self._scores = Thinned(KEPT_SCORES)
         self._ids: list[np.ndarray] = []
-        self._top: tuple[Records, np.ndarray, np.ndarray] | None = None
+        self._strangest = Strangest(SHOWN)
         self._sample: list[_Sampled] = []
         self._halvings = 0
 
@@ -76,10 +121,13 @@ class BatchSummary:
             self.anomalies += int((records.labels & good).sum())
             self.found += int((records.labels & detections.is_anomaly).sum())
         self._quality += self.detector.preprocessor.quality(records, good)
-        self._keep_scores(detections.score[good])
+        self._scores.add(detections.score[good])
         if self.detector.schema.record_id and self.rows <= COUNTED_IDS:  # else they are the numbers of the rows
             self._ids.append(pd.util.hash_array(records.record_ids.astype(object), categorize=False))
-        self._keep_strangest(records, detections)
+        flagged = np.flatnonzero(detections.is_anomaly)
+        taken, rows = records.take(flagged), records.first_row + flagged
+        self._mute(taken, rows)
+        self._strangest.add(taken, detections.score[flagged], rows)
         self._keep_sample(records, detections, good)
 
     def _keep_sample(self, records: Records, detections: Detections, good: np.ndarray) -> None:
@@ -111,26 +159,6 @@ class BatchSummary:
         columns = column_shifts(self.detector, values, level=RATE / 2, slack=slack, least=self.least_shift)
         return (found, *columns) if found else columns
 
-    def _keep_scores(self, scores: np.ndarray) -> None:
-        self._scores.append(scores[:: self._stride])
-        self._kept += len(self._scores[-1])
-        while self._kept > KEPT_SCORES:
-            thinned = np.concatenate(self._scores)[::2]
-            self._scores, self._kept, self._stride = [thinned], len(thinned), 2 * self._stride
-
-    def _keep_strangest(self, records: Records, detections: Detections) -> None:
-        flagged = np.flatnonzero(detections.is_anomaly)
-        if not flagged.size:
-            return
-        taken, score, row = records.take(flagged), detections.score[flagged], records.first_row + flagged
-        self._mute(taken, row)
-        if self._top is not None:
-            before, scores, rows = self._top
-            taken, score, row = concatenate([before, taken]), np.append(scores, score), np.append(rows, row)
-        # equal scores in the batch's order, so that the report does not depend on the chunks
-        order = np.lexsort((row, -score))[:SHOWN]
-        self._top = taken.take(order), score[order], row[order]
-
     def _mute(self, flagged: Records, rows: np.ndarray) -> None:
         """Look for feedback on the like of ``flagged``; a storm, which is news, is not looked at to its end."""
         if self.muting is None or self.flagged > LOOKED_AT:
@@ -148,7 +176,7 @@ class BatchSummary:
     @property
     def scores(self) -> np.ndarray:
         """The batch's scores; every second, fourth, ... of them where there are many."""
-        return np.concatenate(self._scores) if self._scores else np.zeros(0)
+        return self._scores.values
 
     def report(
         self,
@@ -186,7 +214,7 @@ class BatchSummary:
             score_name=self.detector.score_part.kind,
             columns=tuple(map(self._column, self.detector.preprocessor.all_states, self._quality, held_out.cells)),
             histogram=ScoreHistogram.of(threshold.calibration.tolist(), self.scores.tolist()),
-            records=tuple(self._flagged_records()),
+            records=self._records(),
             notes=(*notes, *self._notes()),
             extra_columns=tuple(extra_columns),
             provenance=dict(provenance),
@@ -197,37 +225,12 @@ class BatchSummary:
             discovery_rate=threshold.discovery_rate,
         )
 
-    def _flagged_records(self) -> list[FlaggedRecord]:
-        if self._top is None:
-            return []
-        records, scores, rows = self._top
-        p_values = self.detector.threshold.p_value(scores)
-        muted, out = {m.row_index: m.feedback for m in self.muted}, []
-        for i, explanation in enumerate(explain(self.detector, records)):
-            shown = explanation.reasons[:CONTRIBUTIONS]
-            columns = [reason.column for reason in shown]
-            ids = self.detector.reference.record_ids
-            neighbours = tuple(
-                Neighbour(ids[at], distance, reference_values(self.detector, at, columns))
-                for at, distance in explanation.neighbours
-            )
-            label = None if records.labels is None else ("anomalous" if records.labels[i] else "normal")
-            out.append(
-                FlaggedRecord(
-                    row_index=int(rows[i]),
-                    record_id=shortened(str(records.record_ids[i])),
-                    score=float(scores[i]),
-                    p_value=float(p_values[i]),
-                    label=label,
-                    contributions=shown,
-                    rest_nats=float(sum(r.nats for r in explanation.reasons[CONTRIBUTIONS:])),
-                    neighbours=neighbours,
-                    picture=explanation.picture,
-                    tokens=explanation.tokens,
-                    muted=muted.get(int(rows[i]), ""),
-                )
-            )
-        return sorted(out, key=lambda record: bool(record.muted))
+    def _records(self) -> tuple[FlaggedRecord, ...]:
+        """The strangest, those that are muted last."""
+        muted = {one.row_index: one.feedback for one in self.muted}
+        found = flagged_records(self.detector, self._strangest)
+        marked = [replace(record, muted=muted.get(record.row_index, "")) for record in found]
+        return tuple(sorted(marked, key=lambda record: bool(record.muted)))
 
     def _column(self, state: ColumnState, counts: np.ndarray, usual: Sequence[int]) -> ColumnQuality:
         missing, unseen, beyond = (int(n) for n in counts)
@@ -280,6 +283,39 @@ class BatchSummary:
                 f" {most_muted(self.scored):,} may be."
             )
         return notes
+
+
+def flagged_records(detector: Detector, strangest: Strangest) -> tuple[FlaggedRecord, ...]:
+    """The records that ``detector`` flags, with their reasons."""
+    if strangest.top is None:
+        return ()
+    records, (scores, rows, *_) = strangest.top
+    p_values = detector.threshold.p_value(scores)
+    out = []
+    for i, explanation in enumerate(explain(detector, records)):
+        shown = explanation.reasons[:CONTRIBUTIONS]
+        columns = [reason.column for reason in shown]
+        ids = detector.reference.record_ids
+        neighbours = tuple(
+            Neighbour(ids[at], distance, reference_values(detector, at, columns))
+            for at, distance in explanation.neighbours
+        )
+        label = None if records.labels is None else ("anomalous" if records.labels[i] else "normal")
+        out.append(
+            FlaggedRecord(
+                row_index=int(rows[i]),
+                record_id=shortened(str(records.record_ids[i])),
+                score=float(scores[i]),
+                p_value=float(p_values[i]),
+                label=label,
+                contributions=shown,
+                rest_nats=float(sum(r.nats for r in explanation.reasons[CONTRIBUTIONS:])),
+                neighbours=neighbours,
+                picture=explanation.picture,
+                tokens=explanation.tokens,
+            )
+        )
+    return tuple(out)
 
 
 def _assumed(detector: Detector) -> HeldOut:

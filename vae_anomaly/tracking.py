@@ -71,7 +71,7 @@ logger = logging.getLogger(__name__)
 Kind = Literal["train", "score", "review"]
 T = TypeVar("T")
 
-MODEL_DIGEST = "digest.model"
+MODEL_DIGEST, REGISTERED_BY = "digest.model", "registered.by"
 DETECTOR_FOLDER, PART = "artifacts/detector", ".part-"
 DOWNLOAD_SECONDS, LOGGING_SECONDS = 600.0, 60.0
 BATCH, PARAMS_BATCH, MAX_DATASETS, MAX_TEXT = 1000, 100, 200, 500
@@ -226,6 +226,7 @@ class Tracker:
         assessment: Assessment,
         data_digests: Mapping[str, str],
         example: pd.DataFrame,
+        by: str,
     ) -> Registered:
         """Record a fit as one run, register its detector, and move the alias of the candidate to it, last of all.
 
@@ -235,6 +236,7 @@ class Tracker:
         assessment : what was measured of the fit, and the verdict.
         data_digests : sha256 of each training file, by name.
         example : a few raw normal records in the columns of the training files; they are stored with the model.
+        by : who registers it; the first who did, where the same detector was registered before.
 
         Raises
         ------
@@ -244,7 +246,7 @@ class Tracker:
         detector, name = fit.detector, self.registered_name(monitor.name)
         with self.explained():
             self._require_own_place()
-        about = {"monitor": monitor.name, "code.version": _public("vae-anomaly")}
+        about = {"monitor": monitor.name, "code.version": _public("vae-anomaly"), REGISTERED_BY: by}
         about |= _digests(detector, monitor, data_digests)
         said = " ".join(assessment.verdict)
         about["verdict"] = said[:MAX_TAG]
@@ -368,6 +370,15 @@ class Tracker:
     def aliases(self, name: str) -> dict[str, str]:
         """Alias to version of the registered model ``name``."""
         return {a: str(v) for a, v in self.client.get_registered_model(name).aliases.items()}
+
+    def tags(self, version: Resolved) -> dict[str, str]:
+        """The tags of a registered version, as they are now."""
+        return dict(self.client.get_model_version(version.name, version.version).tags)
+
+    def tag(self, version: Resolved, tags: Mapping[str, str]) -> None:
+        """Set ``tags`` of a registered version, in this order."""
+        for key, value in tags.items():
+            self.client.set_model_version_tag(version.name, version.version, key, value)
 
     def resolve(self, monitor: str, which: str = "champion", *, cache: Path | None = None) -> Resolved:
         """The version of a monitor's model that ``which`` means now: ``champion``, ``candidate``, an alias, a number.

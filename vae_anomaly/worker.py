@@ -428,12 +428,7 @@ def serving(ws: Workspace, model: ModelRef, folder: Path) -> Detector:
     ArtifactError
         It does not verify, or is not for these columns.
     """
-    from vae_anomaly.thresholds import calibrated
-
-    detector, recipe = registered(ws, model, folder), ws.recipe
-    wanted = calibrated(recipe.threshold.kind, detector.threshold.measured, recipe.threshold.options)
-    if wanted.version != detector.threshold.version:
-        detector = dataclasses.replace(detector, threshold=wanted)
+    detector, recipe = decided_now(ws, registered(ws, model, folder)), ws.recipe
     if (recipe.model, recipe.score) != (detector.model, detector.score_part):
         _log.warning(
             "champion %s has %s and %s, and scores with them; monitor.yml asks for %s and %s: fit and promote for that",
@@ -471,6 +466,17 @@ def spoken_of(ws: Workspace, entry: Feedback) -> Records:
         remedy = "Nothing to do: the contract has changed since."
         raise DataError("unscorable", f"the record must be scorable. It is {records.status[0]}.", remedy=remedy)
     return records
+
+
+def decided_now(ws: Workspace, detector: Detector) -> Detector:
+    """The detector with the present ``threshold`` of monitor.yml, set on its own calibration scores."""
+    from vae_anomaly.thresholds import calibrated
+
+    threshold = ws.recipe.threshold
+    wanted = calibrated(threshold.kind, detector.threshold.measured, threshold.options)
+    if wanted.version == detector.threshold.version:
+        return detector
+    return dataclasses.replace(detector, threshold=wanted)
 
 
 def read_records(delivery: Delivery, ws: Workspace, first: int = 0) -> Iterator[Records]:

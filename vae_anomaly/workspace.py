@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import hashlib
 import importlib.metadata
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,14 @@ if TYPE_CHECKING:
 
 
 Progress = Callable[[str, int, int], None]
+
+
+def user() -> str:
+    """Who runs this: the name that the MLflow server is told, else the one that the operating system knows."""
+    try:
+        return os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a number without a name
+        return f"uid {os.getuid()}"
 
 
 def silent(stage: str, done: int, total: int) -> None:

@@ -136,6 +136,7 @@ class Registering(Trial):
             "assessment": assess(self.fitted.detector, known, held_out, seed=0, tell=lambda stage: None),
             "data_digests": training.digests,
             "example": pipelines.example_frame(self.ws),
+            "by": "Fay",
         }
         Tracker(self.ws.mlflow).initialise()
         self.places = (folder / "state",)

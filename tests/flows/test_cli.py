@@ -29,21 +29,10 @@ from vae_anomaly import pipelines, scoring
 from vae_anomaly.config import load_monitor
 from vae_anomaly.demo import DemoRun, prepare_demo, show_demo
 from vae_anomaly.worker import Scorer
+from vae_anomaly.workspace import user
 
-COMMANDS = (
-    "init",
-    "fit",
-    "review",
-    "promote",
-    "rollback",
-    "score",
-    "report",
-    "status",
-    "check",
-    "serve",
-    "demo",
-    "overview",
-)
+COMMANDS = ("init", "fit", "review", "approve", "reject", "promote", "rollback", "history", "score", "report", "status",
+             "check", "serve", "demo", "overview", "feedback")  # fmt: skip
 BROKEN = b"id,amount\n1,2\n"
 
 
@@ -141,6 +130,7 @@ def test_fit_prints_what_the_threshold_promises() -> None:
 
 def test_nothing_is_scored_before_a_promotion_or_promoted_before_a_review() -> None:
     said = samples.story()
+    refused(said["early history"], 4, "vae-anomaly.shops", "`vae-anomaly fit`")
     refused(said["early score"], 4, "vae-anomaly.shops", "'champion'", "`vae-anomaly promote`")
     refused(said["early promote"], 5, "must be reviewed before", "Run `vae-anomaly review`")
 
@@ -180,6 +170,21 @@ def test_a_second_version_is_reviewed_promoted_and_rolled_back(tmp_path: Path) -
     assert "champion already" in cli("promote", folder, "--by", "ann").out
     back = json.loads(cli("rollback", folder, "--by", "bob", "--reason", "odd", "--json").out)
     assert (back["version"], back["previous"], back["action"]) == ("1", "2", "rolled back")
+    assert "version 2 is rejected by cho" in cli("reject", folder, "--by", "cho", "--reason", "odd").out
+    refused(cli("promote", folder, "--by", "ann"), 5, "version 2", "must not be rejected", "by cho: odd")
+    refused(
+        cli("approve", folder, "--by", "bea", "--reason", "ok", "--review", "beef"), 5, "that was looked at", "beef"
+    )
+    assert "version 2 is approved by bea (review " in cli("approve", folder, "--by", "bea", "--reason", "ok").out
+    decided = json.loads(cli("history", folder, "--json").out)
+    assert [d["action"] for d in decided] == ["forced", "reviewed", "reviewed", "approved", "promoted", "rolled back",
+                                              "rejected", "approved"]  # fmt: skip
+    assert "rolled back" in cli("history", folder).out
+    two = tmp_path / "two.yml"
+    two.write_text(samples.shared_store() + "registry: {review: {second_person: true}}\n")
+    mine = ("approve", folder, "--reason", "mine", "--mlflow", two, "--by")
+    refused(cli(*mine, user()), 5, "somebody else than")
+    assert cli(*mine, "dee").code == 0
 
 
 # ---------------------------------------------------------------- score, report, status, check
@@ -369,7 +374,9 @@ def test_init_from_a_wrong_path(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- mistakes
 
 
-@pytest.mark.parametrize("command", ["fit", "review", "promote", "rollback", "score", "status", "check", "serve"])
+@pytest.mark.parametrize(
+    "command", ["fit", "review", "promote", "rollback", "history", "score", "status", "check", "serve"]
+)
 def test_a_wrong_path(tmp_path: Path, command: str) -> None:
     write_monitor(tmp_path / "shops")
     refused(cli(command, tmp_path / "shops" / "monitr.yml"), 2, "monitr.yml", "Did you mean 'monitor.yml'?")

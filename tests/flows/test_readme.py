@@ -1,4 +1,5 @@
-"""The README does what it says: its commands are run in order as they are written, and its Python is executed.
+"""The README and docs/review.md do what they say: their commands are run in order as they are written, and the
+README's Python is executed.
 
 In a copy of what they need; training is shortened by an environment variable.
 """
@@ -18,22 +19,38 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pipeline_samples import PROGRAM, cli
+from tracking_samples import without_figures
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+REVIEW = (ROOT / "docs" / "review.md").read_text()
 NEEDED = ("data", "mlflow.yml", "docs")
 # `make` installs, the service does not end, the demonstrations take long: they are tested by the project's own checks,
 # in test_serve and in test_demos
 ELSEWHERE = ("make ", "vae-anomaly serve ", "vae-anomaly demo ")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.M | re.S)
 
 
-def commands() -> list[str]:
-    lines = [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
+def commands(page: str = README) -> list[str]:
+    lines = [line for block in blocks("sh", page) for line in block.splitlines() if line.strip()]
     return [line for line in lines if not line.startswith(ELSEWHERE)]
+
+
+def run_commands(lines: list[str], folder: Path) -> None:
+    """Each line as it is written, in ``folder`` with what they need."""
+    for name in NEEDED:
+        source = ROOT / name
+        shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
+    for line in lines:
+        command, _, other = line.partition(" || test $? -eq ")
+        name, *arguments = shlex.split(command)
+        assert name == "vae-anomaly"
+        said = cli(*arguments, env={"VAE_ANOMALY_MONITOR__TRAINING__STEPS": "200"})
+        assert said.code in (0, int(other or 0)), f"{line}\n{said.out}\n{said.err}"
+        assert "Traceback" not in said.err
 
 
 @pytest.fixture
@@ -45,23 +62,22 @@ def environment() -> dict[str, str]:
 
 def test_the_commands_run_in_order_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in NEEDED:
-        source = ROOT / name
-        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path / name)
     lines = commands()
     assert {line.split()[1] for line in lines} >= {"init", "fit", "review", "promote", "score", "status", "report"}
-    for line in lines:
-        command, _, other = line.partition(" || test $? -eq ")
-        name, *arguments = shlex.split(command)
-        assert name == "vae-anomaly"
-        said = cli(*arguments, env={"VAE_ANOMALY_MONITOR__TRAINING__STEPS": "200"})
-        assert said.code in (0, int(other or 0)), f"{line}\n{said.out}\n{said.err}"
-        assert "Traceback" not in said.err
+    run_commands(lines, tmp_path)
     found = sorted(path.name for path in (tmp_path / "output").iterdir() if not path.name.startswith((".", "_")))
     for name in re.findall(r"^\| `(\w+)/", README, re.M):  # the folders that the README promises
         assert name in [*found, "quarantine"], found
     commits = [json.loads(path.read_bytes()) for path in (tmp_path / "output" / "commits").iterdir()]
     assert sorted(Path(c["batch"]["name"]).suffix for c in commits) == [".csv", ".jsonl", ".parquet"]
+
+
+def test_the_commands_of_the_page_on_reviews_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = commands(REVIEW)
+    assert {line.split()[1] for line in lines} >= {"review", "approve", "promote", "history"}
+    with without_figures():
+        run_commands(lines, tmp_path)
 
 
 def test_the_python_runs(tmp_path: Path, environment: dict[str, str]) -> None:

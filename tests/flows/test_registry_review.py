@@ -16,15 +16,17 @@ from hostile_samples import PAYLOADS, Page, active, intruders
 from jinja2 import Environment, StrictUndefined
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tracking_samples import mlflow, monitor, register, sample
+from tracking_samples import BY, mlflow, monitor, register, sample
 
-from vae_anomaly import registry_review, tracking
+from vae_anomaly import decisions, registry_review, tracking
 from vae_anomaly.artifact import FORMAT
 from vae_anomaly.config import GatesConfig, MlflowConfig, MonitorConfig
+from vae_anomaly.decisions import Decision, approve, history, promote, reject, rollback
 from vae_anomaly.errors import ArtifactError, ConfigError, ReviewError
-from vae_anomaly.registry_review import Evidence, Promotion, Review, evaluate_gates, history, promote, rollback
+from vae_anomaly.registry_review import Evidence, Review, evaluate_gates
 from vae_anomaly.report import html
-from vae_anomaly.report.review import Gate, Measure, to_html
+from vae_anomaly.report.model import COMBINATION, Contribution, FlaggedRecord, Token
+from vae_anomaly.report.review import Alerts, Change, Gate, Measure, Replay, ReplayedBatch, to_html
 from vae_anomaly.thresholds import conformal
 from vae_anomaly.tracking import Tracker
 
@@ -60,6 +62,7 @@ def payments(tracker: Tracker, folder: Path, request: pytest.FixtureRequest, pla
 
 def review(payments: MonitorConfig, config: MlflowConfig, version: str | None = None, **changes: object) -> Review:
     options = {"records": sample().records, "recipe": sample().recipe, "cache": payments.output / "models", "now": NOW}
+    options["by"] = "Rea"
     return registry_review.review(payments, config, version=version, **(options | changes))
 
 
@@ -254,8 +257,9 @@ def test_promotion_needs_a_review(tracker: Tracker, payments: MonitorConfig, con
         promote(payments, config, by="Ada", now=NOW)
     assert champion(tracker, payments) is None
     done = None if review(payments, config) is None else promote(payments, config, by="Ada", now=NOW, reason="best")
-    assert done == Promotion(tracker.registered_name(payments.name), "2", "", "promoted", "Ada",
-                             "2026-09-21T14:13:20.250000+00:00", "best")  # fmt: skip
+    assert (done.model, done.version, done.previous) == (tracker.registered_name(payments.name), "2", "")
+    assert (done.action, done.by, done.reason) == ("promoted", "Ada", "best")
+    assert done.at == "2026-09-21T14:13:20.250000+00:00"
     assert champion(tracker, payments) == "2"
     kept = {k: v for k, v in tags(tracker, payments, "2").items() if k.startswith("promoted.")}
     assert kept == {
@@ -277,7 +281,7 @@ def test_promoting_the_champion_changes_nothing(
     assert not again.changed
     assert "already" in str(again)
     assert tags(tracker, payments, "2") == before
-    assert len(history(payments, config)) == 1
+    assert actions(payments, config) == ["reviewed", "approved", "promoted"]
 
 
 def altered(tracker: Tracker, payments: MonitorConfig, version: str = "2") -> Path:
@@ -364,6 +368,8 @@ def test_rollback_restores_the_version_before(tracker: Tracker, payments: Monito
         rollback(payments, config, by="Ada", now=NOW + 3)
     moves = [(m.previous, m.version, m.action, m.by) for m in history(payments, config)]
     assert moves == [
+        ("", "1", "reviewed", "Rea"),
+        ("", "1", "approved", "Ada"),
         ("", "1", "promoted", "Ada"),
         ("1", "2", "forced", "Ada"),
         ("2", "1", "rolled back", "Bob"),
@@ -394,7 +400,190 @@ def test_a_promotion_cut_short_is_finished_by_the_next(
     assert champion(tracker, payments) == "2"
 
 
+# ---- decisions ----
+
+
+def actions(payments: MonitorConfig, config: MlflowConfig) -> list[str]:
+    return [decision.action for decision in history(payments, config)]
+
+
+def with_rules(config: MlflowConfig, **rules: object) -> MlflowConfig:
+    changed = config.registry.review.model_copy(update=rules)
+    return config.model_copy(update={"registry": config.registry.model_copy(update={"review": changed})})
+
+
+def test_a_decision_names_version_digest_and_review(
+    tracker: Tracker, payments: MonitorConfig, config: MlflowConfig
+) -> None:
+    with pytest.raises(ReviewError, match="must be reviewed before"):
+        approve(payments, config, by="Bea", reason="looks good", now=NOW)
+    found = review(payments, config)
+    made = approve(payments, config, by="Bea", reason="looks good", now=NOW, review=found.sha256[:12].upper())
+    about = {"model": found.model, "version": "2", "by": "Bea", "at": "2026-09-21T14:13:20.250000+00:00"}
+    about |= {"reason": "looks good", "digest": found.digest, "review": found.sha256}
+    assert made == Decision(action="approved", **about)
+    assert str(made) == f"{found.model} version 2 is approved by Bea (review {found.sha256[:12]})."
+    assert tags(tracker, payments, "2")["decision"] == "approved"
+    assert tags(tracker, payments, "2")["decision.review"] == found.sha256
+    promoted = promote(payments, config, by="Ada", now=NOW)
+    assert (promoted.digest, promoted.review) == (found.digest, found.sha256)
+    reviewed, approved, last = history(payments, config)
+    assert (reviewed.action, reviewed.by, reviewed.review) == ("reviewed", "Rea", found.sha256)
+    assert (approved, last) == (made, promoted)
+
+
+def test_another_review_than_the_one_looked_at_is_not_approved(payments: MonitorConfig, config: MlflowConfig) -> None:
+    first = review(payments, config)
+    review(payments, config, now=NOW + 1)
+    with pytest.raises(ReviewError, match=r"must be the one that was looked at.*it was reviewed again"):
+        approve(payments, config, by="Bea", reason="fine", now=NOW, review=first.sha256)
+    assert "approved" not in actions(payments, config)
+
+
+def test_an_altered_review_is_not_approved(tracker: Tracker, payments: MonitorConfig, config: MlflowConfig) -> None:
+    review(payments, config)
+    path = altered(tracker, payments)
+    path.write_text(path.read_text().replace("2026", "2027"))
+    with pytest.raises(ReviewError, match=r"Got an altered review.json"):
+        approve(payments, config, by="Bea", reason="fine", now=NOW)
+    assert actions(payments, config) == ["reviewed"]
+
+
+def test_promotion_by_one_person_records_the_approval_once(payments: MonitorConfig, config: MlflowConfig) -> None:
+    review(payments, config)
+    approve(payments, config, by="Bea", reason="fine", now=NOW)
+    promote(payments, config, by="Ada", now=NOW, reason="first")
+    assert actions(payments, config) == ["reviewed", "approved", "promoted"]
+
+
+def test_an_approval_is_of_its_review_only(payments: MonitorConfig, config: MlflowConfig) -> None:
+    strict = with_rules(config, second_person=True)
+    review(payments, config)
+    approve(payments, strict, by="Bea", reason="fine", now=NOW)
+    review(payments, config, now=NOW + 1)
+    with pytest.raises(ReviewError, match="Got none of its present review"):
+        promote(payments, strict, by="Ada", now=NOW)
+    approve(payments, strict, by="Bea", reason="still fine", now=NOW)
+    assert promote(payments, strict, by="Ada", now=NOW).changed
+
+
+@pytest.mark.parametrize("name", [BY, f" {BY.upper()} ", BY.translate({ord("F"): "\uff26"})])
+def test_where_a_second_person_must_approve_who_fitted_does_not(
+    tracker: Tracker, payments: MonitorConfig, config: MlflowConfig, name: str
+) -> None:
+    strict = with_rules(config, second_person=True)
+    review(payments, config)
+    with pytest.raises(ReviewError, match="must have an approval by somebody else than Fay, who registered it"):
+        approve(payments, strict, by=name, reason="mine is fine", now=NOW)
+    with pytest.raises(ReviewError, match="somebody else than Fay"):  # nobody has approved it
+        promote(payments, strict, by="Ada", now=NOW)
+    approve(payments, config, by=name, reason="before there was such a rule", now=NOW)
+    with pytest.raises(ReviewError, match="somebody else than Fay"):
+        promote(payments, strict, by="Ada", now=NOW)
+    assert champion(tracker, payments) is None
+    approve(payments, strict, by="Bea", reason="fine", now=NOW)
+    assert promote(payments, strict, by=name, now=NOW).changed
+
+
+def test_a_version_that_does_not_say_who_fitted_it_is_not_approved_by_a_second_person(
+    tracker: Tracker, payments: MonitorConfig, config: MlflowConfig
+) -> None:
+    review(payments, config)
+    tracker.client.delete_model_version_tag(tracker.registered_name(payments.name), "2", key="registered.by")
+    with pytest.raises(ReviewError, match=r"must say who registered it.*Got no tag registered.by"):
+        approve(payments, with_rules(config, second_person=True), by="Bea", reason="fine", now=NOW)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_rejected_version_is_not_promoted_before_it_is_approved(
+    tracker: Tracker, payments: MonitorConfig, config: MlflowConfig, force: bool
+) -> None:
+    review(payments, config)
+    approve(payments, config, by="Bea", reason="fine", now=NOW)
+    said = reject(payments, config, by="Cho", reason="trained on the wrong month.", now=NOW)
+    assert str(said).endswith(f"version 2 is rejected by Cho (review {said.review[:12]}).")
+    review(payments, config, now=NOW + 1)  # another review is no approval
+    refused = r"version 2 of .* must not be rejected. It was, by Cho: trained on the wrong month\. Fit"
+    with pytest.raises(ReviewError, match=refused):
+        promote(payments, config, by="Ada", now=NOW, force=force, reason="now")
+    assert champion(tracker, payments) is None
+    assert tags(tracker, payments, "2")["decision"] == "rejected"
+    approve(payments, config, by="Cho", reason="it was the right month", now=NOW)
+    assert promote(payments, config, by="Ada", now=NOW, force=force, reason="now").changed
+
+
+def test_a_version_can_be_rejected_unseen_and_is_not_rolled_back_to(
+    tracker: Tracker, payments: MonitorConfig, config: MlflowConfig
+) -> None:
+    for version in ("1", "2"):
+        promote(payments, config, version=version, by="Ada", now=NOW, force=True, reason="try")
+    assert str(reject(payments, config, version="1", by="Cho", reason="bad data", now=NOW)).endswith("(no review).")
+    with pytest.raises(ReviewError, match=r"version 1 of .* must not be rejected"):
+        rollback(payments, config, by="Ada", now=NOW)
+    assert champion(tracker, payments) == "2"
+
+
+def test_the_history_is_only_added_to(tracker: Tracker, payments: MonitorConfig, config: MlflowConfig) -> None:
+    name = tracker.registered_name(payments.name)
+    assert history(payments, config) == ()
+
+    def lines() -> dict[str, str]:
+        return {k: v for k, v in tracker.client.get_registered_model(name).tags.items() if k.startswith("history.")}
+
+    before: dict[str, str] = {}
+    steps = [
+        lambda: review(payments, config),
+        lambda: reject(payments, config, by="Bea", reason="no", now=NOW),
+        lambda: approve(payments, config, by="Bea", reason="yes", now=NOW),
+        lambda: promote(payments, config, by="Ada", now=NOW),
+        lambda: promote(payments, config, version="1", by="Ada", now=NOW, force=True, reason="try"),
+        lambda: rollback(payments, config, by="Ada", now=NOW),
+    ]
+    for i, step in enumerate(steps, start=1):  # all at the same microsecond
+        step()
+        assert len(lines()) == i
+        assert before.items() <= lines().items()
+        before = lines()
+    assert actions(payments, config) == ["reviewed", "rejected", "approved", "promoted", "forced", "rolled back"]
+
+
+def test_a_history_that_writes_over_its_lines_is_caught(
+    payments: MonitorConfig, config: MlflowConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decisions, "_lines", lambda *_: {})
+    monkeypatch.setattr(decisions.hashlib, "sha256", lambda *_: hashlib.md5(b"the same for all"))
+    for reason in ("no", "certainly not"):
+        reject(payments, config, by="Bea", reason=reason, now=NOW)
+    monkeypatch.undo()
+    assert len(history(payments, config)) == 1
+
+
 # ---- the page ----
+
+
+def replay_of(text: str) -> Replay:
+    part = Contribution(text, 3.0, text, text, float("inf"), text)
+    record = FlaggedRecord(3, text, 9.0, 0.01, text, (part, replace(part, column=COMBINATION)))
+    line = replace(record, tokens=(Token(text, 4.0, text),))
+    alerts = Alerts(40, 9, 0, 4)
+    return Replay(
+        batches=(
+            ReplayedBatch(text, text, 40, True, alerts, alerts, 8, 0.9),
+            ReplayedBatch(text, text, 40, False, alerts),
+        ),
+        left_out={text: 3},
+        rows=80,
+        compared=80,
+        usual=alerts,
+        alike=0.9,
+        rank_correlation=0.8,
+        appearing=20,
+        disappearing=1,
+        appear=(Change(text, record), Change(text, line, 2.0, 0.5)),
+        disappear=(Change(text, record, 1.0, 1.0),),
+        thresholds=(1.0, 2.0),
+        cpu_seconds_per_1000=(0.1, 0.2),
+    )
 
 
 def page(text: str, columns: int = 3) -> str:
@@ -415,6 +604,7 @@ def page(text: str, columns: int = 3) -> str:
             rank_correlation=None,
             recall={text: 0.5, **{f"{i}{text}": 0.1 for i in range(columns)}},
             facts={text: text},
+            replay=replay_of(text),
         )
     )
 
@@ -431,6 +621,28 @@ def test_a_page_that_does_not_escape_is_caught(monkeypatch: pytest.MonkeyPatch) 
     careless = html.with_filters(Environment(autoescape=False, undefined=StrictUndefined, trim_blocks=True))
     monkeypatch.setattr(html, "environment", lambda: careless)
     assert sum(bool(active(page(payload))) for payload in PAYLOADS) > 30
+
+
+def test_a_review_with_a_replay_is_json() -> None:
+    made = Review("m", "m", "1", "d", "now", (), replay=replay_of("x"))
+    content = json.loads(made.to_json())
+    assert content["replay"]["appear"][0]["record"]["contributions"][0]["deviation"] is None  # it is infinite
+    assert content["replay"]["batches"][0]["candidate"] == {"scored": 40, "flagged": 9, "low": 0, "high": 4}
+
+
+def test_the_page_says_which_alerts_come_and_go() -> None:
+    words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page("plain")))
+    for said in (
+        "On the last 2 batches",
+        "20 alerts appear, 1 disappears.",
+        "The 2 strangest of 20. Flagged by this version, whose reasons these are, and not by the champion.",
+        "Alerts that disappear 1 record. Flagged by the champion",
+        "not scored",
+        "by chance 0 to 4",
+        "Left out: 3 plain",
+    ):
+        assert said in words, said
+    assert "Alerts that" not in re.sub(r"<[^>]+>", "", to_html(Review("m", "m", "1", "d", "now", ())))
 
 
 def test_the_page_says_what_fails() -> None:

@@ -561,12 +561,15 @@ def test_mlflow_defaults_lie_beside_the_monitor(tmp_path: Path) -> None:
     assert config.registered_name("payments") == "vae-anomaly.payments"
     assert config.registry.aliases.model_dump() == {"champion": "champion", "candidate": "candidate"}
     assert config.registry.review.required
+    assert (config.registry.review.second_person, config.registry.review.replay) == (False, 5)
     assert config.registry.review.gates.model_dump() == {
         "min_active_units": 1,
         "max_false_alarm_ratio": 2.0,
         "min_corruption_recall": 0.2,
         "max_recall_drop_vs_champion": 0.1,
         "min_calibration_records": 50,
+        "max_usual_alert_ratio": 2.0,
+        "min_alerts_kept": 0.5,
     }
 
 
@@ -618,6 +621,7 @@ def test_mlflow_variables_win_over_all(tmp_path: Path, monkeypatch: pytest.Monke
         ("registry: {aliases: {candidate: champion}}", "must differ from registry.aliases.champion"),
         ("registry: {review: {gates: {max_false_alarm: 1}}}", "Did you mean 'max_false_alarm_ratio'?"),
         ("registry: {review: {gates: {min_corruption_recall: 2}}}", "must be less than or equal to 1. Got 2."),
+        ("registry: {review: {required: false, second_person: true}}", "must be false where registry.review.required"),
         ("ui: {port: 70000}", "ui.port must be less than or equal to 65535. Got 70000."),
         ("tracking: {tags: {a: 1}}", "tracking.tags.a must be text. Got 1. Put it in quotes."),
         ("servr: {}", "unknown key 'servr' (at the top level). Did you mean 'server'?"),

@@ -47,7 +47,7 @@ from vae_anomaly.report.pictures import picture, png
 from vae_anomaly.sinks import Alert
 from vae_anomaly.sinks.log import deliver_log
 
-NUMBERS = {int: 3, float: 0.25}
+NUMBERS = {bool: True, int: 3, float: 0.25}
 DIGIT = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
 PICTURE = picture(DIGIT, DIGIT / 256, (DIGIT - 60.0) / 50)
 

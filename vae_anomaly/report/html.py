@@ -93,7 +93,7 @@ def with_filters(templates: Environment) -> Environment:
 
 def _view(report: Report) -> dict[str, Any]:
     headline, advice = HEADLINES[report.situation]
-    shifts = [(s, _bars([s.distance, 1.0])[0]) for s in report.shifts[:_MAX_LINES]]
+    shifts = [(s, bars([s.distance, 1.0])[0]) for s in report.shifts[:_MAX_LINES]]
     said = [c for c in report.columns if c.warning]
     quiet = [c for c in report.columns if not c.warning]
     return {
@@ -229,7 +229,7 @@ def _card(report: Report, rank: int, record: FlaggedRecord) -> dict[str, Any]:
     whole = ("combination of values", "an unusual combination of values")
     parts = record.contributions[: _MAX_PARTS if table else _MAX_PARTS_BESIDE]
     rest = record.total_nats - sum(p.nats for p in parts)
-    *bars, rest_bar = _bars([*(p.nats for p in parts), rest])
+    *drawn, rest_bar = bars([*(p.nats for p in parts), rest])
     named = sum(p.column != COMBINATION for p in parts)
     near = record.neighbours[:_MAX_NEIGHBOURS]
     return {
@@ -241,7 +241,7 @@ def _card(report: Report, rank: int, record: FlaggedRecord) -> dict[str, Any]:
         "why": list(dict.fromkeys(record.tokens[i].text for i in record.surprising)),
         "far": _far(report, record),
         "rarity": _rarity(report, record),
-        "parts": list(zip(parts, bars, strict=True)),
+        "parts": list(zip(parts, drawn, strict=True)),
         "rest": rest if table or abs(rest) > 1e-6 * max(1.0, abs(record.score)) else None,
         "rest_bar": rest_bar,
         "other_columns": max(len(report.columns) - named, 0) if table else 0,
@@ -355,7 +355,7 @@ def _rarity(report: Report, record: FlaggedRecord) -> str:
     return f"stranger than {'all' if beaten == n else f'{beaten:,} of'} {n:,} normal records"
 
 
-def _bars(values: Sequence[float]) -> list[dict[str, Any]]:
+def bars(values: Sequence[float]) -> list[dict[str, Any]]:
     """Bars from a common zero, in percent of their column, in the order of ``values``."""
     finite = [v if math.isfinite(v) else 0.0 for v in values]
     low, high = min([0.0, *finite]), max([0.0, *finite])

@@ -5,16 +5,18 @@ The JSON form has sorted keys and no NaN; its sha256 is what the registry keeps,
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from vae_anomaly.report import formatting
+from vae_anomaly.report import codec, formatting
+from vae_anomaly.report.model import COMBINATION, FlaggedRecord
 
-MAX_COLUMNS = 200
+MAX_COLUMNS, MAX_BATCHES, MAX_REASONS = 200, 50, 4
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,109 @@ class Measure:
         return tuple("" if v is None else shown(v, self.unit) for v in (self.candidate, self.champion))  # type: ignore[return-value]
 
 
+class _Threshold(Protocol):
+    def false_alarms(self, records: int) -> tuple[float, int, int]:
+        """Expected false alarms among so many normal records, and their 95 % range."""
+
+
+@dataclass(frozen=True)
+class Alerts:
+    """How many of ``scored`` records are flagged, and the 95 % range of that number among normal records."""
+
+    scored: int
+    flagged: int
+    low: int
+    high: int
+
+    @staticmethod
+    def of(threshold: _Threshold, scored: int, flagged: int) -> Alerts:
+        """With the range that ``threshold`` gives."""
+        _, low, high = threshold.false_alarms(scored)
+        return Alerts(scored, flagged, low, high)
+
+
+@dataclass(frozen=True)
+class ReplayedBatch:
+    """A committed batch of ``rows`` records, scored again; ``kept`` records are flagged by both, the share ``alike`` of
+    those that both can score is decided alike."""
+
+    batch_id: str
+    name: str
+    rows: int
+    drifted: bool
+    candidate: Alerts
+    champion: Alerts | None = None
+    kept: int = 0
+    alike: float | None = None
+
+    @property
+    def usual(self) -> bool:
+        """Whether the champion finds no more alerts than chance gives, and the batch has not shifted as a whole."""
+        return not self.drifted and self.champion is not None and self.champion.flagged <= self.champion.high
+
+    @property
+    def unusual(self) -> bool:
+        """Whether the champion finds more, record by record: then most of its alerts are no false alarms."""
+        return not self.drifted and self.champion is not None and self.champion.flagged > self.champion.high
+
+
+@dataclass(frozen=True)
+class Change:
+    """A record of the batch ``batch`` that one version flags, which gives the reasons of ``record``, and the other does
+    not; its score and p-value by that one are None where it cannot be scored."""
+
+    batch: str
+    record: FlaggedRecord
+    other_score: float | None = None
+    other_p_value: float | None = None
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The last committed batches scored again, the newest first; the candidate's values come before the champion's.
+
+    Parameters
+    ----------
+    left_out : why newer batches, or all earlier ones, were not scored again -> how many.
+    rows, compared : records in all, and those that both versions can score.
+    usual : the candidate's alerts in all batches that the champion finds usual; None without such a batch.
+    appearing, disappearing : alerts of the candidate only, and of the champion only; None without a champion.
+        ``appear`` and ``disappear`` are the strangest of them.
+    cpu_seconds_per_1000 : processor seconds for a thousand records; no two runs give the same.
+    """
+
+    batches: tuple[ReplayedBatch, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    rows: int = 0
+    compared: int = 0
+    usual: Alerts | None = None
+    alike: float | None = None
+    rank_correlation: float | None = None
+    appearing: int | None = None
+    disappearing: int | None = None
+    appear: tuple[Change, ...] = ()
+    disappear: tuple[Change, ...] = ()
+    thresholds: tuple[float, ...] = ()
+    cpu_seconds_per_1000: tuple[float, ...] = ()
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What stands side by side."""
+        champions = [b.champion.flagged for b in self.batches if b.champion]
+        return (
+            Measure(
+                "alerts", sum(b.candidate.flagged for b in self.batches), sum(champions) if champions else None, "count"
+            ),
+            _measure("threshold, nats", self.thresholds),
+            _measure("CPU seconds per 1,000 records", self.cpu_seconds_per_1000),
+        )
+
+
+def _measure(name: str, values: tuple[float, ...]) -> Measure:
+    candidate, champion = (values[i] if i < len(values) else None for i in range(2))
+    return Measure(name, candidate, champion)
+
+
 @dataclass(frozen=True)
 class Review:
     """What a reviewer has to know of a version, and whether every gate holds.
@@ -72,6 +177,7 @@ class Review:
     verdict : what the fit said of itself.
     measures : the candidate beside the champion; ``agreement`` and ``rank_correlation`` are of both together.
     recall : share of corrupted records that is flagged, by column or region.
+    replay : committed batches scored again; None where none was asked for.
     facts : where it comes from.
     page : the HTML page, where it was written; no part of the review itself.
     """
@@ -90,6 +196,7 @@ class Review:
     rank_correlation: float | None = None
     recall: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
+    replay: Replay | None = None
     page: Path | None = None
 
     @property
@@ -105,8 +212,14 @@ class Review:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the verdicts included."""
         content = {key: value for key, value in asdict(self).items() if key != "page"}
+        content["replay"] = codec.plain(self.replay)  # a deviation may be infinite, which JSON has no word for
         content["gates"] = [{**asdict(g), "passed": g.passed} for g in self.gates]
         return {"format": 1, "passed": self.passed, **content}
+
+    @property
+    def sha256(self) -> str:
+        """What names this review."""
+        return hashlib.sha256(self.to_json()).hexdigest()
 
     def to_json(self) -> bytes:
         """The review's canonical bytes."""
@@ -123,7 +236,7 @@ def shown(value: float, unit: str) -> str:
 
 def to_html(review: Review) -> str:
     """``review`` as one self-contained page, the same text for the same review."""
-    from vae_anomaly.report.html import environment
+    from vae_anomaly.report.html import bars, environment
 
     held = sum(g.passed for g in review.gates)
     weakest = sorted(review.recall.items(), key=lambda item: (item[1], item[0]))
@@ -133,4 +246,23 @@ def to_html(review: Review) -> str:
         columns=[(name, value, f"{100 * value:.2f}") for name, value in weakest[:MAX_COLUMNS]],
         more_columns=max(len(weakest) - MAX_COLUMNS, 0),
         facts=sorted(review.facts.items()),
+        changes=_changes(review, bars),
+        combination=COMBINATION,
+        max_batches=MAX_BATCHES,
     )  # fmt: skip
+
+
+def _changes(review: Review, bars: Any) -> list[dict[str, Any]]:
+    """The alerts that appear and those that disappear, as the page shows them."""
+    if review.replay is None or review.replay.appearing is None:
+        return []
+    kinds = (
+        ("Alerts that appear", review.replay.appearing, review.replay.appear, "this version", "the champion"),
+        ("Alerts that disappear", review.replay.disappearing, review.replay.disappear, "the champion", "this version"),
+    )
+    shown = []
+    for title, number, changes, by, other in kinds:
+        cards = [(c, list(zip(parts, bars([p.nats for p in parts]), strict=True)))
+                 for c in changes for parts in [c.record.contributions[:MAX_REASONS]]]  # fmt: skip
+        shown.append({"title": title, "number": number, "cards": cards, "by": by, "other": other})
+    return shown

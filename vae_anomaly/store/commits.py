@@ -109,6 +109,10 @@ class Ledger:
         found = _read_all(self.store.commits, Commit, ending=f"-{sha256[:12]}.json")
         return [commit for commit in found if commit.sha256 == sha256]
 
+    def newest(self) -> list[Commit]:
+        """The commits that no other one of their content supersedes, the last committed first."""
+        return sorted(standing(list(self.commits())), key=self._written, reverse=True)
+
     def committed(self, sha256: str) -> Commit | None:
         """The commit of this content that no later one supersedes."""
         return next(iter(standing(self.commits_of(sha256))), None)

@@ -1,0 +1,211 @@
+"""The last committed batches scored again by a candidate and the champion, the same records for both.
+
+Which alerts would there have been? Files of the inbox are read as a scoring run reads them, chunk by chunk, and nothing
+is written. Both detectors decide with the present threshold of monitor.yml, as they would if they served.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from time import thread_time
+
+import numpy as np
+
+from vae_anomaly.batch import Detections, Records
+from vae_anomaly.detector import Detector
+from vae_anomaly.errors import DataError
+from vae_anomaly.report.review import Alerts, Change, Replay, ReplayedBatch
+from vae_anomaly.store.commits import Ledger
+from vae_anomaly.store.records import Commit
+from vae_anomaly.store.sources import Delivery, open_delivery
+from vae_anomaly.summary import Strangest, Thinned, flagged_records
+from vae_anomaly.training import limited_threads
+from vae_anomaly.worker import decided_now, in_order, read_records
+from vae_anomaly.workspace import Progress, Workspace, silent
+
+CARDS = 12  # records of each kind that are explained
+RANKED = 100_000  # records whose scores are ranked, at most
+
+
+def replay(
+    ws: Workspace, candidate: Detector, champion: Detector | None, *, last: int, progress: Progress = silent
+) -> Replay:
+    """Score the ``last`` committed batches of ``ws`` again.
+
+    A batch is left out where its file is no longer in the inbox with the committed content, its results were pruned, or
+    it was read under another data contract; then an earlier one takes its place.
+
+    Parameters
+    ----------
+    candidate, champion : detectors of the columns of monitor.yml; without a champion only the candidate is counted.
+
+    Raises
+    ------
+    ConfigError
+        A detector does not support the threshold that monitor.yml asks for.
+    DeliveryChanged
+        A file changes while it is read.
+    """
+    tally = _Tally([decided_now(ws, detector) for detector in (candidate, champion) if detector])
+    batches: list[ReplayedBatch] = []
+    left_out: Counter[str] = Counter()
+    ledger = Ledger(ws.store)
+    pruned = ledger.pruned()
+    for commit in ledger.newest() if last else ():
+        if len(batches) == last:
+            break
+        if commit.batch_id in pruned:
+            left_out["pruned"] += 1
+        elif commit.contract_digest != ws.contract_digest:
+            left_out["read under another data contract"] += 1
+        else:
+            with _delivered(ws, commit) as delivery:
+                if delivery is None:
+                    left_out["not in the inbox as it was committed"] += 1
+                    continue
+                progress(f"replaying {commit.name}", len(batches), last)
+                batches.append(tally.replayed(commit, _detected(ws, tally, delivery)))
+                delivery.assert_unchanged()
+    return tally.result(batches, left_out)
+
+
+def rank_correlation(ours: np.ndarray, theirs: np.ndarray) -> float | None:
+    """Spearman's rank correlation of two arrays (B,); None where one of them is constant or empty."""
+    from scipy.stats import rankdata
+
+    if not len(ours):
+        return None
+    ranks = [rankdata(scores) for scores in (ours, theirs)]
+    constant = min(float(np.ptp(r)) for r in ranks) == 0
+    return None if constant else float(np.corrcoef(*ranks)[0, 1])
+
+
+@contextmanager
+def _delivered(ws: Workspace, commit: Commit) -> Iterator[Delivery | None]:
+    """The file of a commit, where it is still there with that content."""
+    try:
+        opened = open_delivery(ws.monitor.source.inbox / commit.name, folders=ws.folders)
+        delivery = opened.__enter__()
+    except (DataError, OSError):
+        yield None
+        return
+    try:
+        yield delivery if delivery.sha256 == commit.sha256 else None
+    finally:
+        opened.__exit__(None, None, None)
+
+
+def _detected(ws: Workspace, tally: _Tally, delivery: Delivery) -> Iterator[tuple[Records, list[Detections]]]:
+    """What each detector says of each chunk, several chunks at a time."""
+    threads = ws.monitor.execution.threads
+
+    def detect(records: Records) -> list[tuple[Detections, float]]:
+        found = []
+        for detector in tally.detectors:
+            started = thread_time()
+            detections = detector.detect(records)
+            found.append((detections, thread_time() - started))
+        return found
+
+    with limited_threads(1), ThreadPoolExecutor(threads) as pool:
+        for records, found in in_order(pool, detect, threads + 1, read_records(delivery, ws)):
+            tally.seconds += [seconds for _, seconds in found]
+            yield records, [detections for detections, _ in found]
+
+
+class _Tally:
+    """What is counted over all batches; ``detectors`` are the candidate and, where there is one, the champion."""
+
+    def __init__(self, detectors: Sequence[Detector]) -> None:
+        self.detectors = detectors
+        self.seconds = np.zeros(len(detectors))
+        self._rows = self._scored = self._alike = 0
+        self._starts: list[int] = []
+        self._names: list[str] = []
+        self._scores = Thinned(RANKED)
+        self._only = [Strangest(CARDS) for _ in detectors]  # records that this detector flags and the other does not
+        self._changes = np.zeros(len(detectors), np.int64)
+
+    def replayed(self, commit: Commit, chunks: Iterator[tuple[Records, list[Detections]]]) -> ReplayedBatch:
+        """Take in a batch."""
+        self._starts.append(self._rows)
+        self._names.append(commit.name)
+        scored, flagged = (np.zeros(len(self.detectors), np.int64) for _ in range(2))
+        both = alike = kept = 0
+        for records, found in chunks:
+            good, flags = (np.stack(a) for a in zip(*((~np.isnan(d.score), d.is_anomaly) for d in found), strict=True))
+            scored += good.sum(1)
+            flagged += flags.sum(1)
+            if len(found) == 2:
+                compared = good.all(0)
+                both += int(compared.sum())
+                alike += int((compared & (flags[0] == flags[1])).sum())
+                kept += int(flags.all(0).sum())
+                self._scores.add(np.stack([d.score for d in found], axis=1)[compared])
+                self._keep_changes(records, found, flags)
+            self._rows += len(records)
+        self._scored += both
+        self._alike += alike
+        alerts = [
+            Alerts.of(d.threshold, *n) for d, *n in zip(self.detectors, scored.tolist(), flagged.tolist(), strict=True)
+        ]
+        return ReplayedBatch(
+            batch_id=commit.batch_id,
+            name=commit.name,
+            rows=commit.rows,
+            drifted=commit.drifted,
+            candidate=alerts[0],
+            champion=alerts[1] if len(alerts) == 2 else None,
+            kept=kept,
+            alike=alike / both if both else None,
+        )
+
+    def _keep_changes(self, records: Records, found: Sequence[Detections], flags: np.ndarray) -> None:
+        for i, (mine, other) in enumerate(((0, 1), (1, 0))):
+            changed = np.flatnonzero(flags[mine] & ~flags[other])
+            self._changes[i] += len(changed)
+            beside = found[other].score[changed], found[other].p_value[changed]
+            self._only[i].add(records.take(changed), found[mine].score[changed], self._rows + changed, *beside)
+
+    def _cards(self, i: int) -> tuple[Change, ...]:
+        """The strangest records that only the detector ``i`` flags, without pictures and neighbours: it is a page of
+        changes, and the batch's report has them."""
+        records = flagged_records(self.detectors[i], self._only[i])
+        _, (_, rows, scores, p_values) = self._only[i].top or (None, (np.zeros(0),) * 4)
+        batches = np.searchsorted(self._starts, rows, side="right") - 1
+        return tuple(
+            Change(
+                batch=self._names[batch],
+                record=replace(card, row_index=int(row) - self._starts[batch], picture=None, neighbours=()),
+                other_score=None if np.isnan(score) else float(score),
+                other_p_value=None if np.isnan(p_value) else float(p_value),
+            )
+            for card, batch, row, score, p_value in zip(records, batches.tolist(), rows, scores, p_values, strict=True)
+        )
+
+    def result(self, batches: Sequence[ReplayedBatch], left_out: Counter[str]) -> Replay:
+        """What there is to say of all of them."""
+        threshold = self.detectors[0].threshold
+        usual = [batch.candidate for batch in batches if batch.usual]
+        pooled = Alerts.of(threshold, sum(a.scored for a in usual), sum(a.flagged for a in usual)) if usual else None
+        ranked = self._scores.values.reshape(-1, 2)
+        compared = len(self.detectors) == 2
+        return Replay(
+            batches=tuple(batches),
+            left_out=dict(sorted(left_out.items())),
+            rows=self._rows,
+            compared=self._scored,
+            usual=pooled,
+            alike=self._alike / self._scored if self._scored else None,
+            rank_correlation=rank_correlation(*ranked.T),
+            appearing=int(self._changes[0]) if compared else None,
+            disappearing=int(self._changes[1]) if compared else None,
+            appear=self._cards(0) if compared else (),
+            disappear=self._cards(1) if compared else (),
+            thresholds=tuple(d.threshold.value for d in self.detectors),
+            cpu_seconds_per_1000=tuple((1000 * self.seconds / self._rows).tolist()) if self._rows else (),
+        )
