@@ -349,7 +349,7 @@ class _Run:
 
             self._tracker = Tracker(self.ws.mlflow)
             self.model, folder = _fetched(self.ws, self._tracker, self.backfill.version or "champion")
-            self._setting = Setting.of(self.ws, self.model, folder, datetime.now(UTC).date())
+            self._setting = Setting.of(self.ws, self.model, folder, datetime.fromtimestamp(time.time(), UTC).date())
         return self._setting
 
     def _end(self, job: Job, ended: Ended) -> None:

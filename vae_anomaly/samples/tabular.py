@@ -330,6 +330,11 @@ def _batch(rng: np.random.RandomState, normal: int, anomalous: int, day: date) -
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def payments_of(rng: np.random.RandomState, day: date, normal: int, anomalous: int, *, after: int) -> pa.Table:
+    """The payments of a day in order of time, numbered from ``after`` + 1; anomalies of all kinds in equal parts."""
+    return _table(_batch(rng, normal, anomalous, day), after=after).drop_columns("utc_offset")
+
+
 def _shares(total: int, parts: int) -> list[int]:
     return [(total + parts - 1 - i) // parts for i in range(parts)]
 
@@ -488,13 +493,13 @@ def write_regions(folder: Path, *, seed: int = 0) -> None:
             (f"inbox/{batch_day(1)}.csv", batch_day(1), 1, 0.04),
         ]
     ):
-        table = _readings(random_stream(seed, 2, part), start, days, foreign, after=written)
+        table = readings_of(random_stream(seed, 2, part), start, days, foreign, after=written)
         write(folder / path, _readings_csv(table) if path.endswith(".csv") else parquet_bytes(table))
         written += len(table)
     write(folder / "monitor.yml", REGIONS_MONITOR.encode())
 
 
-def _readings(rng: np.random.RandomState, start: date, days: int, foreign: float, *, after: int) -> pa.Table:
+def readings_of(rng: np.random.RandomState, start: date, days: int, foreign: float, *, after: int) -> pa.Table:
     """The readings of ``days`` days in order of time, numbered from ``after`` + 1."""
     quarter, site = (a.ravel() for a in np.indices((days * READINGS_A_DAY, len(SITES))))
     wrong = np.zeros(len(site), bool)
