@@ -20,9 +20,11 @@ from typing import Literal
 
 from vae_anomaly.config import MlflowConfig, MonitorConfig
 from vae_anomaly.errors import ConfigError, ReviewError, words
+from vae_anomaly.report.markdown import code, sentence
 from vae_anomaly.tracking import AWAY, REGISTERED_BY, Resolved, Tracker
 
 REVIEW_JSON = "review.json"
+DECISIONS, MOST_DESCRIBED = "\n## Decisions\n\n", 5000  # characters that the registry keeps of a description
 Action = Literal["reviewed", "approved", "rejected", "promoted", "forced", "rolled back"]
 
 
@@ -195,19 +197,48 @@ def history(monitor: MonitorConfig, mlflow: MlflowConfig) -> tuple[Decision, ...
         return _history(tracker, name)
 
 
-def record(tracker: Tracker, decision: Decision) -> None:
-    """Add a line to the history of the decision's model; within ``tracker.explained()``."""
+def record(tracker: Tracker, decision: Decision, *, card: str | None = None) -> None:
+    """Add a line to the history of the decision's model, and to what the registry shows of the version.
+
+    ``card`` is what the description of the version begins with from now on. Within ``tracker.explained()``.
+    """
     line = json.dumps({k: v for k, v in asdict(decision).items() if k != "changed"}, sort_keys=True)
     stamp = "".join(c for c in decision.at if c.isdigit() or c == "T")[:21]
     known = len(_lines(tracker, decision.model))
     # what is at one time is in the order of its number, and the digest keeps apart what two write at once
     key = f"history.{stamp}.{known:06}-{hashlib.sha256(line.encode()).hexdigest()[:8]}"
     tracker.client.set_registered_model_tag(decision.model, key, line)
+    everything = _history(tracker, decision.model)
+    _describe(tracker, decision.model, decision.version, everything, card)
+    if decision.previous:
+        _describe(tracker, decision.model, decision.previous, everything)
 
 
 def utc(now: float) -> str:
     """``now``, seconds since 1970, as text to the microsecond."""
     return datetime.fromtimestamp(now, UTC).isoformat(timespec="microseconds")
+
+
+def _describe(tracker: Tracker, name: str, version: str, decided: Sequence[Decision], card: str | None = None) -> None:
+    """The version's description: its model card, or what stood there, and what was decided of it."""
+    if card is None:
+        card = (tracker.client.get_model_version(name, version).description or "").partition(DECISIONS)[0]
+    about, room = "", MOST_DESCRIBED - len(card) - len(DECISIONS)
+    for decision in reversed([d for d in decided if version in (d.version, d.previous)]):
+        line = f"- {_told(decision, version)}\n"
+        if len(about) + len(line) > room:
+            break
+        about = line + about
+    tracker.client.update_model_version(name, version, description=f"{card}{DECISIONS}{about}")
+
+
+def _told(decision: Decision, version: str) -> str:
+    what: str = decision.action
+    if decision.version != version:
+        what = f"replaced by version {decision.version}, {what}"
+    review = f" (review {code(decision.review[:12])})" if decision.review else ""
+    why = f": {sentence(decision.reason)}" if decision.reason else ""
+    return f"{decision.at[:19]} {what} by {code(decision.by)}{why}{review}"
 
 
 def _lines(tracker: Tracker, name: str) -> Mapping[str, str]:

@@ -443,11 +443,18 @@ def require_schema(detector: Detector, schema: Schema) -> None:
     """Refuse a detector that was fitted to other columns than ``schema``; the message lists the differences."""
     if (detector.schema.columns, detector.schema.record_id) == (schema.columns, schema.record_id):
         return
-    ours, theirs = {c.name: c for c in detector.schema.columns}, {c.name: c for c in schema.columns}
-    gone, new = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
-    changed = sorted(n for n in ours.keys() & theirs.keys() if ours[n] != theirs[n])
     raise ArtifactError(
-        f"the model's columns must be those of monitor.yml. Got columns gone {gone}, new {new}, changed {changed},"
-        f" record id {schema.record_id!r} for {detector.schema.record_id!r}, or another order."
+        f"the model's columns must be those of monitor.yml. Got {schema_changes(detector.schema, schema)}."
         " Fit again, or restore monitor.yml."
+    )
+
+
+def schema_changes(before: Schema, now: Schema) -> str:
+    """In which columns two schemas differ, in words."""
+    old, new = ({c.name: c for c in schema.columns} for schema in (before, now))
+    gone, added = sorted(old.keys() - new.keys()), sorted(new.keys() - old.keys())
+    changed = sorted(name for name in old.keys() & new.keys() if old[name] != new[name])
+    return (
+        f"columns gone {gone}, new {added}, changed {changed}, record id {now.record_id!r} for {before.record_id!r}, or"
+        " another order"
     )

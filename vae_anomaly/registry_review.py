@@ -18,28 +18,33 @@ import numpy as np
 from vae_anomaly.batch import Records
 from vae_anomaly.config import GatesConfig, MlflowConfig, MonitorConfig, config_digest
 from vae_anomaly.decisions import REVIEW_JSON, Decision, record, utc
-from vae_anomaly.detector import Detector
+from vae_anomaly.detector import Detector, schema_changes
 from vae_anomaly.errors import ArtifactError
 from vae_anomaly.fitting import Recipe, split
-from vae_anomaly.latent import active
+from vae_anomaly.latent import active, latent_means, plane, units
 from vae_anomaly.metrics import corruption_recall, weak
 from vae_anomaly.replay import rank_correlation
-from vae_anomaly.report.review import Gate, Measure, Replay, Review, to_html
-from vae_anomaly.tracking import Resolved, Tracker
+from vae_anomaly.report.card import to_card
+from vae_anomaly.report.review import Gate, LatentMap, Measure, Replay, Review, to_html
+from vae_anomaly.tracking import REGISTERED_BY, Resolved, Tracker
 
 __all__ = ["Evidence", "Gate", "Review", "evaluate_gates", "review"]
 
 CHANCE = 0.999
-REVIEW_HTML = "review.html"
+REVIEW_HTML, CARD = "review.html", "card.md"
+MAPPED = 400  # records of a latent map
+SIDE = 1000  # of a latent map, in its units
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a detector does with B normal records that trained no weight: scores, flags, and recall by column."""
+    """What a detector does with B normal records that trained no weight: scores, flags, recall by column, and where in
+    its latent space they lie."""
 
     scores: np.ndarray
     flagged: np.ndarray
     recall: Mapping[str, float]
+    latent: LatentMap
 
     @staticmethod
     def of(detector: Detector, validation: Records) -> Evidence:
@@ -48,12 +53,23 @@ class Evidence:
         scores = detector.scores(inputs)
         recall = corruption_recall(detector, inputs, seed=0).headline
         threshold = detector.threshold.for_batch(detector.threshold.counts(scores))
-        return Evidence(scores, threshold.flag(scores), recall)
+        flagged = threshold.flag(scores)
+        return Evidence(scores, flagged, recall, _latent_map(latent_means(detector, inputs).numpy(), flagged))
 
     @property
     def median_recall(self) -> float | None:
         """Median over the columns or regions; None where nothing could be corrupted."""
         return float(np.median(list(self.recall.values()))) if self.recall else None
+
+
+def _latent_map(means: np.ndarray, flagged: np.ndarray) -> LatentMap:
+    """The first records, and as many flagged ones, in the plane of the first principal components."""
+    shown = np.unique(np.r_[np.arange(len(means))[:MAPPED], np.flatnonzero(flagged)[:MAPPED]])
+    found = plane(means, "pca")
+    low, high = found.points.min(0), found.points.max(0)
+    places = np.rint(SIDE * (found.points - low) / np.maximum(high - low, 1e-12)).astype(int)[shown].tolist()
+    points = tuple((x, SIDE - y) for x, y in places)
+    return LatentMap(points, tuple(np.flatnonzero(flagged[shown]).tolist()), found.axes)
 
 
 def evaluate_gates(
@@ -156,11 +172,11 @@ def review(
     tracker = Tracker(mlflow)
     found = tracker.resolve(monitor.name, version or "candidate")
     candidate = Detector.load(tracker.fetch(found, cache), digest=found.digest)
-    champion, rival, warnings = _champion(tracker, monitor.name, found, cache)
+    champion, rival, known_tags, warnings = _champion(tracker, monitor.name, found, cache)
     with tracker.explained():
         tags = tracker.tags(found)
     same = rival is None or rival.schema.digest == candidate.schema.digest
-    warnings += [] if same else ["The champion reads other columns: it was not compared on the records."]
+    warnings += [] if same else [_other_columns(rival, candidate)]
     evidence = known = None
     if records is not None:
         validation = records.take(split(records, recipe)["validation"])
@@ -190,16 +206,20 @@ def review(
         agreement=agreement,
         rank_correlation=correlation,
         recall=evidence.recall if evidence else {},
+        champion_recall=known.recall if known else {},
+        latent=evidence.latent if evidence else None,
+        champion_latent=known.latent if known else None,
         replay=replayed,
-        facts={**candidate.provenance, "threshold": candidate.threshold.version, "schema": candidate.schema.digest},
+        facts=_facts(candidate, tags),
+        champion_facts=_facts(rival, known_tags) if rival else {},
     )
     return _record(tracker, found, result, monitor.output / "reviews", by)
 
 
 def _champion(
     tracker: Tracker, monitor: str, candidate: Resolved, cache: Path
-) -> tuple[dict[str, str], Detector | None, list[str]]:
-    """Version and digest of the champion that a candidate is compared with, its detector, and warnings.
+) -> tuple[dict[str, str], Detector | None, dict[str, str], list[str]]:
+    """Version and digest of the champion that a candidate is compared with, its detector, its tags, and warnings.
 
     Empty without one, or when it is the candidate itself. A champion that this version cannot load, such as one of an
     older format, has no detector and a warning that says why: it must not keep what replaces it from being reviewed.
@@ -207,16 +227,32 @@ def _champion(
     with tracker.explained():
         number = tracker.aliases(candidate.name).get(tracker.config.registry.aliases.champion)
     if number in (None, candidate.version):
-        return {}, None, []
+        return {}, None, {}, []
     about = {"version": str(number), "digest": ""}
     try:
         champion = tracker.resolve(monitor, str(number))
         about["digest"] = champion.digest
-        return about, Detector.load(tracker.fetch(champion, cache), digest=champion.digest), []
+        detector = Detector.load(tracker.fetch(champion, cache), digest=champion.digest)
+        with tracker.explained():
+            return about, detector, tracker.tags(champion), []
     except ArtifactError as error:
         # without its folders, one of which is a temporary one: equal reviews are equal bytes
         why = " ".join(re.sub(r"[^\s'\"(]*/(?=\S)", "", str(error.__cause__ or error)).split())
-        return about, None, [f"The champion, version {number}, cannot be loaded and was not compared with: {why}"]
+        return about, None, {}, [f"The champion, version {number}, cannot be loaded and was not compared with: {why}"]
+
+
+def _other_columns(champion: Detector | None, candidate: Detector) -> str:
+    changes = schema_changes(champion.schema, candidate.schema) if champion else ""
+    return f"The champion reads other columns and was not compared on the records: {changes}."
+
+
+def _facts(detector: Detector, tags: Mapping[str, str]) -> dict[str, str]:
+    """Where a version comes from; what differs from the champion's stands out."""
+    digests = {f"{key} digest": tags.get(f"digest.{key}", "") for key in ("data", "config")}
+    by = {"registered by": tags.get(REGISTERED_BY, "")}
+    model = {"model": str(detector.model.kind), "score": str(detector.score_part.kind)}
+    pinned = {"threshold": detector.threshold.version, "schema digest": detector.schema.digest}
+    return {**detector.provenance, **model, **pinned, **digests, **by}
 
 
 def _changes(tags: Mapping[str, str], monitor: MonitorConfig, detector: Detector, records: Records) -> list[str]:
@@ -242,6 +278,8 @@ def _warnings(detector: Detector, evidence: Evidence | None) -> list[str]:
 MEASURES: tuple[tuple[str, Literal["count", "share", "number"]], ...] = (
     ("false-alarm rate", "share"),
     ("corruption recall", "share"),
+    ("active latent units", "count"),
+    ("latent dimensions", "count"),
     ("calibration records", "count"),
     ("target false-alarm rate", "share"),
     ("its 95 % range, from", "share"),
@@ -259,6 +297,8 @@ def _measures(detector: Detector | None, evidence: Evidence | None) -> list[floa
     return [
         float(evidence.flagged.mean()) if evidence else None,
         evidence.median_recall if evidence else None,
+        len(active(detector)),
+        len(units(detector)[0]),
         promise.calibration_records,
         promise.alpha,
         promise.low,
@@ -276,9 +316,10 @@ def _agreement(evidence: Evidence | None, known: Evidence | None) -> tuple[float
 
 
 def _record(tracker: Tracker, found: Resolved, result: Review, folder: Path, by: str) -> Review:
-    """Write both files, log them as a run, and tag the version with the sha256 of the JSON; the history comes last."""
+    """Write the files, log them as a run, and tag the version with the sha256 of the JSON; the history comes last."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = {REVIEW_JSON: result.to_json(), REVIEW_HTML: to_html(result).encode()}
+    card = to_card(result)
+    files = {REVIEW_JSON: result.to_json(), REVIEW_HTML: to_html(result).encode(), CARD: card.encode()}
     for name, data in files.items():
         (folder / f"v{result.version}.{name}").write_bytes(data)
     about = {
@@ -299,5 +340,5 @@ def _record(tracker: Tracker, found: Resolved, result: Review, folder: Path, by:
         tracker.tag(found, {f"review.{k}": v for k, v in tags.items()})
         failed = f"gates that do not hold: {', '.join(result.failed)}" if result.failed else "every gate holds"
         about_it = result.reviewed_at, failed, result.digest, tags["sha256"]
-        record(tracker, Decision(result.model, result.version, "reviewed", by, *about_it))
+        record(tracker, Decision(result.model, result.version, "reviewed", by, *about_it), card=card)
     return replace(result, page=folder / f"v{result.version}.{REVIEW_HTML}")

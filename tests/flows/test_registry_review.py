@@ -25,6 +25,7 @@ from vae_anomaly.decisions import Decision, approve, history, promote, reject, r
 from vae_anomaly.errors import ArtifactError, ConfigError, ReviewError
 from vae_anomaly.registry_review import Evidence, Review, evaluate_gates
 from vae_anomaly.report import html
+from vae_anomaly.report.card import to_card
 from vae_anomaly.report.model import COMBINATION, Contribution, FlaggedRecord, Token
 from vae_anomaly.report.review import Alerts, Change, Gate, Measure, Replay, ReplayedBatch, to_html
 from vae_anomaly.thresholds import conformal
@@ -174,7 +175,39 @@ def test_a_review_compares_with_the_champion(payments: MonitorConfig, config: Ml
     assert -1 <= found.rank_correlation <= 1
     threshold = next(m for m in found.measures if m.name.startswith("threshold"))
     assert threshold.candidate != threshold.champion
+    assert found.champion_recall.keys() == found.recall.keys()
+    assert (found.facts["registered by"], found.champion_facts["registered by"]) == (BY, BY)
+    assert found.facts["data digest"] == found.champion_facts["data digest"]
+    assert found.facts["seed"] != found.champion_facts["seed"]
+    units = next(m for m in found.measures if m.name == "active latent units")
+    assert 0 < units.candidate <= 3 and 0 < units.champion <= 3
+    for map_ in (found.latent, found.champion_latent):
+        assert len(map_.points) == RECORDS
+        assert [(min(c), max(c)) for c in zip(*map_.points, strict=True)] == [(0, 1000)] * 2
+    assert found.latent != found.champion_latent
+    words = found.page.read_text()
+    assert (words.count('<path class="odd"'), words.count('<p class="other">champion ')) == (2, differing(found))
     assert review(payments, config, version="1").champion == {}
+
+
+def differing(found: Review) -> int:
+    """Facts in which both versions differ."""
+    return sum(value != found.champion_facts[name] for name, value in found.facts.items())
+
+
+def test_a_champion_of_other_columns_is_said_and_not_compared(
+    tracker: Tracker, payments: MonitorConfig, config: MlflowConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(payments, config, version="1", by="Ada", now=NOW, force=True, reason="first")
+    known = sample(0).fit.detector
+    fewer = replace(known, schema=replace(known.schema, columns=known.schema.columns[1:]))
+    load = registry_review.Detector.load
+    other = {known.digest: fewer}
+    monkeypatch.setattr(registry_review.Detector, "load", lambda f, digest: other.get(digest) or load(f, digest=digest))
+    asked = []
+    found = review(payments, config, replay=lambda *detectors: asked.append(detectors[1]) or Replay())
+    assert [w for w in found.warnings if "reads other columns" in w and "new ['amount']" in w]
+    assert (found.agreement, found.champion_recall, found.champion_latent, asked) == (None, {}, None, [None])
 
 
 @pytest.mark.parametrize("harm", ["older format", "altered", "gone", "no digest"])
@@ -398,6 +431,51 @@ def test_a_promotion_cut_short_is_finished_by_the_next(
     assert champion(tracker, payments) is None
     assert promote(payments, config, by="Ada", now=NOW).changed
     assert champion(tracker, payments) == "2"
+
+
+# ---- model cards ----
+
+
+def test_the_registry_shows_a_model_card_and_what_was_decided(
+    tracker: Tracker, payments: MonitorConfig, config: MlflowConfig
+) -> None:
+    name = tracker.registered_name(payments.name)
+
+    def shown(version: str) -> str:
+        return tracker.client.get_model_version(name, version).description or ""
+
+    found = review(payments, config)
+    run = tags(tracker, payments, "2")["review.run_id"]
+    card = Path(tracker.client.download_artifacts(run, "card.md")).read_text()
+    assert card == to_card(found)
+    assert shown("2").startswith(card)
+    for said in (f"# `{name}`, version 2", "every gate holds", found.digest, found.sha256, "| recall lost |"):
+        assert (said in card) == (said != "| recall lost |"), said  # there is no champion
+    promote(payments, config, version="1", by="Ada", now=NOW, force=True, reason="the *first*")
+    review(payments, config)
+    assert "| recall lost |" in shown("2")
+    promote(payments, config, by="Ada", now=NOW, reason="more recall")
+    rollback(payments, config, by="Bob", now=NOW, reason="too many alerts")
+    day, promoted = "2026-09-21T14:13:20", history(payments, config)[-2]
+    assert [line for line in shown("1").splitlines() if line.startswith("- ")] == [
+        f"- {day} forced by `Ada`: the \\*first\\*",
+        f"- {day} replaced by version 2, promoted by `Ada`: more recall (review `{promoted.review[:12]}`)",
+        f"- {day} rolled back by `Bob`: too many alerts",
+    ]
+    assert shown("2").endswith(f"- {day} replaced by version 1, rolled back by `Bob`: too many alerts\n")
+
+
+def test_what_people_wrote_into_a_description_stays(
+    tracker: Tracker, payments: MonitorConfig, config: MlflowConfig
+) -> None:
+    name = tracker.registered_name(payments.name)
+    tracker.client.update_model_version(name, "2", description="Ask Bea." + "x" * 4000)
+    for i in range(30):
+        reject(payments, config, by="Bea", reason=f"{i} {'*' * 100}", now=NOW)
+    text = tracker.client.get_model_version(name, "2").description or ""
+    assert text.startswith("Ask Bea.")
+    assert len(text) <= 5000
+    assert ": 29 " in text and ": 1 " not in text
 
 
 # ---- decisions ----

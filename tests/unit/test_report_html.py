@@ -41,6 +41,7 @@ from vae_anomaly.report import (
     to_html,
     to_markdown,
 )
+from vae_anomaly.report.card import MOST, to_card
 from vae_anomaly.report.formatting import text
 from vae_anomaly.report.model import MAX_PNG
 from vae_anomaly.report.pictures import picture, png
@@ -124,6 +125,26 @@ def test_markdown_keeps_every_text_a_text(payload):
         inline = [c.type for t in reader.parse(to_markdown(make(payload))) for c in t.children or ()]
         assert set(inline) <= {"text", "text_special", "code_inline", "softbreak", "strong_open", "strong_close"}
         assert "@" not in re.sub(r"`[^`]*`", "", to_markdown(make(payload)))
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_the_model_card_keeps_every_text_a_text(payload):
+    reader = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    plain, hostile = (to_card(full_review(words)) for words in ("harmless", payload))
+    tokens = [[t.type for t in reader.parse(card)] for card in (plain, hostile)]
+    assert tokens[0] == tokens[1]
+    inline = [c.type for t in reader.parse(hostile) for c in t.children or ()]
+    assert set(inline) <= {"text", "text_special", "code_inline", "softbreak", "strong_open", "strong_close"}
+    assert "@" not in re.sub(r"`[^`]*`", "", hostile)
+
+
+def test_a_model_card_fits_into_the_registry():
+    many = {f"{i} {'x' * 300}": 0.1 for i in range(300)}
+    large = replace(full_review("*" * 500), recall=many, facts=many, gates=full_review("*" * 500).gates * 20)
+    assert 0 < len(to_card(large)) <= MOST
+    whole = to_card(replace(full_review("x"), recall=many))
+    assert "## Provenance" in whole
+    assert "## Gates" in whole
 
 
 def full_review(words: str) -> review.Review:

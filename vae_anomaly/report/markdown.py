@@ -33,7 +33,7 @@ def to_markdown(report: Report | QuarantineNotice | IncidentNotice | Others) -> 
         case IncidentNotice():
             lines = _incident(report)
         case Others():
-            lines = _section("Told together with", [f"{_code(name)}: {_sentence(line)}" for name, line in report.lines])
+            lines = _section("Told together with", [f"{code(name)}: {sentence(line)}" for name, line in report.lines])
         case _:
             lines = _report(report)
     return "\n".join(lines) + "\n"
@@ -41,15 +41,15 @@ def to_markdown(report: Report | QuarantineNotice | IncidentNotice | Others) -> 
 
 def _report(report: Report) -> list[str]:
     return [
-        f"# {_code(report.monitor)}: {_code(report.batch_name)}",
+        f"# {code(report.monitor)}: {code(report.batch_name)}",
         "",
-        f"**{_sentence(report.verdict)}**",
+        f"**{sentence(report.verdict)}**",
         *_section("What has shifted", [_shift(s) for s in report.shifts], _MAX_RECORDS),
         *_strangest(report),
-        *_section("Data quality", [f"{_code(c.column)}: {_sentence(c.warning)}" for c in report.columns if c.warning]),
-        *_section("Rows not scored", [f"{_code(reason)}: {n:,}" for reason, n in sorted(report.unscorable.items())]),
-        *_section("Notes", [_sentence(n) for n in report.notes]),
-        *_section("Provenance", [*_promise(report), *(f"{_sentence(k)}: {_code(v)}" for k, v in _made_by(report))]),
+        *_section("Data quality", [f"{code(c.column)}: {sentence(c.warning)}" for c in report.columns if c.warning]),
+        *_section("Rows not scored", [f"{code(reason)}: {n:,}" for reason, n in sorted(report.unscorable.items())]),
+        *_section("Notes", [sentence(n) for n in report.notes]),
+        *_section("Provenance", [*_promise(report), *(f"{sentence(k)}: {code(v)}" for k, v in _made_by(report))]),
     ]
 
 
@@ -57,16 +57,16 @@ def _notice(notice: QuarantineNotice) -> list[str]:
     rows = ", ".join(f"{r:,}" for r in notice.first_rows[:5])
     total = "" if notice.count is None else f" ({notice.count:,} in all)"
     facts = {
-        "Rule": _code(notice.rule),
-        "Column": _code(notice.column) if notice.column else "",
+        "Rule": code(notice.rule),
+        "Column": code(notice.column) if notice.column else "",
         "First rows": rows and rows + total,
-        "What to do": _sentence(notice.remedy),
-        "Batch": _code(notice.batch_id),
+        "What to do": sentence(notice.remedy),
+        "Batch": code(notice.batch_id),
     }
     return [
-        f"# {_code(notice.monitor)}: {_code(notice.batch_name)} quarantined",
+        f"# {code(notice.monitor)}: {code(notice.batch_name)} quarantined",
         "",
-        f"**{_sentence(notice.problem)}**",
+        f"**{sentence(notice.problem)}**",
         "",
         *(f"- {name}: {fact}" for name, fact in facts.items() if fact),
     ]
@@ -74,11 +74,11 @@ def _notice(notice: QuarantineNotice) -> list[str]:
 
 def _incident(notice: IncidentNotice) -> list[str]:
     return [
-        f"# {_code(notice.monitor)}: {_code(notice.batch_name)}",
+        f"# {code(notice.monitor)}: {code(notice.batch_name)}",
         "",
-        f"**{_sentence(notice.verdict)}**",
+        f"**{sentence(notice.verdict)}**",
         "",
-        f"- What to do: {_sentence(notice.remedy)}",
+        f"- What to do: {sentence(notice.remedy)}",
     ]
 
 
@@ -89,16 +89,16 @@ def _strangest(report: Report) -> list[str]:
 
 
 def _shift(shift: Shift) -> str:
-    what = "the scores" if shift.column == SCORE else _code(shift.column, 60)
-    where = f"{_sentence(shift.now)}, in normal records {_sentence(shift.normal)}"
+    what = "the scores" if shift.column == SCORE else code(shift.column, 60)
+    where = f"{sentence(shift.now)}, in normal records {sentence(shift.normal)}"
     return f"{what}: {where} (distance {number(shift.distance)}, p {p_value(shift.p_value, relation=True)})"
 
 
 def _record(record: FlaggedRecord, unit: str) -> str:
-    label = f", labelled {_code(record.label)}" if record.label else ""
-    label += f", muted by {_code(record.muted, 20)}" if record.muted else ""
+    label = f", labelled {code(record.label)}" if record.label else ""
+    label += f", muted by {code(record.muted, 20)}" if record.muted else ""
     why = "; ".join(_contribution(c, record) for c in record.contributions[:3])
-    head = f"{_code(record.record_id)}{label}: score {number(record.score)} {_sentence(unit)}".rstrip()
+    head = f"{code(record.record_id)}{label}: score {number(record.score)} {sentence(unit)}".rstrip()
     return f"{head}, p {p_value(record.p_value, relation=True)}{f'. {why}' if why else ''}{_shown(record)}"
 
 
@@ -107,7 +107,7 @@ def _shown(record: FlaggedRecord) -> str:
     picture = ". Its pictures are in the HTML report" if record.picture else ""
     top, tokens = set(record.surprising), list(enumerate(record.tokens[:_MAX_TOKENS]))
     runs = [(bold, " ".join(text(t.text, 40) for _, t in run)) for bold, run in groupby(tokens, lambda t: t[0] in top)]
-    line = " ".join(f"**{_code(words, 999)}**" if bold else _code(words, 999) for bold, words in runs)
+    line = " ".join(f"**{code(words, 999)}**" if bold else code(words, 999) for bold, words in runs)
     more = " …" if len(record.tokens) > _MAX_TOKENS else ""
     return f"{picture}{f'. Line: {line}{more}' if line else ''}"
 
@@ -117,14 +117,14 @@ def _contribution(part: Contribution, record: FlaggedRecord) -> str:
         whole = "the record as a whole" if record.picture or record.tokens else "an unusual combination of values"
         return f"{whole} ({number(part.nats)} nats)"
     far = "" if part.deviation is None else f"{number(part.deviation, signed=True)} sd, "
-    note = f", {_sentence(part.note)}" if part.note else ""
-    expected = f", expected {_code(part.expected, 60)}" if part.expected else ""
-    found = f" is {_code(part.found, 60)}" if part.found and not record.tokens else ""
-    return f"{_code(part.column, 60)}{found}{expected}{note} ({far}{number(part.nats)} nats)"
+    note = f", {sentence(part.note)}" if part.note else ""
+    expected = f", expected {code(part.expected, 60)}" if part.expected else ""
+    found = f" is {code(part.found, 60)}" if part.found and not record.tokens else ""
+    return f"{code(part.column, 60)}{found}{expected}{note} ({far}{number(part.nats)} nats)"
 
 
 def _promise(report: Report) -> list[str]:
-    name = f"Threshold {number(report.threshold_value)} {_sentence(report.score_unit)} ({_sentence(report.score_name)})"
+    name = f"Threshold {number(report.threshold_value)} {sentence(report.score_unit)} ({sentence(report.score_name)})"
     if report.discovery_rate is not None:
         return [
             f"{name}, set on {report.calibration_records:,} calibration records for this batch, so that on average at "
@@ -150,11 +150,12 @@ def _section(title: str, lines: list[str], most: int = _MAX_LINES, mark: str = "
     return ["", f"## {title}", "", *(f"{mark} {line}" for line in lines[:most]), *more] if lines else []
 
 
-def _code(value: str, limit: int = 120) -> str:
+def code(value: str, limit: int = 120) -> str:
     """``value`` as a code span, which no renderer looks into; a backtick cannot end it."""
     inside = text(value, limit).replace("`", "\N{MODIFIER LETTER GRAVE ACCENT}").strip()
     return f"`{inside or ' '}`"
 
 
-def _sentence(value: str) -> str:
-    return _SPECIAL.sub(r"\\\1", text(value, 300)).replace("@", "(at)")
+def sentence(value: str, limit: int = 300) -> str:
+    """``value`` as text in which no character has a meaning for a renderer."""
+    return _SPECIAL.sub(r"\\\1", text(value, limit)).replace("@", "(at)")

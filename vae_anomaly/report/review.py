@@ -63,6 +63,24 @@ class Measure:
         return tuple("" if v is None else shown(v, self.unit) for v in (self.candidate, self.champion))  # type: ignore[return-value]
 
 
+@dataclass(frozen=True)
+class LatentMap:
+    """Validation records in a plane of their detector's latent space: ``points`` from 0 to 1000, to the right and down,
+    which of them are ``flagged``, and what the two ``axes`` are."""
+
+    points: tuple[tuple[int, int], ...]
+    flagged: tuple[int, ...]
+    axes: tuple[str, str]
+
+    @property
+    def paths(self) -> tuple[str, str]:
+        """Those that are not flagged and those that are, as SVG paths of dots."""
+        flagged = set(self.flagged)
+        kinds = ([p for i, p in enumerate(self.points) if (i in flagged) == kind] for kind in (False, True))
+        usual, odd = ("".join(f"M{x:d} {y:d}h0" for x, y in kind) for kind in kinds)
+        return usual, odd
+
+
 class _Threshold(Protocol):
     def false_alarms(self, records: int) -> tuple[float, int, int]:
         """Expected false alarms among so many normal records, and their 95 % range."""
@@ -176,9 +194,10 @@ class Review:
     champion : version and digest of the champion that it was compared with, empty without one.
     verdict : what the fit said of itself.
     measures : the candidate beside the champion; ``agreement`` and ``rank_correlation`` are of both together.
-    recall : share of corrupted records that is flagged, by column or region.
+    recall : share of corrupted records that is flagged, by column or region; ``champion_recall`` by the champion.
+    latent, champion_latent : the validation records in the latent space of either.
     replay : committed batches scored again; None where none was asked for.
-    facts : where it comes from.
+    facts, champion_facts : where either comes from.
     page : the HTML page, where it was written; no part of the review itself.
     """
 
@@ -196,6 +215,10 @@ class Review:
     rank_correlation: float | None = None
     recall: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
+    champion_recall: Mapping[str, float] = field(default_factory=dict)
+    champion_facts: Mapping[str, str] = field(default_factory=dict)
+    latent: LatentMap | None = None
+    champion_latent: LatentMap | None = None
     replay: Replay | None = None
     page: Path | None = None
 
@@ -222,8 +245,8 @@ class Review:
         return hashlib.sha256(self.to_json()).hexdigest()
 
     def to_json(self) -> bytes:
-        """The review's canonical bytes."""
-        text = json.dumps(self.to_dict(), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+        """The review's canonical bytes; ASCII, for a file's name need not be text."""
+        text = json.dumps(self.to_dict(), sort_keys=True, indent=1, allow_nan=False)
         return f"{text}\n".encode()
 
 
@@ -238,14 +261,17 @@ def to_html(review: Review) -> str:
     """``review`` as one self-contained page, the same text for the same review."""
     from vae_anomaly.report.html import bars, environment
 
+    latent = (("This version", review.latent), ("Champion", review.champion_latent))
     held = sum(g.passed for g in review.gates)
     weakest = sorted(review.recall.items(), key=lambda item: (item[1], item[0]))
     return environment().get_template("review.html").render(
         r=review,
         held=held,
-        columns=[(name, value, f"{100 * value:.2f}") for name, value in weakest[:MAX_COLUMNS]],
+        columns=[(name, value, f"{100 * value:.2f}", review.champion_recall.get(name))
+                 for name, value in weakest[:MAX_COLUMNS]],
         more_columns=max(len(weakest) - MAX_COLUMNS, 0),
-        facts=sorted(review.facts.items()),
+        facts=[(name, value, review.champion_facts.get(name)) for name, value in sorted(review.facts.items())],
+        maps=[(who, of, *of.paths) for who, of in latent if of],
         changes=_changes(review, bars),
         combination=COMBINATION,
         max_batches=MAX_BATCHES,
