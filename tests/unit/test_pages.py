@@ -244,7 +244,7 @@ def test_what_cannot_be_written_is_logged_and_tried_again(
         patched.setattr(pages, "overview", broken)
         pages.update_overview(ledger, "payments")
     (line,) = (record.getMessage() for record in caplog.records)
-    assert line == "payments: the overview could not be written (RuntimeError)."
+    assert line == "payments: the overview could not be written: RuntimeError"
     assert not (store.reports / INDEX).exists()
     pages.update_overview(ledger, "payments")
     assert (store.reports / INDEX).exists()
