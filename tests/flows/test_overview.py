@@ -44,7 +44,7 @@ def test_the_program_writes_it_and_says_where_and_how_the_monitor_stands(folder:
     said = program("overview", "shops", cwd=tmp_path)
     lines = said.out.splitlines()
     assert (said.code, said.err) == (0, "")
-    assert lines[0].startswith("shops: 2 of 3 batches need a look: 1 ") and "1 refused" in lines[0]
+    assert lines[0].startswith("shops: 2 of 3 batches need a look: 1 ") and "1 quarantined" in lines[0]
     assert lines[1:] == ["shops/output/reports/index.html"]
     assert links(page_of(folder)) == reports(folder) != set()
     assert all(name in page_of(folder) for name in ("day-0.parquet", "day-1.parquet", "short.csv", "missing_column"))

@@ -82,7 +82,17 @@ def test_the_table_has_every_command() -> None:
 
 
 def test_every_option_that_is_named_exists() -> None:
-    names = (("fit",), ("promote",), ("score",), ("prune",), ("init",), ("demo",), ("latent", "generate"), ())
+    names = (
+        ("fit",),
+        ("promote",),
+        ("score",),
+        ("prune",),
+        ("overview",),
+        ("init",),
+        ("demo",),
+        ("latent", "generate"),
+        (),
+    )
     pages = "".join(cli(*name, "--help").out for name in names)
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", README)) - {"--backend-store-uri"}
     assert {"--json", "--flow", "--force", "--reason", "--debug", "--from"} <= named
