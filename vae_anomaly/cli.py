@@ -514,12 +514,11 @@ def overview(
 
     workspaces = [_open(monitor, None) for monitor in monitors]
     found = [pages.overview_of(ws) for ws in workspaces]
-    page = (
-        pages.write_site([(ws, seen) for ws, (seen, _) in zip(workspaces, found, strict=True)], site) if site else None
-    )
+    monitors_shown = [(ws, seen) for ws, (seen, _) in zip(workspaces, found, strict=True)]
+    page = pages.write_site(monitors_shown, site) if site else None
     if as_json:
-        shown_as = [{"page": str(path), **seen.to_dict()} for seen, path in found]
-        say_json({"monitors": shown_as, "site": str(page) if page else None})
+        values = [{"page": str(path), **seen.to_dict()} for seen, path in found]
+        say_json({"monitors": values, "site": str(page) if page else None})
         return
     for seen, path in found:
         say(f"{seen.monitor}: {seen.verdict}")

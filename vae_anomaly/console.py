@@ -101,6 +101,8 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 def show_score(ws: Workspace, outcome: ScoreOutcome) -> None:
     """The table of a scoring run, and what a person should look at."""
+    from vae_anomaly.store.files import INDEX
+
     if outcome.batches:
         rows = []
         for b in outcome.batches:
@@ -121,6 +123,8 @@ def show_score(ws: Workspace, outcome: ScoreOutcome) -> None:
         for b in outcome.batches:
             if b.report:
                 say(f"{'report ' if b.commit else 'reason '} {shown(b.report)}")
+        if (overview := ws.store.reports / INDEX).is_file():
+            say(f"overview {shown(overview)}")
     elif outcome.already:
         say(f"Nothing to score: {outcome.already} files in the inbox are done already.")
     elif not outcome.waiting:

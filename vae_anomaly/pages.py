@@ -120,7 +120,7 @@ def update_overview(ledger: Ledger, monitor: str) -> None:
             write_overview(ledger, monitor)
     except Exception as error:  # the scores are committed, and the next run tries again
         said = error if isinstance(error, VaeAnomalyError) else type(error).__name__
-        _log.warning("%s: the overview could not be written (%s).", monitor, said)
+        _log.warning("%s: the overview could not be written: %s", monitor, said)
 
 
 def write_overview(ledger: Ledger, monitor: str) -> tuple[Overview, Path]:

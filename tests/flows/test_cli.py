@@ -197,6 +197,7 @@ def test_score_report_status_and_check(folder: Path) -> None:
     assert "missing_column: fee" in said.out
     assert "of 6" in said.out  # labelled anomalies
     assert re.search(r"reason .*quarantine/tue-\w{12}\.json", said.out)
+    assert re.search(r"overview .*reports/index\.html\n", said.out)
     again = cli("score", folder)
     assert (again.code, again.out) == (0, "Nothing to score: 3 files in the inbox are done already.\n")
     shown = cli("report", folder, "mon.parquet")

@@ -104,6 +104,7 @@ def test_every_option_that_is_named_exists() -> None:
         ("promote",),
         ("score",),
         ("prune",),
+        ("overview",),
         ("init",),
         ("demo",),
         ("latent", "generate"),

@@ -32,7 +32,7 @@ STATES: Mapping[str, State] = {  # as they are told, worst first
     "shifted": State("shifted as a whole", "alarm", "shifted as a whole"),
     "mostly": State("mostly flagged", "alarm", "mostly flagged"),
     "far_more": State("far more flags", "alarm", "with far more flags than chance"),
-    "quarantined": State("refused", "alarm", "refused"),
+    "quarantined": State("quarantined", "alarm", "quarantined"),
     "failed": State("failed, tried again", "alarm", "failed and tried again"),
     "more": State("more flags", "look", "with more flags than chance"),
     "fewer": State("fewer flags", "look", "with fewer flags than chance"),
@@ -56,8 +56,8 @@ class BatchLine:
     flagged_range : 95 % range of the false alarms to expect; None where the report is gone or nothing was scored.
     missing : share of the cells that are missing, from 0 to 1; NaN where that is not known.
     moved : columns that have shifted, the farthest first.
-    about : what is wrong with its data, or why it was refused or failed.
-    rule : the rule by which it was refused.
+    about : what is wrong with its data, or why it was quarantined or failed.
+    rule : the rule that it breaks, of a quarantined one.
     link : file name of its HTML report, beside the overview; empty where there is none.
     """
 
@@ -94,7 +94,7 @@ class BatchLine:
 
     @property
     def was_read(self) -> bool:
-        """Whether its records were read: it was neither refused, nor has it failed."""
+        """Whether its records were read: it is neither quarantined, nor has it failed."""
         return self.state not in ("quarantined", "failed")
 
     @property

@@ -41,7 +41,8 @@ def overview_to_html(overview: Overview, mark: str = "") -> str:
         chart=_chart(batches),
         sparks=_sparks(batches),
         totals=_Totals.of(batches),
-        rows=[(batch, _page(batch.link), _what(batch)) for batch in reversed(batches)],
+        named=_MOVED,
+        rows=[(batch, batch.link if _PAGE.fullmatch(batch.link) else "") for batch in reversed(batches)],
     )
 
 
@@ -58,15 +59,6 @@ def site_to_html(monitors: Sequence[Linked]) -> str:
         more=len(monitors) - len(shown),
         rows=[(found, link if _ADDRESS.fullmatch(link) else "", _strip(found)) for found, link in shown],
     )  # fmt: skip
-
-
-def _page(link: str) -> str:
-    return link if _PAGE.fullmatch(link) else ""
-
-
-def _what(batch: BatchLine) -> tuple[tuple[str, ...], int, str]:
-    """Columns that moved, how many more, and what else is to be told of a batch."""
-    return batch.moved[:_MOVED], max(len(batch.moved) - _MOVED, 0), batch.about
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def test_every_state_has_its_line_and_its_part_of_the_sentence(tmp_path: Path) -
     assert (found.total, found.needing) == (13, 10)
     assert found.verdict == (
         "10 of 13 batches need a look: 1 shifted as a whole, 1 mostly flagged, 1 with far more flags than chance,"
-        " 1 refused, 1 failed and tried again, 1 with more flags than chance, 1 with fewer flags than chance,"
+        " 1 quarantined, 1 failed and tried again, 1 with more flags than chance, 1 with fewer flags than chance,"
         " 1 mostly not scored, 1 empty, 1 with a warning on its data."
     )
 
@@ -244,7 +244,7 @@ def test_what_cannot_be_written_is_logged_and_tried_again(
         patched.setattr(pages, "overview", broken)
         pages.update_overview(ledger, "payments")
     (line,) = (record.getMessage() for record in caplog.records)
-    assert line == "payments: the overview could not be written (RuntimeError)."
+    assert line == "payments: the overview could not be written: RuntimeError"
     assert not (store.reports / INDEX).exists()
     pages.update_overview(ledger, "payments")
     assert (store.reports / INDEX).exists()
