@@ -56,6 +56,14 @@ class Records:
         return Records(self.first_row, self.record_ids[part], values, self.status[part], labels)
 
 
+def segments(records: Records, column: str) -> pa.Array:
+    """(B,) the value of a category or boolean ``column`` as text, null where it is missing."""
+    values = records.values[column]
+    if isinstance(values, pa.Array):
+        return values
+    return pa.array(np.where(values == 1, "true", "false"), pa.string(), mask=np.isnan(values))
+
+
 def concatenate(parts: Sequence[Records]) -> Records:
     """All rows of ``parts`` in order, as one :class:`Records` that starts at the first part's row."""
     first = parts[0]
@@ -75,9 +83,13 @@ def concatenate(parts: Sequence[Records]) -> Records:
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector says of B records: unscorable rows have NaN for score and p-value and are not anomalies."""
+    """What a detector says of B records: unscorable rows have NaN for score and p-value and are not anomalies.
+
+    ``part`` (B,) is which of the threshold's parts decides on each; None where it has one.
+    """
 
     status: np.ndarray
     score: np.ndarray
     p_value: np.ndarray
     is_anomaly: np.ndarray
+    part: np.ndarray | None = None

@@ -22,7 +22,7 @@ import typer
 
 from vae_anomaly.benchmark.commands import app as benchmark_app
 from vae_anomaly.console import log_to_stderr, progress_display, say, say_json, show_score, shown, table, tell
-from vae_anomaly.errors import ConfigError, VaeAnomalyError
+from vae_anomaly.errors import ConfigError, VaeAnomalyError, printable
 
 if TYPE_CHECKING:
     from vae_anomaly.pipelines import FitOutcome, Look
@@ -193,13 +193,21 @@ def _show_fit(ws: Workspace, outcome: FitOutcome) -> None:
 
 def promised(threshold: Threshold) -> Iterator[str]:
     """What a threshold promises of normal records, in lines."""
+    from vae_anomaly.thresholds import false_alarms
+
     promise = threshold.promise
     yield (
         f"False-alarm rate: {threshold.target or f'target {promise.alpha:.2%}'}, expected {promise.expected:.2%}, "
         f"95 % range {promise.low:.2%} to {promise.high:.2%} with {promise.calibration_records:,} calibration records."
     )
+    for name, segment in threshold.segments.items():
+        own = segment.promise
+        yield (
+            f"  of {threshold.options['by']} {printable(name)!r} {own.expected:.2%}, 95 % range {own.low:.2%} to"
+            f" {own.high:.2%} with {own.calibration_records:,} calibration records"
+        )
     for records in sorted({100, 1000, int(threshold.options.get("records", 100))}):
-        expected, low, high = threshold.false_alarms(records)
+        expected, low, high = false_alarms(threshold.divided(records))
         yield f"  of {records:,} normal records, {expected:.1f} are expected to be flagged (95 % range {low} to {high})"
     for records in (1_000, 10_000, 100_000):
         if (fewest := threshold.fewest_flagged(records)) > 1:

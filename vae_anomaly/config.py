@@ -453,6 +453,20 @@ class FdrConfig(_MethodConfig):
     )
 
 
+class MondrianConfig(_MethodConfig):
+    """In each value of a column at most a share alpha of normal records is flagged, on average over calibrations."""
+
+    method: Literal["mondrian"] = Field(default="mondrian", description="Name of the threshold method.")
+    by: Text = Field(description="Name of the category or boolean column whose values are the segments.")
+    alpha: OpenShare = Field(
+        default=0.01, description="Target false-alarm rate in each segment: a share of normal records, in (0, 1)."
+    )
+    least: Count | None = Field(
+        default=None,
+        description="Fewest calibration records of a segment with its own threshold; null is as few as alpha needs.",
+    )
+
+
 class DriftConfig(_Section):
     """When a batch has changed as a whole, and its flagged records are no news one by one."""
 
@@ -504,7 +518,7 @@ def _with_method(value: object) -> object:
 
 
 ThresholdConfig = Annotated[
-    ConformalConfig | PacConfig | BudgetConfig | FixedConfig | FdrConfig,
+    ConformalConfig | PacConfig | BudgetConfig | FixedConfig | FdrConfig | MondrianConfig,
     Field(discriminator="method"),
     BeforeValidator(_with_method),
 ]
@@ -701,6 +715,10 @@ class MonitorConfig(_Section):
                     yield f"{role} must not name {name!r}, which {taken[name]} has already. A column has one role."
                 elif name is not None:
                     taken[name] = role
+        if isinstance(self.threshold, MondrianConfig):
+            column = self.columns.get(self.threshold.by)
+            if column is None or column.kind not in ("category", "boolean"):
+                yield f"threshold.by must name a category or boolean column. Got {self.threshold.by!r}."
 
     def _modality_faults(self) -> Iterable[str]:
         """The model sees a table, one image or one text; :class:`~vae_anomaly.schema.Schema` has the same rule."""

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from vae_anomaly.artifact import FORMAT, MANIFEST, digest_of, verified_files
-from vae_anomaly.batch import OK, Detections, Records
+from vae_anomaly.batch import OK, Detections, Records, segments
 from vae_anomaly.errors import ArtifactError, ConfigError
 from vae_anomaly.models import MODELS, build_model
 from vae_anomaly.preprocessing import PREPROCESSORS, Preprocessor
@@ -215,12 +217,20 @@ class Detector:
         broken = (status == OK) & ~np.isfinite(score)
         status[broken] = "unscorable:non_finite_score"
         score[broken] = np.nan
-        return self.decided(status, score)
+        return self.decided(records, status, score)
 
-    def decided(self, status: np.ndarray, score: np.ndarray) -> Detections:
-        """The decisions on records with these ``status`` and ``score`` (B,), NaN where unscorable."""
-        flagged = self.threshold.flag(score) & ~np.isnan(score)
-        return Detections(status, score, self.threshold.p_value(score), flagged)
+    def decided(self, records: Records, status: np.ndarray, score: np.ndarray) -> Detections:
+        """The decisions on ``records`` with these ``status`` and ``score`` (B,), NaN where unscorable."""
+        first, *others = self.threshold.parts
+        flagged, p_value, part = first.flag(score), first.p_value(score), None
+        if others:
+            names = pa.array(list(self.threshold.segments), pa.string())
+            place = pc.index_in(segments(records, self.threshold.options["by"]), value_set=names, skip_nulls=True)
+            part = 1 + place.fill_null(-1).to_numpy(zero_copy_only=False)
+            for i, threshold in enumerate(others, 1):
+                mine = part == i
+                flagged[mine], p_value[mine] = threshold.flag(score[mine]), threshold.p_value(score[mine])
+        return Detections(status, score, p_value, flagged & ~np.isnan(score), part)
 
     @property
     def digest(self) -> str:
@@ -252,6 +262,8 @@ class Detector:
             if member.index is not None:
                 tensors[f"index.{i}"] = member.index
         tensors["threshold.calibration"] = torch.from_numpy(self.threshold.measured)
+        if self.threshold.labels is not None:
+            tensors["threshold.segments"] = torch.from_numpy(self.threshold.codes)
         for name in ("x", "observed", "context"):
             part = getattr(self.reference.inputs, name)
             if part is not None:
@@ -317,7 +329,8 @@ def _rebuild(folder: Path, head: Mapping[str, Any], weights: bytes) -> Detector:
         for i, part in enumerate(parts_of(model))
     )
     calibration = tensors["threshold.calibration"].numpy()
-    threshold = rebuilt(head["threshold"], calibration)
+    codes = tensors.get("threshold.segments")
+    threshold = rebuilt(head["threshold"], calibration, None if codes is None else codes.numpy())
     if threshold.to_dict() != head["threshold"]:
         raise ArtifactError(
             f"{folder / 'detector.json'}: the threshold must follow from the calibration scores. Got another value."

@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from vae_anomaly.batch import Records, concatenate
+from vae_anomaly.batch import Records, concatenate, segments
 from vae_anomaly.detector import Detector, HeldOut, Member, Part, Reference, fitted_members, over_chunks, parts_of
 from vae_anomaly.errors import ConfigError, DataError, TrainingError, suggestion
 from vae_anomaly.models import BUILDERS, MODELS, build_model, default_model, default_score
@@ -137,6 +137,7 @@ def fit_detector(
     for part in parts_of(recipe.model):
         checked("model", BUILDERS, part.kind, part.options)
     _require_calibration(recipe, splits)
+    _require_segments(recipe, schema)
     with limited_threads(recipe.threads):
         return _fit(records, schema, recipe, splits, on_epoch, normal)
 
@@ -195,7 +196,9 @@ def _fit(
                 else "Equal records count once there: give more that differ."
             )
         )
-    threshold = calibrated(recipe.threshold.kind, calibration, recipe.threshold.options)
+    threshold = calibrated(
+        recipe.threshold.kind, calibration, recipe.threshold.options, _labels(recipe, records, splits)
+    )
     detector = replace(detector, threshold=threshold, held_out=_held_out(preprocessor, records, splits))
     return Fit(detector, epochs[0], plans[0], splits, held_out["validation"])
 
@@ -215,6 +218,24 @@ def _held_out(preprocessor: Preprocessor, records: Records, splits: Mapping[str,
     chosen = np.concatenate([splits["validation"], splits["calibration"]])
     cells = preprocessor.quality(records.take(chosen), np.ones(len(chosen), bool))
     return HeldOut(len(chosen), tuple((int(a), int(b), int(c)) for a, b, c in cells))
+
+
+def _require_segments(recipe: Recipe, schema: Schema) -> None:
+    """Raise :class:`ConfigError` where the threshold asks for segments by a column that has none."""
+    by, known = (
+        recipe.threshold.options.get("by"),
+        [c.name for c in schema.columns if c.kind in ("category", "boolean")],
+    )
+    if by not in (None, *known):
+        raise ConfigError(f"threshold.by must be a category or boolean column, one of {known}. Got {by!r}.")
+
+
+def _labels(recipe: Recipe, records: Records, splits: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """The segments of the calibration records, where the threshold has some."""
+    by = recipe.threshold.options.get("by")
+    if by is None:
+        return None
+    return np.array(segments(records.take(splits["calibration"]), by).to_pylist(), dtype=object)
 
 
 def _require_calibration(recipe: Recipe, splits: Mapping[str, np.ndarray]) -> None:

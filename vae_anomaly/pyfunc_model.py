@@ -38,9 +38,10 @@ class DetectorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         """
         schema = replace(self.detector.schema, record_id=None, label=None, anomalous=())
         table = pa.table({c.name: _arrow(model_input, c.name) for c in schema.columns if c.name in model_input})
-        found = self.detector.detect(check(table, schema, first_row=0, file="input"))
+        records = check(table, schema, first_row=0, file="input")
+        found = self.detector.detect(records)
         threshold = self.detector.threshold.for_batch(self.detector.threshold.counts(found.score))
-        found = replace(self.detector, threshold=threshold).decided(found.status, found.score)
+        found = replace(self.detector, threshold=threshold).decided(records, found.status, found.score)
         return pd.DataFrame({name: getattr(found, name) for name in self.COLUMNS}, index=model_input.index)
 
 

@@ -28,7 +28,7 @@ from vae_anomaly.report.model import (  # fmt: skip
     Shift,
     is_mostly_flagged,
 )
-from vae_anomaly.thresholds import at_least
+from vae_anomaly.thresholds import at_least, batch_p_value, false_alarms
 
 SHOWN = 50
 CONTRIBUTIONS = 8
@@ -100,6 +100,7 @@ class BatchSummary:
         self.detector, self.least_shift, self.muting = detector, least_shift, muting
         self._muted: list[Muted] = []
         self.rows = self.scored = self.flagged = self.anomalies = self.found = 0
+        self.by_part = np.zeros((2, len(detector.threshold.parts)), np.int64)  # flagged and scored, by the threshold
         self.labelled = False
         self.unscorable: Counter[str] = Counter()
         self._quality = np.zeros((len(detector.preprocessor.columns), 3), np.int64)
@@ -115,6 +116,9 @@ class BatchSummary:
         self.rows += len(records)
         self.scored += int(good.sum())
         self.flagged += int(detections.is_anomaly.sum())
+        for i, chosen in enumerate((detections.is_anomaly, good)):
+            part = np.zeros(len(records), np.int64) if detections.part is None else detections.part
+            self.by_part[i] += np.bincount(part[chosen], minlength=self.by_part.shape[1])
         self.unscorable.update(_reason(s) for s in detections.status[~good])
         if records.labels is not None:
             self.labelled = True
@@ -192,7 +196,9 @@ class BatchSummary:
     ) -> Report:
         """The report of everything that was taken in; ``notes`` are said first."""
         threshold = self.detector.threshold
-        expected, low, high = threshold.false_alarms(self.scored)
+        parts = [(part, int(n)) for part, n in zip(threshold.parts, self.by_part[1], strict=True) if n]
+        parts = parts or [(threshold, 0)]
+        expected, low, high = false_alarms(parts)
         promise = threshold.promise
         held_out = self.detector.held_out or _assumed(self.detector)
         return Report(
@@ -206,7 +212,7 @@ class BatchSummary:
             flagged=self.flagged,
             expected_flagged=expected,
             flagged_range=(low, high),
-            batch_p_value=threshold.batch_p_value(self.flagged, self.scored),
+            batch_p_value=batch_p_value(self.flagged, parts),
             alpha=threshold.alpha,
             alpha_range=(promise.low, promise.high),
             threshold_value=threshold.value if threshold.rank else math.nan,
@@ -290,7 +296,7 @@ def flagged_records(detector: Detector, strangest: Strangest) -> tuple[FlaggedRe
     if strangest.top is None:
         return ()
     records, (scores, rows, *_) = strangest.top
-    p_values = detector.threshold.p_value(scores)
+    p_values = detector.decided(records, records.status, scores).p_value
     out = []
     for i, explanation in enumerate(explain(detector, records)):
         shown = explanation.reasons[:CONTRIBUTIONS]

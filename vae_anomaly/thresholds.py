@@ -18,6 +18,9 @@ A method of ``THRESHOLDS`` chooses b, and with it the level alpha that p-values 
   of the batch (Benjamini and Hochberg): the most records R that can be flagged so that the R-th smallest p-value is at
   most q R / m, and :math:`b = \lfloor q R (n + 1) / m \rfloor`, 0 where nothing is flagged.
 
+With :func:`mondrian` each segment, a value of a column, has a calibration set and a conformal threshold of its own
+where it has enough records.
+
 References: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005; Vovk, Conditional validity of
 inductive conformal predictors, ACML 2012, arXiv 1209.2673, proposition 2a, for :func:`pac`; Wilks, Determination of
 sample sizes for setting tolerance limits, Annals of Mathematical Statistics 12 (1941); Bates, Candes, Lei, Romano and
@@ -31,9 +34,11 @@ import bisect
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -69,15 +74,25 @@ class Threshold:
 
     ``options`` are what its ``method`` was asked for, where that is more than alpha; ``target`` says it in words. A
     ``cut`` is one of the scores of ``calibration`` and was not measured. With a :attr:`discovery_rate` it is each
-    batch that decides what alpha is (:meth:`for_batch`); before that it is 1 / (n + 1), the strictest.
+    batch that decides what alpha is (:meth:`for_batch`); before that it is 1 / (n + 1), the strictest. With ``labels``,
+    the segment of each calibration record (None where it is not known), ``segments`` have thresholds of their own.
     """
 
     method: str
     alpha: float
     calibration: np.ndarray
-    options: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     target: str = ""
     cut: float | None = None
+    labels: np.ndarray | None = None
+    segments: Mapping[str, Threshold] = field(default_factory=dict)
+
+    @cached_property
+    def parts(self) -> tuple[Threshold, ...]:
+        """The thresholds that decide: this one; or that of all records, for those without another, and segments'."""
+        if self.labels is None:
+            return (self,)
+        return (Threshold("conformal", self.alpha, self.calibration), *self.segments.values())
 
     @property
     def measured(self) -> np.ndarray:
@@ -101,11 +116,31 @@ class Threshold:
         """q: the share of false alarms among what is flagged in a batch, where that is what is promised."""
         return self.options.get("q")
 
+    def divided(self, records: int) -> list[tuple[Threshold, int]]:
+        """Each of the :attr:`parts` with how many of so many ``records`` are its, if they are as in the calibration."""
+        sizes = [len(segment.calibration) for segment in self.segments.values()]
+        n = len(self.calibration)
+        return [
+            (part, round(records * size / n)) for part, size in zip(self.parts, [n - sum(sizes), *sizes], strict=True)
+        ]
+
     @property
     def version(self) -> str:
         """Short digest of the method, alpha and the calibration scores."""
         head = json.dumps({"method": self.method, "alpha": self.alpha, **self._asked}, sort_keys=True).encode()
-        return "t-" + hashlib.sha256(head + self.calibration.tobytes()).hexdigest()[:12]
+        codes = b"" if self.labels is None else self.codes.tobytes()
+        return "t-" + hashlib.sha256(head + self.calibration.tobytes() + codes).hexdigest()[:12]
+
+    @property
+    def names(self) -> list[str]:
+        """The segments of the calibration records, whether or not they have a threshold of their own."""
+        return sorted({label for label in self.labels if label is not None}) if self.labels is not None else []
+
+    @property
+    def codes(self) -> np.ndarray:
+        """(n,) int64 where the segment of each calibration record stands among the :attr:`names`; -1 for none."""
+        place: dict[str | None, int] = {name: i for i, name in enumerate(self.names)}
+        return np.array([place.get(label, -1) for label in (() if self.labels is None else self.labels)], np.int64)
 
     def p_value(self, scores: np.ndarray) -> np.ndarray:
         """Conformal p-values in (0, 1]; NaN where the score is NaN."""
@@ -172,11 +207,41 @@ class Threshold:
 
     @property
     def _asked(self) -> dict[str, Any]:
-        return {"options": dict(self.options)} if self.options else {}
+        segments = {} if self.labels is None else {"segments": self.names}
+        return {"options": dict(self.options), **segments} if self.options else {}
 
     def to_dict(self) -> dict[str, Any]:
         """The editable part, as kept beside the weights; :func:`rebuilt` reads it."""
         return {"method": self.method, "alpha": self.alpha, "value": self.value, "version": self.version, **self._asked}
+
+
+def false_alarms(parts: Sequence[tuple[Threshold, int]]) -> tuple[float, int, int]:
+    """As :meth:`Threshold.false_alarms` for a batch of which each threshold decides on so many records.
+
+    The expected numbers add up. The range holds the sum with a probability of at least 95 %, however the parts depend
+    on each other: each of S parts has a range that it leaves with a probability of 5 % / S.
+    """
+    expected = sum(threshold.false_alarms(records)[0] for threshold, records in parts)
+    tail = 0.025 / len(parts)
+    return expected, _quantile(parts, tail), _quantile(parts, 1 - tail)
+
+
+def batch_p_value(flagged: int, parts: Sequence[tuple[Threshold, int]]) -> float:
+    """As :meth:`Threshold.batch_p_value` for such a batch; of several parts an upper bound, however they depend.
+
+    That one of S parts has more than its quantile at 1 - p / S has at most the probability p, and so has a sum of more
+    than these quantiles. Of 20 values of p a decade, down to 1e-10, the smallest is taken for which it is more.
+    """
+    if len(parts) == 1:
+        return parts[0][0].batch_p_value(flagged, parts[0][1])
+    count = len(parts)
+    steps = bisect.bisect_left(range(201), True, key=lambda k: _quantile(parts, 1 - 10 ** (-k / 20) / count) >= flagged)
+    return float(10 ** (-(steps - 1) / 20)) if steps else 1.0
+
+
+def _quantile(parts: Sequence[tuple[Threshold, int]], probability: float) -> int:
+    """The sum of what each part has at most with this ``probability``."""
+    return sum(threshold.false_alarm_quantile(records, probability) for threshold, records in parts)
 
 
 def at_least(flagged: int, records: int, b: int, n: int) -> float:
@@ -406,6 +471,42 @@ def fdr(scores: np.ndarray, *, q: float = 0.1) -> Threshold:
     return Threshold("fdr", 1 / (len(scores) + 1), scores, {"q": q}, target)
 
 
+def mondrian(scores: np.ndarray, *, by: str, alpha: float = 0.01, least: int | None = None) -> Threshold:
+    """As :func:`conformal` within each segment, which are the values of the column ``by``: P(flag) <= alpha in each.
+
+    A segment has a threshold of its own where at least ``least`` calibration records are of it; None is as few as
+    alpha needs, 1 / alpha - 1. The others have that of all records, of which the promise is not kept in each of them.
+    :func:`calibrated` adds the segments.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`conformal`; or ``least`` is fewer than alpha needs.
+    """
+    made = conformal(scores, alpha=alpha)
+    needed = math.ceil(1 / _exact(alpha)) - 1
+    if least is not None and least < needed:
+        raise ConfigError(
+            f"threshold.least must be at least {needed} for threshold.alpha {alpha!r}. Got {least!r}. Raise one."
+        )
+    target = f"target {alpha:.4g} for each {by} of at least {least or needed} calibration records; of all together"
+    return replace(made, method="mondrian", options={"by": by, "alpha": alpha, "least": least or needed}, target=target)
+
+
+def _segmented(made: Threshold, scores: np.ndarray, labels: np.ndarray) -> Threshold:
+    """``made`` from ``scores`` (n,) with the ``labels`` (n,) of their segments, str or None."""
+    words, missing = np.array([label or "" for label in labels]), np.array([label is None for label in labels])
+    labels = np.asarray(labels, dtype=object)[np.lexsort((missing, words, np.asarray(scores, dtype=np.float64)))]
+    least = made.options["least"]
+    sizes = Counter(label for label in labels if label is not None)
+    segments = {
+        name: conformal(made.calibration[labels == name], alpha=made.alpha)
+        for name, size in sorted(sizes.items())
+        if size >= least
+    }
+    return replace(made, labels=labels, segments=segments)
+
+
 def _largest(n: int, holds: Callable[[int], bool]) -> int:
     """The largest b in 1 ... n for which ``holds``, which must hold for all smaller ones then; 0 for none."""
     return bisect.bisect_left(range(1, n + 1), True, key=lambda b: not holds(b))
@@ -417,15 +518,24 @@ THRESHOLDS: dict[str, Callable[..., Threshold]] = {
     "budget": budget,
     "fixed": fixed,
     "fdr": fdr,
+    "mondrian": mondrian,
 }
 
 
-def calibrated(method: str, scores: np.ndarray, options: Mapping[str, Any]) -> Threshold:
-    """The threshold of a method of ``THRESHOLDS`` from held-out normal ``scores`` (n,); raises as the method does."""
+def calibrated(
+    method: str, scores: np.ndarray, options: Mapping[str, Any], labels: np.ndarray | None = None
+) -> Threshold:
+    """The threshold of a method of ``THRESHOLDS`` from held-out normal ``scores`` (n,); raises as the method does.
+
+    ``labels`` (n,), str or None, are the segments of a method that has some.
+    """
     made: Threshold = build("threshold.method", THRESHOLDS, method, scores, **options)
-    return made
+    return made if labels is None or "by" not in made.options else _segmented(made, scores, labels)
 
 
-def rebuilt(head: Mapping[str, Any], scores: np.ndarray) -> Threshold:
-    """The threshold that :meth:`Threshold.to_dict` gave ``head`` of; another one where it was altered."""
-    return calibrated(head["method"], scores, head.get("options", {"alpha": head["alpha"]}))
+def rebuilt(head: Mapping[str, Any], scores: np.ndarray, codes: np.ndarray | None = None) -> Threshold:
+    """The threshold that :meth:`Threshold.to_dict` gave ``head`` of, and its :attr:`Threshold.codes`; another one where
+    it was altered."""
+    names = np.array([*head.get("segments", []), None], dtype=object)
+    labels = None if codes is None else names[codes]
+    return calibrated(head["method"], scores, head.get("options", {"alpha": head["alpha"]}), labels)

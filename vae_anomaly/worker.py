@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from vae_anomaly.batch import Detections, Records
     from vae_anomaly.detector import Detector
     from vae_anomaly.muting import Muting
+    from vae_anomaly.summary import BatchSummary
     from vae_anomaly.thresholds import Threshold
 
 _log = logging.getLogger(__name__)
@@ -310,6 +311,7 @@ class Scorer:
                 known = partial(_batches, [path])
             detector = self.detector if known is None else self._for_batch(known())
             threshold = _reference(detector.threshold)
+            versions = np.array([part.version for part in detector.threshold.parts], dtype=object)
             origin = self._origin(ref, threshold)
             summary = BatchSummary(detector, self.ws.monitor.drift.distance, self.muting)
             chunks = read_records(delivery, self.ws)
@@ -326,13 +328,13 @@ class Scorer:
                         p_value=found.p_value,
                         is_anomaly=found.is_anomaly,
                         model_version=self.model.version,
-                        threshold_version=threshold.version,
+                        threshold_version=threshold.version if found.part is None else versions[found.part],
                     )
                 )
                 tell(summary.rows)
             scores = writer.close()
             delivery.assert_unchanged()
-            standing = [*_too_few(detector.threshold, summary.scored), *superseding]
+            standing = [*_standing(detector.threshold, summary), *superseding]
             report = summary.report(
                 monitor=self.ws.monitor.name,
                 batch_id=ref.id,
@@ -469,11 +471,21 @@ def spoken_of(ws: Workspace, entry: Feedback) -> Records:
 
 
 def decided_now(ws: Workspace, detector: Detector) -> Detector:
-    """The detector with the present ``threshold`` of monitor.yml, set on its own calibration scores."""
+    """The detector with the present ``threshold`` of monitor.yml, set on its own calibration scores.
+
+    Raises :class:`ConfigError` where that divides the records by a column that the calibration does not know.
+    """
     from vae_anomaly.thresholds import calibrated
 
     threshold = ws.recipe.threshold
-    wanted = calibrated(threshold.kind, detector.threshold.measured, threshold.options)
+    by, known = (options.get("by") for options in (threshold.options, detector.threshold.options))
+    if by not in (None, known):
+        raise ConfigError(
+            f"threshold.by must be that which the detector was fitted with. Got {by!r} for {known!r}. Fit and promote,"
+            " or restore threshold."
+        )
+    labels = detector.threshold.labels
+    wanted = calibrated(threshold.kind, detector.threshold.measured, threshold.options, labels)
     if wanted.version == detector.threshold.version:
         return detector
     return dataclasses.replace(detector, threshold=wanted)
@@ -518,7 +530,7 @@ def _decided(
         if len(held) < len(records):
             raise StoreError(f"the parts must hold a score for each row. Got none from {records.first_row} on.")
         mine, held = held.slice(0, len(records)), held.slice(len(records))
-        yield records, detector.decided(_numbers(mine, "status"), _numbers(mine, "score"))
+        yield records, detector.decided(records, _numbers(mine, "status"), _numbers(mine, "score"))
     if len(held) or next(known, None) is not None:
         raise StoreError("the parts must hold a score for each row. Got more.")
 
@@ -526,7 +538,8 @@ def _decided(
 def _reference(threshold: Threshold) -> ThresholdRef:
     """How a commit names the threshold that decided."""
     value = threshold.value if math.isfinite(threshold.value) else None
-    return ThresholdRef(threshold.version, value, threshold.alpha)
+    parts = threshold.parts if threshold.segments else ()
+    return ThresholdRef(threshold.version, value, threshold.alpha, {part.version: part.value for part in parts})
 
 
 def _until(chunks: Iterator[Records], stop: int) -> Iterator[Records]:
@@ -550,15 +563,23 @@ def _earlier(ledger: Ledger, ref: BatchRef, before: Sequence[Commit]) -> Commit 
     return max(left, key=lambda c: (store.commits / f"{c.batch_id}.json").stat().st_mtime_ns, default=None)
 
 
-def _too_few(threshold: Threshold, scored: int) -> list[str]:
-    """What the report says where a lone anomaly among so many records could not be flagged."""
-    if (fewest := threshold.fewest_flagged(scored)) == 1:
-        return []
-    return [
-        f"Fewer than {fewest:,} anomalies could not be flagged, however far out: {len(threshold.calibration):,}"
-        f" calibration records are too few for a batch of {scored:,} records and threshold.q"
-        f" {threshold.discovery_rate:g}."
-    ]
+def _standing(threshold: Threshold, summary: BatchSummary) -> Iterator[str]:
+    """What the report says of the threshold: where a lone anomaly could not be flagged, and who has one of its own."""
+    if (fewest := threshold.fewest_flagged(summary.scored)) > 1:
+        yield (
+            f"Fewer than {fewest:,} anomalies could not be flagged, however far out: {len(threshold.calibration):,}"
+            f" calibration records are too few for a batch of {summary.scored:,} records and threshold.q"
+            f" {threshold.discovery_rate:g}."
+        )
+    if "by" in threshold.options:
+        flagged, scored = summary.by_part
+        own = len(threshold.segments)
+        yield (
+            f"{scored[1:].sum():,} records are of the {own:,} values of {threshold.options['by']!r} with a threshold"
+            f" of their own; {scored[0]:,} others, {flagged[0]:,} of them flagged, have that of all calibration records"
+            ", which is shown. The numbers of false alarms to expect add up; their range and the batch's p-value are"
+            " bounds."
+        )
 
 
 def _superseding(ref: BatchRef, earlier: Commit | None) -> list[str]:

@@ -27,7 +27,7 @@ from vae_anomaly.explain import explain, latent_shares
 from vae_anomaly.report.model import COMBINATION
 from vae_anomaly.schema import Column, Schema
 from vae_anomaly.scores import SCORES
-from vae_anomaly.thresholds import conformal
+from vae_anomaly.thresholds import calibrated, conformal
 from vae_anomaly.vae import Inputs
 
 HEAD, WEIGHTS = FILES
@@ -69,8 +69,8 @@ def test_a_loaded_detector_is_the_same(kind, fitted, make_records, tmp_path):
     digest = detector.save(tmp_path / "model")
     loaded = Detector.load(tmp_path / "model", digest=digest)
     assert digest == detector.digest == loaded.digest
-    for name, ours in vars(detector.detect(records)).items():
-        theirs = getattr(loaded.detect(records), name)
+    for name in ("status", "score", "p_value", "is_anomaly"):
+        ours, theirs = (getattr(made.detect(records), name) for made in (detector, loaded))
         assert ours.tobytes() == theirs.tobytes() or (name == "status" and (ours == theirs).all()), name
     assert (loaded.schema, loaded.preprocessor, loaded.provenance) == (
         detector.schema,
@@ -98,6 +98,33 @@ found = detector.detect(records)
 np.save(sys.argv[4], np.stack([found.score, found.p_value, found.is_anomaly]))
 assert detector.digest == sys.argv[2]
 """
+
+
+def test_segments_are_kept_beside_the_scores_and_change_nothing_where_there_are_none(
+    detector, make_records, saved, tmp_path
+):
+    head = json.loads((saved[0] / HEAD).read_text())
+    assert "segments" not in head["threshold"]
+    assert "threshold.segments" not in safetensors.torch.load((saved[0] / WEIGHTS).read_bytes())
+    known = detector.threshold.measured
+    labels = np.random.default_rng(0).choice(np.array(["north", "south", None], dtype=object), len(known))
+    made = calibrated("mondrian", known, {"by": "shop", "alpha": 0.1}, labels)
+    ours, records = replace(detector, threshold=made), make_records(300, 7)
+    digest = ours.save(tmp_path / "segments")
+    again = Detector.load(tmp_path / "segments", digest=digest)
+    assert (again.digest, again.threshold.version) == (digest, made.version)
+    found = ours.detect(records)
+    shops = np.array(records.values["shop"].to_pylist(), dtype=object)
+    for name, part in zip([None, *made.segments], made.parts, strict=True):
+        mine = ~np.isin(shops, list(made.segments)) if name is None else shops == name
+        assert mine.any()
+        assert (found.p_value[mine] == part.p_value(found.score[mine])).all()
+        assert (found.is_anomaly[mine] == (found.score[mine] > part.value)).all()
+    for name in ("score", "p_value", "is_anomaly", "part"):
+        assert (getattr(again.detect(records), name) == getattr(found, name)).all()
+    edit_head(tmp_path / "segments", lambda head: head["threshold"]["segments"].reverse())
+    with pytest.raises(ArtifactError, match="threshold must follow"):
+        Detector.load(tmp_path / "segments")
 
 
 def test_a_fresh_process_gives_the_same_bits(detector, saved, make_table, make_records, tmp_path):

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,21 +25,25 @@ from vae_anomaly.thresholds import (
     THRESHOLDS,
     Threshold,
     allowed_exceedances,
+    batch_p_value,
     budget,
     calibrated,
     conformal,
     fdr,
     fixed,
+    mondrian,
     pac,
     rebuilt,
 )
+from vae_anomaly.thresholds import false_alarms as false_alarms_of
 
-OPTIONS: dict[str, dict[str, float]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "conformal": {"alpha": 0.05},
     "pac": {"alpha": 0.05, "delta": 0.1},
     "budget": {"alerts": 5, "records": 60},
     "fixed": {"value": 1.25},
     "fdr": {"q": 0.1},
+    "mondrian": {"alpha": 0.05, "by": "shop"},
 }
 each_method = pytest.mark.parametrize("method", THRESHOLDS)
 fixed_settings = settings(deadline=None, derandomize=True, max_examples=300)
@@ -220,6 +225,78 @@ def test_the_chance_of_flags_in_a_normal_batch_falls_and_is_at_most_q():
     assert sum(law) == pytest.approx(0.1)
     for k in (1, 2, 5):
         assert sum(law[k - 1 :]) <= made.batch_p_value(k, 100) <= sum(law[k - 1 :]) / 0.9
+
+
+# ---- segments
+
+
+def in_segments(n: int = 400, seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Scores with ties, and their segments: a large one, a smaller one, a very small one, and unknown ones."""
+    g = np.random.default_rng(seed)
+    labels = g.choice(np.array(["cafe", "fuel", "kiosk", None], dtype=object), n, p=[0.6, 0.3, 0.02, 0.08])
+    return np.round(g.normal(size=n), 2) + 3 * (labels == "fuel"), labels
+
+
+def test_a_segment_has_the_threshold_that_its_records_alone_would_give():
+    scores, labels = in_segments()
+    made = calibrated("mondrian", scores, {"by": "shop", "alpha": 0.05}, labels)
+    assert list(made.segments) == ["cafe", "fuel"]  # 19 records are needed
+    pooled, *own = made.parts
+    assert pooled.version == conformal(scores, alpha=0.05).version
+    for name, part in zip(made.segments, own, strict=True):
+        assert part.version == conformal(scores[labels == name], alpha=0.05).version
+    assert len({made.version, *(part.version for part in made.parts)}) == 4
+    assert [records for _, records in made.divided(400)] == [(~np.isin(labels, ["cafe", "fuel"])).sum(), *(
+        (labels == name).sum() for name in made.segments)]  # fmt: skip
+    large = calibrated("mondrian", scores, {"by": "shop", "alpha": 0.05, "least": 200}, labels)
+    assert list(large.segments) == ["cafe"]
+    assert large.version != made.version
+
+
+def test_segments_are_read_back_whatever_their_order_was():
+    scores, labels = in_segments()
+    made = calibrated("mondrian", scores, OPTIONS["mondrian"], labels)
+    order = np.random.default_rng(4).permutation(len(scores))
+    for again in (
+        calibrated("mondrian", scores[order], OPTIONS["mondrian"], labels[order]),
+        rebuilt(json.loads(json.dumps(made.to_dict())), made.measured, made.codes),
+    ):
+        assert (again.to_dict(), again.target) == (made.to_dict(), made.target)
+        assert (again.codes == made.codes).all()
+        assert [part.version for part in again.parts] == [part.version for part in made.parts]
+    swapped = np.where(labels == "cafe", "fuel", labels)
+    assert calibrated("mondrian", scores, OPTIONS["mondrian"], swapped).version != made.version
+    # another method makes nothing of them, and what it says is what it said before there were any
+    assert calibrated("conformal", scores, {"alpha": 0.05}, labels).to_dict() == conformal(scores, alpha=0.05).to_dict()
+
+
+def test_fewer_records_than_alpha_needs_are_no_segment():
+    with pytest.raises(ConfigError, match=r"threshold\.least must be at least 19 .* Got 18"):
+        mondrian(np.arange(100.0), by="shop", alpha=0.05, least=18)
+    with pytest.raises(ConfigError, match=r"at least 1 / \(n \+ 1\)"):
+        mondrian(np.arange(18.0), by="shop", alpha=0.05)
+
+
+def test_what_is_said_of_several_thresholds_is_a_bound_for_their_sum():
+    made = [conformal(np.arange(float(n)), alpha=0.05) for n in (19, 100, 1000)]
+    parts = list(zip(made, (7, 200, 500), strict=True))
+    law = np.ones(1)
+    for one, m in parts:
+        law = np.convolve(
+            law, scipy.stats.betabinom.pmf(np.arange(m + 1), m, one.rank, len(one.calibration) + 1 - one.rank)
+        )
+    tails = np.append(np.cumsum(law[::-1])[::-1], 0.0)  # P(at least k)
+    expected, low, high = false_alarms_of(parts)
+    assert expected == pytest.approx(float((np.arange(len(law)) * law).sum()))
+    assert 1 - tails[low] <= 0.025 and tails[high + 1] <= 0.025
+    said = [batch_p_value(k, parts) for k in range(200)]
+    assert said[0] == 1.0 and said == sorted(said, reverse=True)
+    assert all(p >= chance - 1e-9 for p, chance in zip(said, tails, strict=False))
+    assert batch_p_value(high + 1, parts) <= 0.025 < batch_p_value(high, parts)
+    assert batch_p_value(120, parts) < 1e-3  # and says something
+    # of one part it is what that part says
+    assert false_alarms_of(parts[2:]) == made[2].false_alarms(500)
+    assert batch_p_value(40, parts[2:]) == made[2].batch_p_value(40, 500)
 
 
 @pytest.mark.parametrize("n", range(1, 201))
@@ -551,4 +628,5 @@ def test_what_a_method_promises_is_said():
         "budget": "at most 5 of 60 normal records with probability 0.95",
         "fixed": "fixed at 1.25",
         "fdr": "at most a share 0.1 of what is flagged in a batch, on average; of the highest calibration score alone",
+        "mondrian": "target 0.05 for each shop of at least 19 calibration records; of all together",
     }

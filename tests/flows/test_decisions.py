@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,8 +17,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from pipeline_samples import broken, cli, copy, deliver, shared_by, table
+from pipeline_samples import MONITOR, broken, cli, copy, deliver, shared_by, table, write_monitor
 from store_samples import tree
+from tracking_samples import without_figures
 
 from vae_anomaly.cli import promised
 from vae_anomaly.detector import Detector
@@ -166,6 +168,112 @@ def test_the_registered_model_takes_the_records_it_is_given_for_a_batch(detector
     n = len(detector.threshold.measured)
     assert (found["is_anomaly"] == discovered(found["p_value"].to_numpy(), Fraction("0.3"), n)).all()
     assert found["is_anomaly"][:8].all()
+
+
+# ---------------------------------------------------------------- segments
+
+
+@pytest.fixture(scope="module")
+def segmented(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A monitor whose shops have thresholds of their own, with one batch that is scored, and what its fit said."""
+    home = tmp_path_factory.mktemp("segments")
+    folder = write_monitor(
+        home / "shops", MONITOR.replace("{alpha: 0.05}", "{method: mondrian, by: shop, alpha: 0.05, least: 40}")
+    )
+    (home / "mlflow.yml").write_text('server: {tracking_uri: "sqlite:///state/mlflow.db"}\n')
+    with without_figures():
+        fit = cli("fit", folder)
+        assert cli("review", folder).code in (0, 5)
+        assert cli("promote", folder, "--by", "ann", "--force", "--reason", "test").code == 0
+    deliver(folder, **{"day.parquet": broken(table(400, 31, frauds=30))})
+    assert cli("score", folder).code == 0
+    return folder, fit.out
+
+
+def test_each_segment_decides_by_its_own_threshold(segmented: tuple[Path, str]) -> None:
+    folder, said = segmented
+    assert "target 0.05 for each shop of at least 40 calibration records; of all together, expected" in said
+    assert [line.split()[2] for line in said.splitlines() if line.startswith("  of shop")] == ["'cafe'", "'fuel'"]
+    store, commit = Store(folder / "output"), committed(folder)["day.parquet"]
+    assert check(store) == []
+    rows, report = scores(folder, commit), read_report(store, commit.batch_id)
+    shop = np.array(table(400, 31, frauds=30)["shop"].to_pylist())
+    score, p, flag, version = (
+        rows[name].to_numpy() for name in ("score", "p_value", "is_anomaly", "threshold_version")
+    )
+    own = {name: set(version[shop == name]) for name in ("cafe", "fuel", "kiosk")}
+    assert all(len(versions) == 1 for versions in own.values())
+    assert set().union(*own.values()) == set(commit.threshold.segments)
+    values = np.array([commit.threshold.segments[name] for name in version])
+    assert len(set(values)) == 3
+    assert (flag == (score > values)).all() and (flag == (p <= 0.05)).all()
+    assert commit.threshold.version not in commit.threshold.segments
+    # what the report says of the records of all segments
+    assert commit.expected_flagged == report.expected_flagged == pytest.approx(0.05 * commit.scored, rel=0.3)
+    (note,) = [note for note in report.notes if "'shop'" in note]
+    kiosk = rows["score"].is_valid().to_numpy() & (shop == "kiosk")
+    assert note.startswith(f"{commit.scored - kiosk.sum():,} records are of the 2 values of 'shop'")
+    assert f" {kiosk.sum():,} others, {flag[kiosk].sum():,} of them flagged, have that of all" in note
+    for record in report.records:
+        assert record.p_value == p[record.row_index]
+
+
+def test_segments_give_the_same_bytes_however_the_rows_arrive(segmented: tuple[Path, str], tmp_path: Path) -> None:
+    found = []
+    for workers in (1, 3):
+        shutil.copytree(segmented[0].parent, home := tmp_path / str(workers))
+        deliver(home / "shops", **{"other.parquet": broken(table(3000, 32, frauds=100))})
+        with shared_by(workers):
+            assert cli("score", home / "shops").code == 0
+        kept = tree(home / "shops" / "output")
+        found.append({name: digest for name, digest in kept.items() if name.startswith(("scores", "commits"))})
+        assert check(Store(home / "shops" / "output")) == []
+    assert found[0] == found[1] and len(found[0]) == 4
+
+
+def test_an_altered_threshold_of_a_segment_is_found(segmented: tuple[Path, str], tmp_path: Path) -> None:
+    folder = tmp_path / "shops"
+    shutil.copytree(segmented[0], folder)
+    (path,) = (folder / "output" / "commits").glob("*.json")
+    commit = committed(folder)["day.parquet"]
+    first, *_ = commit.threshold.segments
+    for change, law in (({first: -1e9}, "I4"), ({"t-other": 1.0}, None)):
+        threshold = replace(commit.threshold, segments={**commit.threshold.segments, **change})
+        path.write_bytes(replace(commit, threshold=threshold).to_json())
+        found = {finding.invariant for finding in check(Store(folder / "output"))}
+        assert found == ({law} if law else set())
+    threshold = replace(commit.threshold, segments={k: v for k, v in commit.threshold.segments.items() if k != first})
+    path.write_bytes(replace(commit, threshold=threshold).to_json())
+    assert "I5" in {finding.invariant for finding in check(Store(folder / "output"))}
+
+
+def test_segments_can_be_calibrated_anew_and_left_and_need_a_fit_for_another_column(
+    segmented: tuple[Path, str], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(segmented[0].parent, home)
+    folder, text = home / "shops", (segmented[0] / "monitor.yml").read_text()
+    before = committed(folder)["day.parquet"]
+    wanted = {
+        "{method: mondrian, by: shop, alpha: 0.1}": 4,  # so few of the third are enough for that
+        "{method: mondrian, by: shop, alpha: 0.05, least: 1000}": 0,
+        "{alpha: 0.05}": 0,
+    }
+    seen = {before.threshold.version}
+    for threshold, parts in wanted.items():
+        (folder / "monitor.yml").write_text(
+            text.replace("{method: mondrian, by: shop, alpha: 0.05, least: 40}", threshold)
+        )
+        assert cli("score", folder, "--backfill", "day", "day", "--reprocess", "all").code == 0
+        after = committed(folder)["day.parquet"]
+        assert len(after.threshold.segments) == parts
+        seen.add(after.threshold.version)
+    assert len(seen) == 4
+    (folder / "monitor.yml").write_text(text.replace("by: shop", "by: paid"))
+    said = cli("score", folder, "--backfill", "day", "day", "--reprocess", "all")
+    assert said.code == 2
+    assert "threshold.by" in said.errors[-1] and "Got 'paid' for 'shop'" in said.errors[-1]
+    assert check(Store(folder / "output")) == []
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:

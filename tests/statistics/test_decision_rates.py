@@ -8,9 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from vae_anomaly.explain import score_shift
-from vae_anomaly.thresholds import Threshold, at_least, fdr
+from vae_anomaly.thresholds import (
+    Threshold,
+    allowed_exceedances,
+    at_least,
+    batch_p_value,
+    calibrated,
+    false_alarms,
+    fdr,
+)
 
 BATCHES = 4000
 Draw = Callable[[np.random.Generator, int], np.ndarray]
@@ -142,3 +151,80 @@ def test_what_is_left_unflagged_is_called_shifted_as_seldom_as_stated(planted: i
         normal = threshold.calibration[: 300 - threshold.rank]
         found += score_shift(normal, scores[~threshold.flag(scores)], level=level, least=0.0) is not None
     assert found / BATCHES <= level + 3.29 * math.sqrt(level * (1 - level) / BATCHES)
+
+
+# ---------------------------------------------------------------- segments
+
+
+SEGMENTS = {"narrow": (300, 400), "wide": (100, 150), "rare": (5, 10)}  # calibration records and records of a batch
+
+
+def segment_scores(g: np.random.Generator, which: int) -> dict[str, np.ndarray]:
+    """Normal scores of each segment, as many as ``SEGMENTS`` says; those of one are far wider than the others."""
+    wide = {"narrow": 1.0, "wide": 2.5, "rare": 1.0}
+    return {name: g.normal(scale=wide[name], size=sizes[which]) for name, sizes in SEGMENTS.items()}
+
+
+def segment_alarms(parts_of: Callable[[Threshold], dict[str, Threshold]]) -> dict[str, np.ndarray]:
+    """(BATCHES // 2,) false alarms in each segment, over fresh calibrations."""
+    g, found = np.random.default_rng(20260110), {name: np.zeros(BATCHES // 2) for name in SEGMENTS}
+    labels = np.array([name for name, sizes in SEGMENTS.items() for _ in range(sizes[0])], dtype=object)
+    for i in range(BATCHES // 2):
+        scores = np.concatenate(list(segment_scores(g, 0).values()))
+        threshold = calibrated("mondrian", scores, {"by": "site", "alpha": 0.02}, labels)
+        assert list(threshold.segments) == ["narrow", "wide"]
+        decides = parts_of(threshold)
+        for name, fresh in segment_scores(g, 1).items():
+            found[name][i] = decides[name].flag(fresh).sum()
+    return found
+
+
+def own(threshold: Threshold) -> dict[str, Threshold]:
+    return {name: threshold.segments.get(name, threshold.parts[0]) for name in SEGMENTS}
+
+
+def pooled(threshold: Threshold) -> dict[str, Threshold]:
+    return dict.fromkeys(SEGMENTS, threshold.parts[0])
+
+
+def deviations(alarms: np.ndarray, n: int, m: int) -> float:
+    """Standard errors between the mean number of false alarms and that of the beta-binomial law."""
+    law = scipy.stats.betabinom(m, allowed_exceedances(0.02, n), n + 1 - allowed_exceedances(0.02, n))
+    return float((alarms.mean() - law.mean()) / (law.std() / math.sqrt(len(alarms))))
+
+
+@pytest.mark.statistics
+def test_in_each_segment_the_false_alarms_are_the_promised_ones() -> None:
+    alarms = segment_alarms(own)
+    for name in ("narrow", "wide"):
+        n, m = SEGMENTS[name]
+        b = allowed_exceedances(0.02, n)
+        assert abs(deviations(alarms[name], n, m)) < 3.29
+        low, high = scipy.stats.betabinom.ppf([0.025, 0.975], m, b, n + 1 - b)
+        outside = np.mean((alarms[name] < low) | (alarms[name] > high))
+        assert outside <= 0.05 + 3.29 * math.sqrt(0.05 * 0.95 / len(alarms[name]))
+
+
+@pytest.mark.statistics
+def test_one_threshold_for_all_segments_is_seen() -> None:
+    alarms = segment_alarms(pooled)
+    assert deviations(alarms["narrow"], *SEGMENTS["narrow"]) < -10
+    assert deviations(alarms["wide"], *SEGMENTS["wide"]) > 10
+    assert alarms["narrow"].mean() / SEGMENTS["narrow"][1] < 0.001
+    assert alarms["wide"].mean() / SEGMENTS["wide"][1] > 0.05
+
+
+@pytest.mark.statistics
+def test_of_the_segments_together_no_more_are_flagged_than_is_said() -> None:
+    """Where the records without a threshold of their own are like the others; else nothing is promised of them."""
+    g, flagged = np.random.default_rng(20260111), []
+    labels = np.repeat(np.array(["a", "b", None], dtype=object), (60, 200, 20))
+    for _ in range(BATCHES // 2):
+        threshold = calibrated("mondrian", g.normal(size=280), {"by": "site", "alpha": 0.05}, labels)
+        parts = list(zip(threshold.parts, (30, 100, 300), strict=True))
+        flagged.append(sum(int(part.flag(g.normal(size=m)).sum()) for part, m in parts))
+    chance = {number: batch_p_value(number, parts) for number in set(flagged)}  # it depends on the sizes alone
+    found, (expected, low, high) = np.array(flagged), false_alarms(parts)
+    assert abs(found.mean() - expected) <= error(found)
+    assert np.mean((found < low) | (found > high)) <= 0.05
+    assert excess(np.array([chance[number] for number in flagged])) < 3.29

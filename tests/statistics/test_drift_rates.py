@@ -128,7 +128,7 @@ def redrawn(fitted: Callable[..., Any], make_records: Callable[..., Any]) -> Cal
 
 def report_of(detector: Detector, records: Records, least: float = drift.DISTANCE) -> Report:
     made = BatchSummary(detector, least)
-    made.add(records, detector.decided(records.status, detector.scores(detector.encode(records))))
+    made.add(records, detector.decided(records, records.status, detector.scores(detector.encode(records))))
     about = {"monitor": "m", "batch_id": "b-0123456789ab", "batch_name": "b.csv", "batch_sha256": "0" * 64}
     return made.report(**about, extra_columns=[], provenance={})
 

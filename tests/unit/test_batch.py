@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from vae_anomaly.batch import OK, Records, concatenate
+from vae_anomaly.batch import OK, Records, concatenate, segments
 
 
 def records(rows: int, labels: list[bool] | None) -> Records:
@@ -24,3 +25,10 @@ def test_labels_of_one_part_survive_a_part_without(labelled_first):
 
 def test_no_labels_at_all_stay_none():
     assert concatenate([records(2, None), records(1, None)]).labels is None
+
+
+def test_segments_are_the_values_as_text() -> None:
+    values = {"flag": np.array([1.0, np.nan, 0.0]), "shop": pa.array(["a", None, "true"])}
+    made = Records(0, np.arange(3), values, np.full(3, OK, object))
+    assert segments(made, "flag").to_pylist() == ["true", None, "false"]
+    assert segments(made, "shop").to_pylist() == ["a", None, "true"]

@@ -134,7 +134,9 @@ def test_the_sections_of_the_documentation_load() -> None:
     assert monitor(drift).drift.distance == 0.3
     assert (monitor(watch).watch.every_hours, monitor(watch).watch.stale_days) == (24, 90)
     thresholds = re.findall(r"\| `(threshold: .*?)` \|", (ROOT / "docs" / "thresholds.md").read_text())
-    assert [monitor(text).threshold.method for text in thresholds] == ["conformal", "pac", "budget", "fixed", "fdr"]
+    base = BASE.replace("{amount:", "{shop: {kind: category}, amount:")
+    methods = [monitor(text, base=base).threshold.method for text in thresholds]
+    assert methods == ["conformal", "pac", "budget", "fixed", "mondrian", "fdr"]
 
 
 def test_every_field_is_described() -> None:
@@ -174,6 +176,9 @@ def test_import_is_light() -> None:
         ("threshold: {alpha: 1}", "threshold.alpha must be less than 1. Got 1."),
         ("threshold: {method: fdr, q: 0.6}", "threshold.q must be less than or equal to 0.5. Got 0.6. Largest share"),
         ("threshold: {method: fdr, alpha: 0.1}", "unknown key 'alpha' (in threshold)"),
+        ("threshold: {method: mondrian, by: shop}", "threshold.by must name a category or boolean column. Got 'shop'."),
+        ("threshold: {method: mondrian, by: a}", "threshold.by must name a category or boolean column. Got 'a'."),
+        ("threshold: {method: mondrian}", "threshold.by must be given."),
         ("threshold: {alpha: true}", "threshold.alpha must be a number. Got true."),
         ("threshold: {alpha: .nan}", "threshold.alpha must be a finite number"),
         ("threshold:", "threshold must be a mapping of keys and values. Got nothing."),
@@ -181,7 +186,7 @@ def test_import_is_light() -> None:
         ("alpha: 0.1", "unknown key 'alpha' (at the top level). Did you mean 'threshold.alpha'?"),
         (
             "threshold: {method: conformol}",
-            "threshold must be of method 'conformal', 'pac', 'budget', 'fixed', 'fdr'. Got"
+            "threshold must be of method 'conformal', 'pac', 'budget', 'fixed', 'fdr', 'mondrian'. Got"
             " 'conformol'. Did you mean 'conformal'?",
         ),
         ("threshold: {method: pac, delta: 1}", "threshold.delta must be less than 1. Got 1."),

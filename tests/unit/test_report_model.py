@@ -28,6 +28,7 @@ from vae_anomaly.report import (
     formatting,
     to_markdown,
 )
+from vae_anomaly.report.html import to_html
 
 RECORD = FlaggedRecord(
     row_index=17,
@@ -336,6 +337,19 @@ def test_markdown_says_the_essentials():
     notice = to_markdown(NOTICE)
     for part in ("quarantined", "`missing_column`", "Rename the column", "0, 4 (9 in all)"):
         assert part in notice
+
+
+@pytest.mark.parametrize("written", [to_markdown, to_html])
+def test_what_is_promised_is_said_in_the_words_of_the_promise(written):
+    rate = "false alarms (95 % range" if written is to_markdown else "for a false-alarm rate of"
+    assert rate in written(report())
+    kept = written(report(discovery_rate=0.1))
+    none = written(report(discovery_rate=0.1, alpha=0.0, threshold_value=math.nan, flagged=0, records=()))
+    share = formatting.percent(0.1)
+    assert f"for this batch, so that on average at most {share} of what is flagged are false alarms" in kept
+    assert "No threshold " in none and "n/a" not in none
+    for text in (kept, none):
+        assert rate not in text
 
 
 def test_the_template_engine_is_loaded_only_to_render():

@@ -126,9 +126,12 @@ def _contribution(part: Contribution, record: FlaggedRecord) -> str:
 def _promise(report: Report) -> list[str]:
     name = f"Threshold {number(report.threshold_value)} {sentence(report.score_unit)} ({sentence(report.score_name)})"
     if report.discovery_rate is not None:
+        share = percent(report.discovery_rate)
+        if not report.alpha:
+            return [f"No threshold for this batch: more than {share} of what it flags could be false alarms"]
         return [
             f"{name}, set on {report.calibration_records:,} calibration records for this batch, so that on average at "
-            f"most {percent(report.discovery_rate)} of what is flagged are false alarms"
+            f"most {share} of what is flagged are false alarms"
         ]
     low, high = (percent(a) for a in report.alpha_range)
     return [

@@ -254,13 +254,14 @@ def _content(commit: Commit, path: Path) -> Iterator[Problem]:
 
 def _constants(commit: Commit, group: pa.Table) -> Iterator[Problem]:
     known = {
-        "batch_id": commit.batch_id,
-        "model_version": commit.model.version,
-        "threshold_version": commit.threshold.version,
+        "batch_id": [commit.batch_id],
+        "model_version": [commit.model.version],
+        "threshold_version": [*commit.threshold.segments] or [commit.threshold.version],
     }
-    for name, value in known.items():
-        if group[name].cast(pa.string()).unique().to_pylist() != [value]:
-            yield "I5", f"Column {name!r} must be {value!r}, as in the commit, in every row. It is not."
+    for name, values in known.items():
+        if not set(group[name].cast(pa.string()).unique().to_pylist()) <= set(values):
+            stated = " or ".join(map(repr, values))
+            yield "I5", f"Column {name!r} must be {stated}, as in the commit, in every row. It is not."
 
 
 def _decisions(commit: Commit, group: pa.Table, first: int) -> Iterator[Problem]:
@@ -270,13 +271,25 @@ def _decisions(commit: Commit, group: pa.Table, first: int) -> Iterator[Problem]
     ok = pc.equal(group["status"].cast(pa.string()), OK).to_numpy()
     nulls = [group[name].is_null().to_numpy() for name in ("score", "p_value")]
     value, alpha = commit.threshold.value, commit.threshold.alpha
-    above = score > (math.inf if value is None else value)
+    above = score > _values(commit, group)
     yield from _law("I2", "row_index must be the row's place in the batch", index == first + np.arange(len(ok)), first)
     yield from _law("I4", "score and p_value must be null iff unscorable", (nulls[0] != ok) & (nulls[1] != ok), first)
     yield from _law("I4", "score must be a number", ~ok | ~np.isnan(score), first)
     yield from _law("I4", "p_value must be in (0, 1]", ~ok | ((p > 0) & (p <= 1)), first)
-    yield from _law("I4", f"is_anomaly must be score > {value!r}", flag == (ok & above), first)
+    law = "its segment's value" if commit.threshold.segments else repr(value)
+    yield from _law("I4", f"is_anomaly must be score > {law}", flag == (ok & above), first)
     yield from _law("I4", f"is_anomaly must be p_value <= {alpha!r}", flag == (ok & (p <= alpha)), first)
+
+
+def _values(commit: Commit, group: pa.Table) -> np.ndarray:
+    """(B,) the score above which each row is flagged."""
+    threshold = commit.threshold
+    if not threshold.segments:
+        return np.full(group.num_rows, math.inf if threshold.value is None else threshold.value)
+    place = pc.index_in(group["threshold_version"].cast(pa.string()), value_set=pa.array(list(threshold.segments)))
+    # a version that is not there has been told of
+    values = np.append(list(threshold.segments.values()), math.nan)
+    return np.asarray(values[place.fill_null(-1).to_numpy()])
 
 
 def _law(invariant: Invariant, law: str, holds: np.ndarray, first: int) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -57,11 +57,15 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class ThresholdRef:
-    """The threshold that decided; without a value it flagged nothing, whatever the score."""
+    """The threshold that decided; without a value it flagged nothing, whatever the score.
+
+    ``segments``: where several did, the versions that rows name, and the value of each.
+    """
 
     version: str
     value: float | None
     alpha: float
+    segments: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

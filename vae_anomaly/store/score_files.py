@@ -47,9 +47,12 @@ def score_table(
     p_value: np.ndarray,
     is_anomaly: np.ndarray,
     model_version: str,
-    threshold_version: str,
+    threshold_version: str | np.ndarray,
 ) -> pa.RecordBatch:
-    """Rows ``first_row`` ... of a score file from arrays (B,); score and p-value of unscorable rows become null."""
+    """Rows ``first_row`` ... of a score file from arrays (B,); score and p-value of unscorable rows become null.
+
+    ``threshold_version`` is one for all rows, or (B,).
+    """
     rows = len(status)
     unscorable = np.asarray(status != OK, dtype=bool)
     columns = [
@@ -61,7 +64,9 @@ def score_table(
         pa.array(np.asarray(p_value, dtype=np.float64), mask=unscorable, from_pandas=False),  # reports it
         pa.array(np.asarray(is_anomaly, dtype=bool)),
         _constant(model_version, rows),
-        _constant(threshold_version, rows),
+        _constant(threshold_version, rows)
+        if isinstance(threshold_version, str)
+        else pa.array(threshold_version, pa.string()).dictionary_encode(),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCORE_SCHEMA)
 
