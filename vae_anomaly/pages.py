@@ -11,21 +11,21 @@ import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
 from vae_anomaly.errors import ConfigError, StoreError, VaeAnomalyError
-from vae_anomaly.report.model import Report
-from vae_anomaly.report.overview import BatchLine, Linked, Overview, is_mostly_unscorable, state_of
+from vae_anomaly.report.model import INCIDENT_KINDS, Report
+from vae_anomaly.report.overview import BatchLine, IncidentLine, Linked, Overview, is_mostly_unscorable, state_of
 from vae_anomaly.store.commits import Ledger, Written
 from vae_anomaly.store.files import INDEX, Store, content_of, names, replace, sweep
-from vae_anomaly.store.records import Attempts, Commit, Quarantine
+from vae_anomaly.store.records import Attempts, Commit, Incident, Quarantine, read_record
 from vae_anomaly.workspace import Workspace, code_version
 
-SHOWN = 60  # batches
+SHOWN, INCIDENTS = 60, 10  # batches, and incidents
 _HEAD = 1_000  # bytes of a page in which its marks are
 _log = logging.getLogger(__name__)
 
@@ -55,12 +55,25 @@ def overview(ledger: Ledger, monitor: str, written: Sequence[Written]) -> Overvi
     pages = set(names(ledger.store.reports))
     lines = [_line(ledger.store, at, record, pages) for at, record in islice(ledger.latest(written), SHOWN)]
     contents = {batch.rpartition("-")[2] for _, batch, _ in written}  # the heads of their digests
-    return Overview(monitor, tuple(reversed(lines)), len(contents))
+    return Overview(monitor, tuple(reversed(lines)), len(contents), tuple(_incidents(ledger)))
+
+
+def _incidents(ledger: Ledger) -> Iterator[IncidentLine]:
+    """The last ``INCIDENTS`` of them."""
+    folder = ledger.store.incidents
+    known = sorted(((folder / name).stat().st_mtime_ns, name) for name in names(folder) if name.endswith(".json"))
+    for at, name in reversed(known[-INCIDENTS:]):
+        found = read_record(folder / name, Incident)
+        yield IncidentLine(INCIDENT_KINDS.get(found.kind, found.kind), found.name, found.problem, _utc(at))
+
+
+def _utc(at: int) -> str:
+    return datetime.fromtimestamp(at // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _line(store: Store, at: int, record: Commit | Quarantine | Attempts, pages: set[str]) -> BatchLine:
     name, batch = record.name, record.batch_id
-    when = datetime.fromtimestamp(at // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    when = _utc(at)
     if isinstance(record, Attempts):
         about = f"Attempt {record.count}: {record.problem}"
         return BatchLine(name, batch, when, "failed", about=about)
@@ -144,7 +157,8 @@ def overview_page(ledger: Ledger, monitor: str) -> tuple[Overview, bytes]:
 def _mark(ledger: Ledger, monitor: str, written: Sequence[Written]) -> str:
     """A digest of what an overview shows, by the names and times of the files: no record is read for it."""
     records = [(at, batch, folder.name) for at, batch, folder in written]
-    seen = [code_version(), monitor, records, [name for name in names(ledger.store.reports) if name != INDEX]]
+    pages = [name for name in names(ledger.store.reports) if name != INDEX]
+    seen = [code_version(), monitor, records, pages, names(ledger.store.incidents)]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 

@@ -20,18 +20,19 @@ import pytest
 from hostile_samples import PAYLOADS, Page, intruders
 from jinja2 import Environment, StrictUndefined
 from overview_samples import DAY, KINDS, START, every_kind, failed_batch, refused_batch, scored_batch, written
+from store_samples import MONITOR, put
 
 from vae_anomaly import pages
 from vae_anomaly.errors import ConfigError, DataError, StoreError
 from vae_anomaly.report import html, overview_html
 from vae_anomaly.report.formatting import text
-from vae_anomaly.report.overview import STATES, BatchLine, Linked, Overview
+from vae_anomaly.report.overview import STATES, BatchLine, IncidentLine, Linked, Overview
 from vae_anomaly.report.overview_html import MAX_BATCHES, MAX_MONITORS, overview_to_html, site_to_html
 from vae_anomaly.store import commits
 from vae_anomaly.store.check import check
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.files import INDEX, Store
-from vae_anomaly.store.records import Attempts
+from vae_anomaly.store.records import Attempts, Incident
 
 
 @pytest.fixture(autouse=True)
@@ -261,7 +262,7 @@ def full(words: str, link: str = "report-1.html") -> Overview:
         )
         for state in STATES
     ]
-    return Overview(words, tuple(lines), 99)
+    return Overview(words, tuple(lines), 99, (IncidentLine(words, words, words, words),) * 12)
 
 
 @functools.cache
@@ -416,3 +417,19 @@ def test_the_page_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="a folder that can be written"):
         pages.write_site([monitor], tmp_path / "file")
+
+
+def test_the_last_incidents_are_shown_newest_first_and_a_new_one_is_news(tmp_path: Path) -> None:
+    store = Store(tmp_path / "output").prepare(MONITOR)
+    put(store, "day.parquet", b"1")
+    ledger = Ledger(store)
+    for i in range(12):
+        ledger.note(Incident(f"volume-{i:012d}", MONITOR, "volume", f"day-{i}.parquet", f"{i} records.", "Look."))
+        os.utime(store.incidents / f"volume-{i:012d}.json", (1000 + i, 1000 + i))
+    pages.update_overview(ledger, MONITOR)
+    page = (store.reports / INDEX).read_text()
+    shown = re.findall(r"day-(\d+)\.parquet", page[page.index("Incidents, the newest first") : page.index("Batches,")])
+    assert shown == [str(i) for i in range(11, 1, -1)]
+    ledger.note(Incident("stale-0123456789ab", MONITOR, "stale", "day.parquet", "too old.", "Fit."))
+    pages.update_overview(ledger, MONITOR)
+    assert "Stale calibration" in (store.reports / INDEX).read_text()

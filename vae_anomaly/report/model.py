@@ -417,7 +417,7 @@ class IncidentNotice:
     @property
     def verdict(self) -> str:
         """One sentence: what has happened."""
-        return f"{_INCIDENTS.get(self.kind, self.kind)}: {self.problem}"
+        return f"{INCIDENT_KINDS.get(self.kind, self.kind)}: {self.problem}"
 
 
 @dataclass(frozen=True)
@@ -433,7 +433,7 @@ def is_mostly_flagged(flagged: int, scored: int) -> bool:
 
 
 _REPORT, _NOTICE = "vae-anomaly report 1", "vae-anomaly quarantine notice 1"
-_INCIDENTS = {"no_data": "No batch", "volume": "Unusual size", "stale": "Stale calibration"}
+INCIDENT_KINDS = {"no_data": "No batch", "volume": "Unusual size", "stale": "Stale calibration"}
 _WORDS = {
     "usual": "nothing unusual about the number",
     "more": "more than chance",

@@ -104,12 +104,24 @@ class BatchLine:
 
 
 @dataclass(frozen=True)
+class IncidentLine:
+    """What no batch by itself shows: its kind, the file that it is about or that came last before it, and when."""
+
+    kind: str
+    name: str
+    problem: str
+    at: str
+
+
+@dataclass(frozen=True)
 class Overview:
-    """The last batches of a monitor, oldest first, each content once; ``total`` is how many it has had in all."""
+    """The last batches of a monitor, oldest first, each content once; ``total`` is how many it has had in all. And the
+    last incidents, newest first."""
 
     monitor: str
     batches: tuple[BatchLine, ...] = ()
     total: int = 0
+    incidents: tuple[IncidentLine, ...] = ()
 
     @property
     def latest(self) -> BatchLine | None:

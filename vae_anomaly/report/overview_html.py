@@ -25,7 +25,7 @@ _SLOTS = 12  # at least so many batches have room in a picture
 _PAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,140}\.html")
 _ADDRESS = re.compile(r"[A-Za-z0-9._~/%-]+")
 _TICKS = [d * 10**power for power in range(10) for d in (1, 2, 5)]
-_MOVED = 3  # columns that are named
+_MOVED, _INCIDENTS = 3, 10  # columns that are named, and incidents
 _MARK = re.compile("[0-9a-f]{64}")
 
 
@@ -42,6 +42,7 @@ def overview_to_html(overview: Overview, mark: str = "") -> str:
         sparks=_sparks(batches),
         totals=_Totals.of(batches),
         named=_MOVED,
+        incidents=overview.incidents[:_INCIDENTS],
         rows=[(batch, batch.link if _PAGE.fullmatch(batch.link) else "") for batch in reversed(batches)],
     )
 
