@@ -7,7 +7,7 @@ STAMP := .venv/installed
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --progress-bar off --no-deps
 TOOLS := .venv-tools/bin
 
-.PHONY: demo test test-slow test-faults test-statistics bench ui lock audit sbom clean
+.PHONY: demo test test-slow test-faults test-statistics quarter bench ui lock audit sbom clean
 
 demo: $(STAMP)
 	$(BIN)/vae-anomaly demo
@@ -26,6 +26,9 @@ test-faults: $(STAMP)
 
 test-statistics: $(STAMP)
 	$(BIN)/python -m pytest tests/contracts/test_thresholds.py tests/statistics
+
+quarter: $(STAMP)
+	$(BIN)/python -m benchmarks.quarter
 
 bench: $(STAMP)
 	$(INSTALL) -r locks/bench.txt

@@ -213,7 +213,6 @@ def simulate(folder: Path, port: int, told: list[dict[str, object]]) -> list[Lin
     for monitor in (payments, rooms):
         progress(f"{monitor.name}: fit, review, promote")
         monitor.replace_champion("ann", "first model")
-    champion = load_champion(payments.ws, Tracker(payments.ws.mlflow))
     story = Story()
     for day in range(DAYS):
         for hour in (6.0, 20.0):
@@ -226,7 +225,7 @@ def simulate(folder: Path, port: int, told: list[dict[str, object]]) -> list[Lin
         _answers(day, payments, rooms, story)
         if day % 10 == 9:
             progress(f"day {day + 1}: {len(told)} messages")
-    assert load_champion(payments.ws, Tracker(payments.ws.mlflow))[1] == champion[1]
+
     return list(_scorecard(payments, rooms, story))
 
 

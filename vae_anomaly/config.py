@@ -815,6 +815,10 @@ class GatesConfig(_Section):
     max_recall_drop_vs_champion: Share = Field(
         default=0.1, description="Most, 0 to 1, by which that share may fall below the champion's."
     )
+    max_flagged_by_champion: Share = Field(
+        default=0.2,
+        description="Largest share, 0 to 1, of the new held-out normal records that the champion may flag.",
+    )
     min_calibration_records: Count = Field(
         default=50, description="Fewest records that must be behind the threshold, at least 1."
     )

@@ -105,9 +105,13 @@ def evaluate_gates(
              "Share of records flagged after one column or region was corrupted, median over them.", "share"),
         Gate("recall lost", drop, "at most", limits.max_recall_drop_vs_champion,
              "The champion's corruption recall less this version's, on the same records.", "share"),
+        Gate("flagged by the champion", float(champion.flagged.mean()) if champion else None, "at most",
+             limits.max_flagged_by_champion,
+             "Share of this version's normal validation records that the champion flags: where it is large, either the"
+             " source has changed, which somebody should know, or the training records are wrong.", "share"),
     )
     # fmt: on
-    return (*(gates if champion else gates[:-1]), *_replay_gates(replayed, limits))
+    return (*(gates if champion else gates[:-2]), *_replay_gates(replayed, limits))
 
 
 def _replay_gates(replayed: Replay | None, limits: GatesConfig) -> Iterator[Gate]:

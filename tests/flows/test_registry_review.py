@@ -92,6 +92,15 @@ def test_a_good_detector_passes_every_gate() -> None:
 
 
 RECORDS = len(EVIDENCE.scores)
+
+
+@pytest.mark.parametrize(("share", "holds"), [(0.05, True), (0.19, True), (0.25, False), (1.0, False)])
+def test_records_that_the_champion_would_flag_do_not_train_its_successor(share: float, holds: bool) -> None:
+    champion = replace(EVIDENCE, flagged=np.arange(RECORDS) < share * RECORDS)
+    assert verdicts(known=champion)["flagged by the champion"] == holds
+    assert "flagged by the champion" not in verdicts()
+
+
 WRONG = {
     "false-alarm rate": {"evidence": replace(EVIDENCE, flagged=np.arange(RECORDS) < RECORDS // 3)},
     "distinct scores": {"evidence": replace(EVIDENCE, scores=np.full(RECORDS, 3.0))},

@@ -572,6 +572,7 @@ def test_mlflow_defaults_lie_beside_the_monitor(tmp_path: Path) -> None:
         "max_false_alarm_ratio": 2.0,
         "min_corruption_recall": 0.2,
         "max_recall_drop_vs_champion": 0.1,
+        "max_flagged_by_champion": 0.2,
         "min_calibration_records": 50,
         "max_usual_alert_ratio": 2.0,
         "min_alerts_kept": 0.5,
