@@ -88,7 +88,7 @@ def approve(
     found = tracker.resolve(monitor.name, version or "candidate")
     with tracker.explained():
         sha256, _ = _recorded_review(tracker, found)
-        if review and not sha256.startswith(review.lower()):
+        if review is not None and (len(review) < 8 or not sha256.startswith(review.lower())):
             raise ReviewError(
                 f"the review of version {found.version} of {found.name} must be the one that was looked at,"
                 f" {review[:64]!r}. Got {sha256[:12]}: it was reviewed again. Look at that one."

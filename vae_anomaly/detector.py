@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,10 +118,12 @@ class Reference:
 @dataclass(frozen=True)
 class HeldOut:
     """How many normal ``records`` took no part in training, and their cells (Q, 3) of each column: missing, never seen
-    in training, beyond its range."""
+    in training, beyond its range. ``unlike`` in [0, 1] is how far calibration records, which are distinct, differ from
+    records as they come, in total variation: 0 where no two are equal."""
 
     records: int
     cells: tuple[tuple[int, int, int], ...]
+    unlike: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,7 @@ class Detector:
             "provenance": dict(self.provenance),
         }
         if self.held_out:
-            head["held_out"] = {"records": self.held_out.records, "cells": self.held_out.cells}
+            head["held_out"] = asdict(self.held_out)
         weights = tensors_to_bytes({k: v.contiguous() for k, v in sorted(self._tensors().items())})
         return {"detector.json": _json(head), "weights.safetensors": weights}
 
@@ -349,7 +351,7 @@ def _rebuild(folder: Path, head: Mapping[str, Any], weights: bytes) -> Detector:
         threshold,
         reference,
         head["provenance"],
-        HeldOut(held_out["records"], tuple((c[0], c[1], c[2]) for c in held_out["cells"])) if held_out else None,
+        held_out and HeldOut(**{**held_out, "cells": tuple((c[0], c[1], c[2]) for c in held_out["cells"])}),
     )
     if odd := sorted(detector._tensors().keys() ^ tensors.keys()):
         raise ArtifactError(f"{folder / 'weights.safetensors'} must hold the detector's tensors. Got other {odd[:5]}.")

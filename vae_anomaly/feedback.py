@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import logging
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from vae_anomaly.store.sources import open_delivery, read_chunks
 from vae_anomaly.worker import spoken_of
 from vae_anomaly.workspace import Workspace
 
+_log = logging.getLogger(__name__)
 MUTED_DAYS = 30
 COLUMNS = ("batch", "row", "as", "until", "note")
 _JUDGED = ["row_index", "record_id", "status", "score", "p_value", "is_anomaly"]
@@ -86,7 +89,7 @@ def read_remarks(path: Path) -> list[Remark]:
         found = []
         for line in rows:
             where = f"{path}, line {rows.line_num}"
-            if None in line or None in line.values() or not line["row"].strip().isdecimal():
+            if None in line or None in line.values() or not re.fullmatch(r"[0-9]{1,12}", line["row"].strip()):
                 raise ConfigError(f"{where} must have a batch, the number of a row and the other columns. Got others.")
             until = parsed_day(line["until"].strip()) if line.get("until", "").strip() else None
             found.append(Remark(line["batch"], int(line["row"]), line["as"].strip(), until, line.get("note") or ""))
@@ -121,12 +124,13 @@ def give(ws: Workspace, remarks: Sequence[Remark], *, by: str, now: datetime) ->
                 "note": notes.get(remark.note, ""),
             }
             found, record = judged[remark.row], records[remark.row]
+            said_at = now + timedelta(microseconds=len(made))  # the last line on a record stands
             if not found["flagged"] and remark.verdict != "anomaly":
                 raise ConfigError(
                     f"--as must be anomaly for a record that was not flagged. Got {remark.verdict} for row"
                     f" {remark.row:,} of {commit.name!r}."
                 )
-            entry = Feedback(commit.batch_id, **found, **said, at=now.isoformat(timespec="seconds"),
+            entry = Feedback(commit.batch_id, **found, **said, at=said_at.isoformat(timespec="microseconds"),
                              record=copied(store, record))  # fmt: skip
             spoken_of(ws, entry)  # it can be read back
             made.append((entry, record))
@@ -190,16 +194,22 @@ class Lessons:
 def lessons(ws: Workspace) -> Lessons:
     """The confirmed anomalies and the false alarms that stand.
 
+    A record that does not fit the present contract, which has changed since, teaches nothing; a warning names it.
+
     Raises
     ------
-    DataError, StoreError
-        As :func:`~vae_anomaly.worker.spoken_of`: a fit does not forget in silence what people said.
+    StoreError
+        The ledger, or a copy, is lost or altered.
     """
-    said = [entry for entry in standing(entries(ws.store)) if entry.verdict != "expected"]
-    by_verdict = {
-        verdict: [spoken_of(ws, entry) for entry in said if entry.verdict == verdict]
-        for verdict in ("anomaly", "false-alarm")
-    }
+    said = []
+    by_verdict: dict[str, list[Records]] = {"anomaly": [], "false-alarm": []}
+    for entry in standing(entries(ws.store)):
+        if entry.verdict in by_verdict:
+            try:
+                by_verdict[entry.verdict].append(spoken_of(ws, entry))
+                said.append(entry)
+            except DataError as error:
+                _log.warning("feedback %s teaches nothing: %s", entry.id, error)
     anomalies, false_alarms = (concatenate(records) if records else None for records in by_verdict.values())
     digest = hashlib.sha256("".join(entry.id for entry in said).encode()).hexdigest() if said else ""
     return Lessons(anomalies, false_alarms, digest)

@@ -150,6 +150,7 @@ def _fit(
     on_epoch: Callable[[EpochLog, int], None] | None,
     normal: int,
 ) -> Fit:
+    unlike = _unlike(records, recipe)
     preprocessor = PREPROCESSORS[schema.modality].fit(records.take(splits["training"]), schema)
     splits = _of_known_context(preprocessor, records, splits)
     _require_calibration(recipe, splits)
@@ -199,7 +200,7 @@ def _fit(
     threshold = calibrated(
         recipe.threshold.kind, calibration, recipe.threshold.options, _labels(recipe, records, splits)
     )
-    detector = replace(detector, threshold=threshold, held_out=_held_out(preprocessor, records, splits))
+    detector = replace(detector, threshold=threshold, held_out=_held_out(preprocessor, records, splits, unlike))
     return Fit(detector, epochs[0], plans[0], splits, held_out["validation"])
 
 
@@ -214,10 +215,22 @@ def _with_calibrating(
     return concatenate([records, more.take(new)]), {**splits, "calibration": calibration}
 
 
-def _held_out(preprocessor: Preprocessor, records: Records, splits: Mapping[str, np.ndarray]) -> HeldOut:
+def _unlike(records: Records, recipe: Recipe) -> float:
+    """Total variation between records as they come and distinct ones that are not heavy, which calibrate."""
+    _, size = np.unique(content_hash(records), return_counts=True)
+    light = ~_heavy(size, recipe)
+    return float(np.abs(size / size.sum() - light / max(1, light.sum())).sum() / 2)
+
+
+def _heavy(size: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Which groups of equal records, of these sizes, would fill half of a split by themselves: they train."""
+    return np.asarray((2 * size > min(recipe.validation, recipe.calibration) * size.sum()) & (size > 1))
+
+
+def _held_out(preprocessor: Preprocessor, records: Records, splits: Mapping[str, np.ndarray], unlike: float) -> HeldOut:
     chosen = np.concatenate([splits["validation"], splits["calibration"]])
     cells = preprocessor.quality(records.take(chosen), np.ones(len(chosen), bool))
-    return HeldOut(len(chosen), tuple((int(a), int(b), int(c)) for a, b, c in cells))
+    return HeldOut(len(chosen), tuple((int(a), int(b), int(c)) for a, b, c in cells), unlike)
 
 
 def _require_segments(recipe: Recipe, schema: Schema) -> None:
@@ -346,9 +359,7 @@ def _trained(
 def split(records: Records, recipe: Recipe) -> dict[str, np.ndarray]:
     """Row positions of ``training``, ``validation`` and ``calibration``, disjoint in content, shuffled by the seed."""
     _, group, size = np.unique(content_hash(records), return_inverse=True, return_counts=True)
-    # a record that would fill half of a split by itself trains, and the shares are those of the other records
-    heavy = 2 * size > min(recipe.validation, recipe.calibration) * len(records)
-    heavy &= size > 1
+    heavy = _heavy(size, recipe)  # the shares are those of the other records
     order = (np.random.default_rng(recipe.seed).permutation(len(size)) + len(size) * heavy)[group]
     rows = np.argsort(order, kind="stable")
     ranked, count = order[rows], int((~heavy[group]).sum()) or len(rows)

@@ -41,7 +41,10 @@ def most_muted(scored: int) -> int:
 
 @dataclass(frozen=True)
 class Muting:
-    """The false alarms of a monitor: ``ids`` (F,) of what was said of them, and the ``records`` (F,) themselves."""
+    """The false alarms of a monitor: ``ids`` (F,) of what was said of them, and the ``records`` (F,) themselves.
+
+    An empty id is that of a confirmed anomaly: what is nearer to it than to a false alarm is not muted.
+    """
 
     detector: Detector
     ids: tuple[str, ...]

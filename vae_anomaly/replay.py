@@ -6,6 +6,7 @@ is written. Both detectors decide with the present threshold of monitor.yml, as 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import numpy as np
 
 from vae_anomaly.batch import Detections, Records
 from vae_anomaly.detector import Detector
-from vae_anomaly.errors import DataError
+from vae_anomaly.errors import ConfigError, DataError
 from vae_anomaly.report.review import Alerts, Change, Replay, ReplayedBatch
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.records import Commit
@@ -28,6 +29,7 @@ from vae_anomaly.worker import decided_now, in_order, read_records
 from vae_anomaly.workspace import Progress, Workspace, silent
 
 CARDS = 12  # records of each kind that are explained
+_log = logging.getLogger(__name__)
 RANKED = 100_000  # records whose scores are ranked, at most
 
 
@@ -46,11 +48,12 @@ def replay(
     Raises
     ------
     ConfigError
-        A detector does not support the threshold that monitor.yml asks for.
+        The candidate does not support the threshold that monitor.yml asks for. A champion that does not decides by its
+        own, which it was registered with.
     DeliveryChanged
         A file changes while it is read.
     """
-    tally = _Tally([decided_now(ws, detector) for detector in (candidate, champion) if detector])
+    tally = _Tally([decided_now(ws, candidate), *([_as_it_can(ws, champion)] if champion else [])])
     batches: list[ReplayedBatch] = []
     left_out: Counter[str] = Counter()
     ledger = Ledger(ws.store)
@@ -68,9 +71,28 @@ def replay(
                     left_out["not in the inbox as it was committed"] += 1
                     continue
                 progress(f"replaying {commit.name}", len(batches), last)
+                tally.detectors = [_for_batch(ws, detector, delivery) for detector in tally.detectors]
                 batches.append(tally.replayed(commit, _detected(ws, tally, delivery)))
                 delivery.assert_unchanged()
     return tally.result(batches, left_out)
+
+
+def _as_it_can(ws: Workspace, champion: Detector) -> Detector:
+    try:
+        return decided_now(ws, champion)
+    except ConfigError as error:
+        _log.warning("the champion is replayed with its own threshold: %s", error)
+        return champion
+
+
+def _for_batch(ws: Workspace, detector: Detector, delivery: Delivery) -> Detector:
+    """The detector with the threshold of a batch, where that depends on all of its scores."""
+    threshold = detector.threshold
+    if threshold.discovery_rate is None:
+        return detector
+    chunks = (threshold.counts(detector.detect(records).score) for records in read_records(delivery, ws))
+    with limited_threads(1):
+        return replace(detector, threshold=threshold.for_batch(sum(chunks, np.zeros(1, np.int64))))
 
 
 def rank_correlation(ours: np.ndarray, theirs: np.ndarray) -> float | None:
@@ -190,7 +212,9 @@ class _Tally:
     def result(self, batches: Sequence[ReplayedBatch], left_out: Counter[str]) -> Replay:
         """What there is to say of all of them."""
         threshold = self.detectors[0].threshold
-        usual = [batch.candidate for batch in batches if batch.usual]
+        # what is promised of flagged records says nothing of how many normal ones may be flagged
+        counted = threshold.discovery_rate is None
+        usual = [batch.candidate for batch in batches if batch.usual and counted]
         pooled = Alerts.of(threshold, sum(a.scored for a in usual), sum(a.flagged for a in usual)) if usual else None
         ranked = self._scores.values.reshape(-1, 2)
         compared = len(self.detectors) == 2

@@ -32,7 +32,7 @@ from vae_anomaly.report.html import to_html
 from vae_anomaly.report.markdown import to_markdown
 from vae_anomaly.report.model import IncidentNotice, Others, QuarantineNotice
 from vae_anomaly.sinks import Alert, deliver
-from vae_anomaly.store.commits import BatchState, HashCache, Ledger, PendingAlert, State
+from vae_anomaly.store.commits import BatchState, HashCache, Ledger, PendingAlert, State, standing
 from vae_anomaly.store.files import Busy, Store, drop
 from vae_anomaly.store.records import (  # fmt: skip
     Attempts,
@@ -496,7 +496,7 @@ def deliver_outbox(ws: Workspace, ledger: Ledger) -> Told:
     problems: list[str] = []
     held = 0
     try:
-        _watch(ws, ledger, time.time())
+        problems += _watch(ws, ledger, time.time())
         problems += _render(ledger, ws.monitor.name)
         due = ledger.pending_alerts([sink.kind for sink in ws.monitor.sinks])
         for sink in ws.monitor.sinks:
@@ -509,11 +509,18 @@ def deliver_outbox(ws: Workspace, ledger: Ledger) -> Told:
     return Told(problems, held)
 
 
-def _watch(ws: Workspace, ledger: Ledger, now: float) -> None:
-    """Write down what the last batches show, or that none has come."""
-    seen = [Seen(commit, at) for commit, at in ledger.last(HISTORY + OF_LAST)]
-    for incident in incidents(ws.monitor.name, seen, now, **ws.monitor.watch.model_dump()):
-        ledger.note(incident)
+def _watch(ws: Workspace, ledger: Ledger, now: float) -> list[str]:
+    """Write down what the last batches show, or that none has come; what went wrong with that."""
+    try:
+        last = ledger.last(HISTORY + OF_LAST)
+        stand = {commit.batch_id for commit in standing([commit for commit, _ in last])}
+        seen = [Seen(commit, at) for commit, at in last if commit.batch_id in stand]
+        since = ledger.since(seen[-1].commit.model.digest) if seen else None
+        for incident in incidents(ws.monitor.name, seen, now, since=since, **ws.monitor.watch.model_dump()):
+            ledger.note(incident)
+    except StoreError as error:
+        return [f"incidents: {error}"]
+    return []
 
 
 def _render(ledger: Ledger, monitor: str) -> list[str]:
@@ -532,7 +539,9 @@ def _render(ledger: Ledger, monitor: str) -> list[str]:
 def _tell(ws: Workspace, ledger: Ledger, sink: SinkConfig, together: Sequence[Sequence[PendingAlert]]) -> list[str]:
     """Deliver one message for each list of alerts; what was not delivered, and why."""
     problems: list[str] = []
-    for i, alerts in enumerate(together):
+    queue = [list(alerts) for alerts in together]
+    while queue:
+        alerts = queue.pop(0)
         where = f"sink {sink.kind!r}, batch {alerts[-1].record.batch_id}"
         try:
             with ledger.store.lock(ledger.store.outbox):
@@ -549,11 +558,12 @@ def _tell(ws: Workspace, ledger: Ledger, sink: SinkConfig, together: Sequence[Se
             known = isinstance(error, VaeAnomalyError | OSError)
             # of another error without its text, which may quote an address; the other sinks are told all the same
             problems.append(f"{where}: {error if known else f'{type(error).__name__}.'}")
-            if known and not isinstance(error, DeliveryError):
-                continue  # it is this alert that cannot be told
-            if waiting := sum(map(len, together[i + 1 :])):
-                problems.append(f"sink {sink.kind!r}: {waiting} more alerts wait.")
-            break
+            if not known or isinstance(error, DeliveryError):
+                if waiting := sum(map(len, queue)):
+                    problems.append(f"sink {sink.kind!r}: {waiting} more alerts wait.")
+                break
+            if others := alerts[:-1]:  # it is the last alert that cannot be told
+                queue.insert(0, others)
     return problems
 
 

@@ -155,8 +155,9 @@ class BatchSummary:
         calibration, sample, slack = threshold.calibration, self._sample, 0.0
         if not is_mostly_flagged(self.flagged, self.scored):
             calibration, scores = calibration[: len(calibration) - threshold.rank], scores[~threshold.flag(scores)]
-            sample, slack = [part.where(~part.flagged) for part in sample], threshold.promise.expected
-        found = score_shift(calibration, scores, level=RATE / 2, least=self.least_shift)
+            sample, slack = [part.where(~part.flagged) for part in sample], threshold.promise.high
+        unlike = self.detector.held_out.unlike if self.detector.held_out else 0.0
+        found = score_shift(calibration, scores, level=RATE / 2, least=self.least_shift, slack=unlike)
         if not sample:
             return ()
         values = {name: np.concatenate([part.values[name] for part in sample]) for name in sample[0].values}

@@ -38,11 +38,22 @@ class Seen:
 
 
 def incidents(
-    dataset: str, seen: Sequence[Seen], now: float, *, every_hours: float | None, stale_days: float | None
+    dataset: str,
+    seen: Sequence[Seen],
+    now: float,
+    *,
+    since: float | None = None,
+    every_hours: float | None,
+    stale_days: float | None,
 ) -> Iterator[Incident]:
-    """The incidents that the last commits ``seen``, in the order of their times, show at the time ``now``."""
+    """The incidents that the last commits ``seen``, in the order of their times, show at the time ``now``.
+
+    ``since`` is when the present calibration decided first, by default with the first of these.
+    """
     if not seen:
         return
+    mine = [one for one in seen if one.commit.model.digest == seen[-1].commit.model.digest]
+    since = mine[0].at if since is None else since
     if every_hours is not None and now - seen[-1].at > LATE * 3600 * every_hours:
         yield _incident(
             dataset,
@@ -54,6 +65,8 @@ def incidents(
         )
     sizes = [one.commit.rows for one in seen]
     for i, one in enumerate(seen):
+        if i < HISTORY and len(seen) > HISTORY:
+            continue  # it was compared with all that came before it when there were fewer
         before = sizes[max(0, i - HISTORY) : i]
         if is_unusual(one.commit.rows, before):
             yield _incident(
@@ -64,7 +77,7 @@ def incidents(
                 f"the batch holds {one.commit.rows:,} records where {np.median(before):,.0f} are usual.",
                 "Look whether its source has lost or repeated records.",
             )
-    yield from _stale(dataset, seen, now, stale_days)
+    yield from _stale(dataset, mine, since, now, stale_days)
 
 
 def is_unusual(rows: int, before: Sequence[int]) -> bool:
@@ -81,12 +94,13 @@ def is_unusual(rows: int, before: Sequence[int]) -> bool:
     return spread == 0 or 2 * float(stdtr(n - 1, -abs(far) / spread)) <= RATE
 
 
-def _stale(dataset: str, seen: Sequence[Seen], now: float, stale_days: float | None) -> Iterator[Incident]:
+def _stale(
+    dataset: str, mine: Sequence[Seen], since: float, now: float, stale_days: float | None
+) -> Iterator[Incident]:
     """The calibration that decided last, where it is older than it may be or the batches are no longer like it."""
-    last = seen[-1].commit
-    mine = [one for one in seen if one.commit.model.digest == last.model.digest]
+    last = mine[-1].commit
     remedy = "Fit and review a detector on recent records that are known to be normal."
-    if stale_days is not None and now - mine[0].at > 86_400 * stale_days:
+    if stale_days is not None and now - since > 86_400 * stale_days:
         problem = f"the calibration has decided for more than the {stale_days:g} days that it may."
         yield _incident(dataset, "stale", f"age {last.model.digest}", last.name, problem, remedy)
     drifted = sum(one.commit.drifted for one in mine[-OF_LAST:])

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 PART_SCHEMA = pa.schema([("status", pa.string()), ("score", pa.float64())])
+SPEAKING = 500  # of the last entries of feedback that a run compares flagged records with
 Tell = Callable[[int], None]
 Known = Callable[[], Iterator[pa.RecordBatch]]  # status and score of each row, as often as it is asked
 Item = TypeVar("Item")
@@ -98,7 +99,9 @@ class Setting:
         except StoreError as error:
             _log.warning("nothing is muted: %s", error)
             said = []
-        muting, precision = tuple(entry.id for entry in said if entry.mutes(day)), precision_of(said)
+        # anomalies too: what is as near to one as to a false alarm is not muted
+        speaking = [entry.id for entry in said if entry.verdict == "anomaly" or entry.mutes(day)]
+        muting, precision = tuple(speaking[-SPEAKING:]), precision_of(said)
         return Setting(ws.monitor.model_dump_json(), str(ws.monitor.path), model, str(folder), muting, precision)
 
     @property
@@ -444,12 +447,17 @@ def _muting(ws: Workspace, detector: Detector, feedback: Sequence[str]) -> Mutin
     from vae_anomaly.muting import Muting
 
     records: dict[str, Records] = {}
+    muting: set[str] = set()
     for id in feedback:
         try:
-            records[id] = spoken_of(ws, read_entry(ws.store.file(ws.store.feedback, id, ".json")))
+            entry = read_entry(ws.store.file(ws.store.feedback, id, ".json"))
+            records[id] = spoken_of(ws, entry)
+            if entry.verdict != "anomaly":
+                muting.add(id)
         except (StoreError, DataError) as error:
             _log.warning("feedback %s mutes nothing: %s", id, error)
-    return Muting(detector, tuple(records), concatenate(list(records.values()))) if records else None
+    ids = tuple(id if id in muting else "" for id in records)
+    return Muting(detector, ids, concatenate(list(records.values()))) if muting else None
 
 
 def spoken_of(ws: Workspace, entry: Feedback) -> Records:
@@ -481,8 +489,8 @@ def decided_now(ws: Workspace, detector: Detector) -> Detector:
     by, known = (options.get("by") for options in (threshold.options, detector.threshold.options))
     if by not in (None, known):
         raise ConfigError(
-            f"threshold.by must be that which the detector was fitted with. Got {by!r} for {known!r}. Fit and promote,"
-            " or restore threshold."
+            f"threshold.by must be that which the detector was fitted with. Got {by!r} for {known!r}. Fit, review and"
+            " promote a detector with it, or restore threshold."
         )
     labels = detector.threshold.labels
     wanted = calibrated(threshold.kind, detector.threshold.measured, threshold.options, labels)

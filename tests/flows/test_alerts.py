@@ -199,9 +199,10 @@ def test_in_quiet_hours_nobody_is_told(folder: Path, monkeypatch: pytest.MonkeyP
     with receivers.http() as found:
         with_sinks(folder, found.port)
         path.write_text(path.read_text() + "alerts: {quiet_hours: [22, 6]}\n")
-        monkeypatch.setattr(scoring.time, "time", lambda: 1_800_000_000.0 // 86_400 * 86_400 + 23.5 * 3600)
+        tomorrow = scoring.time.time() // 86_400 * 86_400 + 86_400.0
+        monkeypatch.setattr(scoring.time, "time", lambda: tomorrow + 23.5 * 3600)
         assert json.loads(cli("score", folder, "--json").out)["held_alerts"] == 3
         assert found.requests == []
-        monkeypatch.setattr(scoring.time, "time", lambda: 1_800_000_000.0 // 86_400 * 86_400 + 30 * 3600)
+        monkeypatch.setattr(scoring.time, "time", lambda: tomorrow + 30 * 3600)
         assert json.loads(cli("score", folder, "--json").out)["held_alerts"] == 0
     assert len(found.requests) == 2  # one of the two batches, one of the refusal

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vae_anomaly.grouping import MOST, PEOPLE, is_quiet, messages
-from vae_anomaly.report import Contribution, FlaggedRecord
+from vae_anomaly.report import ColumnQuality, Contribution, FlaggedRecord
 from vae_anomaly.report.model import Report
 from vae_anomaly.sinks import SINKS
 
@@ -65,7 +65,9 @@ def test_the_group_is_the_cause_and_no_record() -> None:
         report("amount", "fee", "amount").group == report("fee", "amount", "amount", "amount").group == "usual amount"
     )
     assert report("a", "b").group == report("b", "a").group
-    assert report().group == "usual "
+    assert report().group == "usual"
+    warned = report(columns=(ColumnQuality("fee", "number", warning="gone."),), unscorable={"wrong_dtype:amount": 3})
+    assert warned.group == "usual fee wrong_dtype"  # another cause
     assert report("amount", flagged=9, batch_p_value=1e-9).group == "far_more amount"  # it is told at once
     assert report("amount", flagged=60, batch_p_value=1e-9).group == "drift"
 

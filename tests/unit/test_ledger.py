@@ -35,7 +35,8 @@ def entry(store: Store, **changed: Any) -> Feedback:
         "batch_id": batch, "row_index": 3, "record_id": "r3", "score": 4.5, "p_value": 0.01, "flagged": True,
         "verdict": "false-alarm", "until": "2026-03-31", "by": "ann", "note": "", "at": "2026-03-01T12:00:00+00:00",
     }  # fmt: skip
-    record = copied(store, pa.table({"amount": [1.5], "shop": pa.array([None], pa.string())}))
+    amount = changed.pop("amount", 1.5)
+    record = copied(store, pa.table({"amount": [amount], "shop": pa.array([None], pa.string())}))
     return Feedback(**{**said, **changed}, record=record)
 
 
@@ -54,11 +55,13 @@ def test_what_is_said_is_read_back_and_said_twice_is_said_once(store: Store) -> 
 
 def test_the_last_word_on_a_row_stands_and_the_others_are_kept(store: Store) -> None:
     later = entry(store, verdict="anomaly", until="", at="2026-03-02T00:00:00+00:00")
-    other = entry(store, row_index=9, at="2026-02-01T00:00:00+00:00")
+    other = entry(store, row_index=9, amount=2.5, at="2026-02-01T00:00:00+00:00")
     for one in (later, entry(store), other):
         add(store, one)
     assert len(entries(store)) == 3
     assert standing(entries(store)) == [other, later]
+    elsewhere = entry(store, row_index=77, verdict="expected", at="2026-03-03T00:00:00+00:00")
+    assert standing([*entries(store), elsewhere]) == [other, elsewhere]  # the same record in another batch
 
 
 @pytest.mark.parametrize(

@@ -68,9 +68,14 @@ def column_shifts(
     return tuple(sorted(found, key=lambda shift: (-shift.distance, shift.column)))
 
 
-def score_shift(normal: np.ndarray, batch: np.ndarray, *, level: float, least: float) -> Shift | None:
-    """The shift, of at least ``least``, of scores (m,) from those of normal records (n,), in nats, or None."""
-    far = distance(normal, batch)
+def score_shift(
+    normal: np.ndarray, batch: np.ndarray, *, level: float, least: float, slack: float = 0.0
+) -> Shift | None:
+    """The shift, of at least ``least``, of scores (m,) from those of normal records (n,), in nats, or None.
+
+    ``slack`` is how far the two kinds of records differ anyway, in total variation; it is taken off.
+    """
+    far = distance(normal, batch) - slack
     p = p_value(far, len(normal), len(batch))
     if far < least or p > level:
         return None

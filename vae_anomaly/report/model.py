@@ -285,15 +285,16 @@ class Report:
 
     @property
     def group(self) -> str:
-        """What its alert is told together with: the drift, or how unusual the number of flags is and the column that
-        most of the strangest records are odd by. What grows more unusual is another group.
+        """What its alert is told together with: the drift, or how unusual the number of flags is, the column that most
+        of the strangest records are odd by, and what is wrong with the data. What grows more unusual is another group.
         """
         if self.drifted:
             return "drift"
         leading = [r.contributions[0].column for r in self.records if r.contributions and not r.muted]
         # of columns that lead as often the first by name, so that the order of records does not matter
         column = min(set(leading), key=lambda name: (-leading.count(name), name), default="")
-        return f"{self.level} {column}"
+        others = {c.column for c in self.columns if c.warning} | {r.partition(":")[0] for r in self.unscorable}
+        return " ".join(part for part in (self.situation, column, *sorted(others)[:5]) if part)
 
     @property
     def level(self) -> str:

@@ -7,6 +7,7 @@ contract. What comes after the commit (HTML, alerts, tracking) can be done again
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from vae_anomaly.errors import ConfigError, StoreError, suggestion
-from vae_anomaly.store.files import Store, content_of, discard, drop, explained, names, safe_id
+from vae_anomaly.store.files import Conflict, Store, content_of, discard, drop, explained, names, safe_id
 from vae_anomaly.store.records import (  # fmt: skip
     Attempts,
     Commit,
@@ -268,11 +269,25 @@ class Ledger:
         written = [w for w in self.written() if w.folder == self.store.commits][-count:]
         return [(read_record(w.folder / f"{w.batch_id}.json", Commit), w.at / 1e9) for w in written]
 
+    def since(self, model: str) -> float | None:
+        """When the model of this digest, which the last commit names, began to score, in seconds since 1970.
+
+        A dozen records are read, not all: where several models took turns it is the beginning of one of its turns.
+        """
+        written = [w for w in self.written() if w.folder == self.store.commits]
+
+        def is_it(w: Written) -> bool:
+            return read_record(w.folder / f"{w.batch_id}.json", Commit).model.digest == model
+
+        first = bisect.bisect_left(written, True, key=is_it)
+        return written[first].at / 1e9 if first < len(written) else None
+
     def note(self, incident: Incident) -> None:
-        """Write down an incident, unless that was done before."""
+        """Write down an incident, unless that was done before, by another run perhaps and in other words."""
         final = self.store.file(self.store.incidents, incident.batch_id, ".json")
-        if not final.exists():
-            self.store.publish(incident.to_json(), final)
+        with contextlib.suppress(Conflict):
+            if not final.exists():
+                self.store.publish(incident.to_json(), final)
 
     def pruned(self) -> set[str]:
         """The batch ids whose scores and reports are deleted, or are about to be."""

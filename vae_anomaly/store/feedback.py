@@ -98,8 +98,8 @@ def entries(store: Store) -> list[Feedback]:
 
 
 def standing(found: Iterable[Feedback]) -> list[Feedback]:
-    """The last entry on each row, by time."""
-    last = {(entry.batch_id, entry.row_index): entry for entry in found}
+    """The last entry on each record, in whatever batches it came, by time."""
+    last = {entry.record.sha256: entry for entry in found}
     return sorted(last.values(), key=lambda entry: (entry.at, entry.id))
 
 
