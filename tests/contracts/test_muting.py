@@ -161,3 +161,12 @@ def test_no_more_than_the_stated_share_of_a_batch_is_muted(
 
 def test_of_few_records_one_may_be_muted() -> None:
     assert [most_muted(n) for n in (1, 56, 100, 1000, 10**7)] == [1, 1, 2, 20, int(MOST * 10**7)]
+
+
+def test_what_is_nearer_to_a_confirmed_anomaly_is_not_muted(detector: Detector, normal: Records) -> None:
+    odd = far(normal, "b", 1.0)
+    known = odd.take(np.array([0, 1]))
+    assert share(Muting(detector, ("f-1", "f-2"), known), odd) > 0.8
+    both = Muting(detector, ("f-1", ""), known)
+    assert both.matches(known) == ["f-1", ""]
+    assert 0 < share(both, odd) < share(Muting(detector, ("f-1",), odd.take(np.array([0]))), odd)

@@ -206,3 +206,19 @@ def test_in_quiet_hours_nobody_is_told(folder: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(scoring.time, "time", lambda: tomorrow + 30 * 3600)
         assert json.loads(cli("score", folder, "--json").out)["held_alerts"] == 0
     assert len(found.requests) == 2  # one of the two batches, one of the refusal
+
+
+def test_an_alert_that_cannot_be_made_holds_back_no_other_one_of_its_group(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Report, "group", "one cause")
+    store = Store(folder / "output")
+    assert cli("score", folder).code == 3
+    names = sorted(name for name in os.listdir(store.commits))
+    (store.reports / names[-1]).unlink()
+    with receivers.http() as found:
+        with_sinks(folder, found.port)
+        said = json.loads(cli("score", folder, "--json").out)
+    assert len(said["undelivered_alerts"]) == 1
+    told = {json.loads(body)["data"]["batch_id"] for *_, body in found.requests}
+    assert names[0].removesuffix(".json") in told and names[-1].removesuffix(".json") not in told

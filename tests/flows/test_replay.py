@@ -16,16 +16,21 @@ from pipeline_samples import copy, deliver, parquet, table
 from store_samples import tree
 
 from vae_anomaly import scoring
-from vae_anomaly.config import GatesConfig
+from vae_anomaly.batch import concatenate
+from vae_anomaly.config import FdrConfig, GatesConfig, MondrianConfig
 from vae_anomaly.detector import Detector
+from vae_anomaly.errors import ConfigError
 from vae_anomaly.fitting import fit_detector
 from vae_anomaly.registry_review import evaluate_gates
 from vae_anomaly.replay import CARDS, rank_correlation, replay
 from vae_anomaly.report.review import Replay
 from vae_anomaly.schema import Schema, check
 from vae_anomaly.store.commits import Ledger
+from vae_anomaly.store.sources import open_delivery
 from vae_anomaly.summary import Strangest, Thinned
+from vae_anomaly.thresholds import calibrated
 from vae_anomaly.tracking import Tracker
+from vae_anomaly.worker import decided_now, read_records
 from vae_anomaly.workspace import Workspace
 
 BATCHES = {
@@ -234,3 +239,31 @@ def test_rank_correlation_is_spearmans() -> None:
     assert rank_correlation(ours, theirs) == pytest.approx(spearmanr(ours, theirs).statistic)
     assert rank_correlation(np.ones(5), theirs[:5]) is None
     assert rank_correlation(ours[:0], theirs[:0]) is None
+
+
+def test_a_champion_that_cannot_have_the_new_threshold_is_replayed_with_its_own(
+    ws: Workspace, serving: Detector, caplog: pytest.LogCaptureFixture
+) -> None:
+    by = ws.monitor.model_copy(update={"threshold": MondrianConfig(by="shop", alpha=0.05)})
+    changed = replace(ws, monitor=by)
+    with pytest.raises(ConfigError, match="must be that which the detector was fitted with"):
+        replay(changed, serving, None, last=1)
+    scores, options = serving.threshold.measured, {"by": "shop", "alpha": 0.05}
+    threshold = calibrated("mondrian", scores, options, np.full(len(scores), "cafe", dtype=object))
+    candidate = replace(serving, threshold=threshold)
+    found = replay(changed, candidate, serving, last=1)
+    assert found.batches[0].champion is not None
+    assert "replayed with its own threshold" in caplog.text
+
+
+def test_a_threshold_of_each_batch_is_that_with_which_it_is_scored(ws: Workspace, serving: Detector) -> None:
+    changed = replace(ws, monitor=ws.monitor.model_copy(update={"threshold": FdrConfig(q=0.2)}))
+    found = replay(changed, serving, None, last=3)
+    detector = decided_now(changed, serving)
+    for batch in found.batches:
+        with open_delivery(ws.monitor.source.inbox / batch.name, folders=False) as delivery:
+            records = concatenate(list(read_records(delivery, ws)))
+        score = detector.detect(records).score
+        threshold = detector.threshold.for_batch(detector.threshold.counts(score))
+        assert batch.candidate.flagged == int((threshold.flag(score) & ~np.isnan(score)).sum())
+    assert found.usual is None

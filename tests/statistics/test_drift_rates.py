@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from vae_anomaly import drift, summary
-from vae_anomaly.batch import Records
-from vae_anomaly.detector import Detector, HeldOut, Reference
+from vae_anomaly.batch import OK, Records
+from vae_anomaly.detector import Detector, HeldOut, Part, Reference
 from vae_anomaly.explain import score_shift, shifts
+from vae_anomaly.fitting import Recipe, fit_detector
 from vae_anomaly.report.model import SCORE, Report
+from vae_anomaly.schema import Column, Schema
 from vae_anomaly.summary import BatchSummary
 from vae_anomaly.thresholds import conformal
 
@@ -137,7 +140,7 @@ def report_of(detector: Detector, records: Records, least: float = drift.DISTANC
 def quick(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Nothing is explained here: that takes most of a report's time and changes no count."""
     monkeypatch.setattr(summary, "RATE", 2 * LEVEL)
-    monkeypatch.setattr(BatchSummary, "_flagged_records", lambda _: [])
+    monkeypatch.setattr(BatchSummary, "_records", lambda _: ())
     return monkeypatch
 
 
@@ -217,3 +220,35 @@ def test_far_records_that_are_not_left_out_are_seen(
         b = np.where(np.arange(len(records)) < 0.3 * len(records), records.values["b"] + 30.0, records.values["b"])
         shifted += bool(report_of(detector, replace(records, values={**records.values, "b": b})).shifts)
     assert shifted > 20
+
+
+@pytest.mark.statistics
+def test_where_records_repeat_normal_batches_are_no_shift(quick: pytest.MonkeyPatch) -> None:
+    """Calibration records are distinct, those of a batch are not; the default rate, over fresh fits and batches."""
+    quick.setattr(summary, "RATE", drift.RATE)
+    schema = Schema((Column("kind", "category"), Column("place", "category"), Column("count", "number")))
+
+    def records(g: np.random.Generator, rows: int) -> Records:
+        shares = np.array([0.5, 0.25, 0.12, 0.08, 0.05])
+        values = {
+            "kind": pa.array([f"k{i}" for i in g.choice(5, rows, p=shares)]),
+            "place": pa.array([f"p{i}" for i in g.choice(5, rows, p=shares)]),
+            "count": g.poisson(3.0, rows).astype(float),
+        }
+        ids = np.array([str(i) for i in range(rows)], dtype=object)
+        return Records(0, ids, values, np.full(rows, OK, dtype=object))
+
+    recipe = Recipe(model=Part("mlp", {"hidden": (16,), "latent": 2}), score=Part("negative_elbo"),
+                    training={"steps": 60}, threshold=Part("conformal", {"alpha": 0.05}))  # fmt: skip
+    shifted, twin = 0, 0
+    for seed in range(3):
+        g = np.random.default_rng(seed)
+        detector = fit_detector(records(g, 3000), schema, replace(recipe, seed=seed)).detector
+        assert detector.held_out is not None and detector.held_out.unlike > 0.2
+        wrong = replace(detector, held_out=replace(detector.held_out, unlike=0.0))
+        for _ in range(20):
+            batch = records(g, 1000)
+            shifted += bool(report_of(detector, batch).shifts)
+            twin += bool(report_of(wrong, batch).shifts)
+    assert shifted == 0
+    assert twin > 30

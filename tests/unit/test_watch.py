@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -134,8 +135,6 @@ def test_an_incident_is_kept_once_and_told_to_each_sink_once(store: Store, commi
 
 
 def test_the_last_commits_are_those_that_were_written_last(store: Store) -> None:
-    import os
-
     for i in (3, 1, 2, 0):
         made = put(store, f"day-{i}.parquet", bytes([i]))
         os.utime(store.commits / f"{made.batch_id}.json", (1000 + i, 1000 + i))
@@ -147,3 +146,28 @@ def test_the_last_commits_are_those_that_were_written_last(store: Store) -> None
 
 def test_the_history_is_as_long_as_is_compared() -> None:
     assert watch.HISTORY >= 30 > watch.OF_LAST >= watch.DRIFTED
+
+
+def test_each_batch_is_asked_once_and_by_all_that_came_before(commit: Commit) -> None:
+    g = np.random.default_rng(1)
+    sizes = [int(rows) for rows in np.exp(6 + g.normal(size=200))]
+    seen = days(commit, sizes)
+    length = watch.HISTORY + watch.OF_LAST
+    told = {
+        incident.batch_id: incident.name
+        for stop in range(1, len(seen) + 1)
+        for incident in incidents(MONITOR, seen[max(0, stop - length) : stop], 0.0, every_hours=None, stale_days=None)
+    }
+    once = [i for i in range(len(sizes)) if is_unusual(sizes[i], sizes[max(0, i - watch.HISTORY) : i])]
+    assert len(told) == len(once)
+
+
+def test_a_calibration_is_older_than_the_batches_that_are_looked_at(store: Store, commit: Commit) -> None:
+    seen = days(commit, [100] * 5)
+    found = incidents(MONITOR, seen, seen[-1].at, since=seen[-1].at - 91 * DAY, every_hours=None, stale_days=90.0)
+    assert [incident.kind for incident in found] == ["stale"]
+    for i in range(6):
+        made = put(store, f"day-{i}.parquet", bytes([i]), model="1" if i < 2 else "2")
+        os.utime(store.commits / f"{made.batch_id}.json", (1000 + i, 1000 + i))
+    os.utime(store.commits / f"{commit.batch_id}.json", (900, 900))
+    assert Ledger(store).since("digest-of-model-2") == 1002.0
