@@ -59,7 +59,8 @@ SALE = range(20, 30)  # payments: an unusual kind of order every day, of which p
 RAISE = range(34, 39)  # payments: all amounts 1.8 times as large
 MISLABELLED, CORRECTED = 13, 24  # payments: an anomaly is called a false alarm by mistake, and the mistake is mended
 RENAMED, MISSING, STORM, PART = 50, 55, 60, 65  # payments
-WARMER = range(44, 60)  # cold rooms: all temperatures rise by 0.12 deviations a day, and stay
+WARMER, A_DAY = range(44, 54), 0.2  # cold rooms: all temperatures rise by so much a day, and stay
+THINKING = 5  # days that the operator takes to find out why
 BAD = 70  # payments: a candidate that was fitted to shuffled fees
 ORDERS = 2  # of a day of the sale
 
@@ -180,7 +181,7 @@ def readings_day(day: int) -> pa.Table:
     """The readings of a day, with what is planted."""
     foreign = 8 / 768 if day in FOREIGN else 0.0
     table = readings_of(random_stream(8, day), day_of(day), 1, foreign, after=100_000 + 1000 * day)
-    warmer = 0.12 * np.clip(day - WARMER[0] + 1, 0, len(WARMER))
+    warmer = A_DAY * np.clip(day - WARMER[0] + 1, 0, len(WARMER))
     temperature = table["temperature"].to_numpy() + warmer
     return table.set_column(table.column_names.index("temperature"), "temperature", pa.array(temperature.round(2)))
 
@@ -190,6 +191,7 @@ class Story:
     """What happened on the way: the days of the messages of each monitor, and what people did."""
 
     messages: dict[str, list[int]] = field(default_factory=dict)
+    stale: list[int] = field(default_factory=list)
     refitted: list[int] = field(default_factory=list)
     mistaken: int = 0
     gates: str = ""
@@ -258,8 +260,9 @@ def _answers(day: int, payments: Monitor, rooms: Monitor, story: Story) -> None:
         give(payments.ws, [Remark(_file(MISLABELLED), story.mistaken, "anomaly")], by="ann", now=now)
     if day == BAD:
         _bad_candidate(payments, story)
-    seen = len(rooms.incidents("stale"))
-    if seen > len(story.refitted):
+    if len(rooms.incidents("stale")) > len(story.stale):
+        story.stale.append(day)
+    if day - THINKING in story.stale:
         # the operator looks, finds a new thermostat and nothing wrong, and fits to the days since
         recent = [rooms.batch(d) for d in range(day - 3, day + 1)]
         for path in (rooms.folder / "training").iterdir():
@@ -322,14 +325,15 @@ def _scorecard(payments: Monitor, rooms: Monitor, story: Story) -> Iterator[Line
     yield Line(
         f"alert storm: all {PAYMENTS} fees in cents",
         f"shifted, {storm.flagged} flagged and kept, {mail} message{'s' * (mail != 1)}",
-        storm.drifted and mail == 1,
+        storm.drifted and mail <= 2,
     )
     first = min((day for day in of_rooms if day >= WARMER[0] and of_rooms[day].drifted), default=None)
     refitted = story.refitted
     after = [day for day in of_rooms if refitted and day > refitted[-1] and of_rooms[day].drifted]
     yield Line(
-        "slow drift: temperatures rise by 0.12 a day for 16 days",
-        f"shifted from day {first} on ({first - WARMER[0] + 1} days after it began), stale calibration told,"
+        f"slow drift: temperatures rise by {A_DAY} a day for {len(WARMER)} days",
+        f"shifted from day {first} on ({first - WARMER[0] + 1} days after it began), stale calibration told on"
+        f" {story.stale},"
         f" fitted again on days {refitted}, {len(after)} shifted after that",
         first is not None and bool(refitted) and not after,
     )

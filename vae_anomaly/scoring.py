@@ -516,7 +516,9 @@ def _watch(ws: Workspace, ledger: Ledger, now: float) -> list[str]:
         stand = {commit.batch_id for commit in standing([commit for commit, _ in last])}
         seen = [Seen(commit, at) for commit, at in last if commit.batch_id in stand]
         since = ledger.since(seen[-1].commit.model.digest) if seen else None
-        for incident in incidents(ws.monitor.name, seen, now, since=since, **ws.monitor.watch.model_dump()):
+        came = [w.at / 1e9 for w in ledger.written() if w.folder in (ledger.store.commits, ledger.store.quarantine)]
+        times = {"since": since, "arrived": max(came, default=None)}
+        for incident in incidents(ws.monitor.name, seen, now, **times, **ws.monitor.watch.model_dump()):
             ledger.note(incident)
     except StoreError as error:
         return [f"incidents: {error}"]

@@ -43,24 +43,28 @@ def incidents(
     now: float,
     *,
     since: float | None = None,
+    arrived: float | None = None,
     every_hours: float | None,
     stale_days: float | None,
 ) -> Iterator[Incident]:
     """The incidents that the last commits ``seen``, in the order of their times, show at the time ``now``.
 
-    ``since`` is when the present calibration decided first, by default with the first of these.
+    ``since`` is when the present calibration decided first, by default with the first of these; ``arrived`` when the
+    last file came that was scored or refused, by default with the last of these.
     """
     if not seen:
         return
     mine = [one for one in seen if one.commit.model.digest == seen[-1].commit.model.digest]
     since = mine[0].at if since is None else since
-    if every_hours is not None and now - seen[-1].at > LATE * 3600 * every_hours:
+    arrived = seen[-1].at if arrived is None else arrived
+    if every_hours is not None and now - arrived > LATE * 3600 * every_hours:
         yield _incident(
             dataset,
             "no_data",
             seen[-1].commit.batch_id,
             seen[-1].commit.name,
-            f"no batch has been scored since this one, though one is due every {every_hours:g} hours.",
+            f"nothing has come that could be scored or refused for so long, though a batch is due every {every_hours:g}"
+            " hours; this one was scored last.",
             "Look whether the source still delivers; the same content under another name is not scored again.",
         )
     sizes = [one.commit.rows for one in seen]

@@ -161,7 +161,7 @@ def test_silence_is_told_once_even_where_nothing_can_be_scored(folder: Path, mon
     (name,) = {n for n in set(os.listdir(alerts)) - before if n.endswith(".json")}
     told = json.loads((alerts / name).read_text())
     assert (told["kind"], told["title"].split(":")[0]) == ("incident", "No batch")
-    assert "one is due every 24 hours" in (alerts / name.replace(".json", ".md")).read_text()
+    assert "a batch is due every 24 hours" in (alerts / name.replace(".json", ".md")).read_text()
     assert [finding for finding in check(Store(folder / "output")) if finding.severity == "error"] == []
 
 

@@ -171,7 +171,7 @@ def test_columns_that_do_not_share_the_rate_are_seen(
     redrawn: Callable[[int], tuple[Detector, Any]], quick: pytest.MonkeyPatch
 ) -> None:
     # each of five has all of it, and nothing is taken off for the records that were left out
-    quick.setattr(shifts, "p_value", lambda far, n, m: drift.p_value(far + 0.02, n, m) / 5)
+    quick.setattr(shifts, "p_value", lambda far, n, m: drift.p_value(far + 0.04, n, m) / 5)
     assert told(redrawn, lambda r: any(s.column != SCORE for s in r.shifts), 300) > at_most(LEVEL, 300)
 
 
