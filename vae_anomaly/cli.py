@@ -484,11 +484,15 @@ def feedback(
         remarks = [said.Remark(batch, row, verdict, said.parsed_day(until) if until else None, note)]
     made = said.give(ws, remarks, by=by, now=datetime.now(UTC))
     if as_json:
-        say_json([{"id": entry.id, **vars(entry), "record": entry.record.file} for entry in made])
+        say_json(_as_values(made))
         return
     for entry in made:
         muted = f"; records like it are muted until {entry.until}" if entry.until else ""
         say(f"{entry.id}: row {entry.row_index:,} of {entry.batch_id} is noted as {entry.verdict}{muted}.")
+
+
+def _as_values(said: Sequence[Feedback]) -> list[dict[str, Any]]:
+    return [{"id": entry.id, **vars(entry), "record": entry.record.file} for entry in said]
 
 
 def _show_feedback(said: Sequence[Feedback], *, as_json: bool) -> None:
@@ -497,8 +501,7 @@ def _show_feedback(said: Sequence[Feedback], *, as_json: bool) -> None:
 
     precision = precision_of(said)
     if as_json:
-        entries = [{"id": entry.id, **vars(entry), "record": entry.record.file} for entry in said]
-        say_json({"entries": entries, "precision": vars(precision) if precision else None})
+        say_json({"entries": _as_values(said), "precision": vars(precision) if precision else None})
         return
     if not said:
         say("Nothing has been said of any record.")

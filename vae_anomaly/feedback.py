@@ -107,23 +107,19 @@ def give(ws: Workspace, remarks: Sequence[Remark], *, by: str, now: datetime) ->
         No such batch, row or word, or the delivered file is no longer in the inbox.
     """
     store = ws.store.prepare(ws.monitor.name)
-    by, notes = words("--by", by), {remark.note: words("--note", remark.note) for remark in remarks if remark.note}
-    asked: dict[str, list[tuple[Remark, str]]] = defaultdict(list)
+    by = words("--by", by)
+    asked: dict[str, list[tuple[Remark, dict[str, Any]]]] = defaultdict(list)
     for remark in remarks:
-        asked[remark.batch].append((remark, remark.last_day(now.date())))
-    made: list[tuple[Feedback, pa.Table]] = []
+        note = words("--note", remark.note) if remark.note else ""
+        said: dict[str, Any] = {"verdict": remark.verdict, "until": remark.last_day(now.date()), "by": by, "note": note}
+        asked[remark.batch].append((remark, said))
+    made: list[Feedback] = []
     for batch, of_batch in asked.items():
         commit = Ledger(store).find(batch)
         rows = {remark.row for remark, _ in of_batch}
         judged, records = _judged(ws, commit, rows), _delivered(ws, commit, rows)
-        for remark, until in of_batch:
-            said: dict[str, Any] = {
-                "verdict": remark.verdict,
-                "until": until,
-                "by": by,
-                "note": notes.get(remark.note, ""),
-            }
-            found, record = judged[remark.row], records[remark.row]
+        for remark, said in of_batch:
+            found = judged[remark.row]
             said_at = now + timedelta(microseconds=len(made))  # the last line on a record stands
             if not found["flagged"] and remark.verdict != "anomaly":
                 raise ConfigError(
@@ -131,12 +127,12 @@ def give(ws: Workspace, remarks: Sequence[Remark], *, by: str, now: datetime) ->
                     f" {remark.row:,} of {commit.name!r}."
                 )
             entry = Feedback(commit.batch_id, **found, **said, at=said_at.isoformat(timespec="microseconds"),
-                             record=copied(store, record))  # fmt: skip
+                             record=copied(store, records[remark.row]))  # fmt: skip
             spoken_of(ws, entry)  # it can be read back
-            made.append((entry, record))
-    for entry, _ in made:
+            made.append(entry)
+    for entry in made:
         add(store, entry)
-    return [entry for entry, _ in made]
+    return made
 
 
 def _judged(ws: Workspace, commit: Commit, rows: set[int]) -> Mapping[int, Mapping[str, Any]]:

@@ -512,11 +512,12 @@ def deliver_outbox(ws: Workspace, ledger: Ledger) -> Told:
 def _watch(ws: Workspace, ledger: Ledger, now: float) -> list[str]:
     """Write down what the last batches show, or that none has come; what went wrong with that."""
     try:
-        last = ledger.last(HISTORY + OF_LAST)
+        written = ledger.written()
+        last = ledger.last(written, HISTORY + OF_LAST)
         stand = {commit.batch_id for commit in standing([commit for commit, _ in last])}
         seen = [Seen(commit, at) for commit, at in last if commit.batch_id in stand]
-        since = ledger.since(seen[-1].commit.model.digest) if seen else None
-        came = [w.at / 1e9 for w in ledger.written() if w.folder in (ledger.store.commits, ledger.store.quarantine)]
+        since = ledger.since(written, seen[-1].commit.model.digest) if seen else None
+        came = [w.at / 1e9 for w in written if w.folder in (ledger.store.commits, ledger.store.quarantine)]
         times = {"since": since, "arrived": max(came, default=None)}
         for incident in incidents(ws.monitor.name, seen, now, **times, **ws.monitor.watch.model_dump()):
             ledger.note(incident)

@@ -138,10 +138,11 @@ def test_the_last_commits_are_those_that_were_written_last(store: Store) -> None
     for i in (3, 1, 2, 0):
         made = put(store, f"day-{i}.parquet", bytes([i]))
         os.utime(store.commits / f"{made.batch_id}.json", (1000 + i, 1000 + i))
-    found = Ledger(store).last(3)
+    found = Ledger(store).last(Ledger(store).written(), 3)
     assert [(c.name, at) for c, at in found] == [(f"day-{i}.parquet", 1000.0 + i) for i in (1, 2, 3)]
-    assert len(Ledger(store).last(99)) == 4
-    assert Ledger(Store(store.root / "nowhere")).last(3) == []
+    assert len(Ledger(store).last(Ledger(store).written(), 99)) == 4
+    nowhere = Ledger(Store(store.root / "nowhere"))
+    assert nowhere.last(nowhere.written(), 3) == []
 
 
 def test_the_history_is_as_long_as_is_compared() -> None:
@@ -170,4 +171,4 @@ def test_a_calibration_is_older_than_the_batches_that_are_looked_at(store: Store
         made = put(store, f"day-{i}.parquet", bytes([i]), model="1" if i < 2 else "2")
         os.utime(store.commits / f"{made.batch_id}.json", (1000 + i, 1000 + i))
     os.utime(store.commits / f"{commit.batch_id}.json", (900, 900))
-    assert Ledger(store).since("digest-of-model-2") == 1002.0
+    assert Ledger(store).since(Ledger(store).written(), "digest-of-model-2") == 1002.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
 from vae_anomaly.detector import Detector
 from vae_anomaly.drift import distance, p_value
@@ -29,9 +30,9 @@ def compared(detector: Detector, inputs: Inputs) -> dict[str, np.ndarray]:
     """
     match detector.preprocessor:
         case ImagePreprocessor(column=column):
-            return {column: inputs.x.double().mean(1).numpy()}
+            return {column: inputs.x.mean(1, dtype=torch.float64).numpy()}
         case TextPreprocessor(column=column):
-            return {column: (inputs.x != PAD).double().sum(1).numpy()}
+            return {column: (inputs.x != PAD).sum(1).double().numpy()}
         case TabularPreprocessor(states=states):
             return _table(states, inputs)
 

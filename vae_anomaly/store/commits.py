@@ -264,17 +264,18 @@ class Ledger:
         there |= self.pruned()
         return [commit for commit in self.commits() if commit.alert and commit.batch_id not in there]
 
-    def last(self, count: int) -> list[tuple[Commit, float]]:
-        """The last commits, oldest first, and when each was written, in seconds since 1970; no other one is read."""
-        written = [w for w in self.written() if w.folder == self.store.commits][-count:]
+    def last(self, written: Sequence[Written], count: int) -> list[tuple[Commit, float]]:
+        """The last commits of these, oldest first, and when each was written, in seconds since 1970; only they are
+        read."""
+        written = [w for w in written if w.folder == self.store.commits][-count:]
         return [(read_record(w.folder / f"{w.batch_id}.json", Commit), w.at / 1e9) for w in written]
 
-    def since(self, model: str) -> float | None:
+    def since(self, written: Sequence[Written], model: str) -> float | None:
         """When the model of this digest, which the last commit names, began to score, in seconds since 1970.
 
         A dozen records are read, not all: where several models took turns it is the beginning of one of its turns.
         """
-        written = [w for w in self.written() if w.folder == self.store.commits]
+        written = [w for w in written if w.folder == self.store.commits]
 
         def is_it(w: Written) -> bool:
             return read_record(w.folder / f"{w.batch_id}.json", Commit).model.digest == model
