@@ -233,11 +233,16 @@ def test_score_answers_in_json(folder: Path) -> None:
 def test_a_scoring_run_is_recorded_with_its_reports(folder: Path) -> None:
     from mlflow import MlflowClient
 
+    client = MlflowClient(yaml.safe_load(samples.shared_store())["server"]["tracking_uri"])
+
+    def runs() -> dict[str, Any]:  # also those of other tests, some of which run at another time
+        experiment = client.get_experiment_by_name("vae-anomaly/score")
+        return {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])} if experiment else {}
+
+    before = runs()
     deliver(folder, **{"mon.parquet": table(60, 3, frauds=6), "tue.csv": BROKEN})
     cli("score", folder)
-    client = MlflowClient(yaml.safe_load(samples.shared_store())["server"]["tracking_uri"])
-    experiment = client.get_experiment_by_name("vae-anomaly/score").experiment_id
-    run = client.search_runs([experiment], max_results=1)[0]
+    (run,) = (run for key, run in runs().items() if key not in before)
     assert run.data.metrics["batches.committed"] == 1
     assert run.data.metrics["batches.quarantined"] == 1
     assert run.data.metrics["records"] == 60
