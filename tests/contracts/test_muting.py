@@ -82,6 +82,39 @@ def test_of_a_record_that_is_odd_by_combination_only_near_neighbours_are_muted(
     assert share(Muting(detector, ("f-1",), normal.take(np.array([0]))), normal) == 1.0  # the twin
 
 
+@pytest.fixture
+def by_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latent positions and residuals are like no others, as where a far value moves the whole record."""
+    monkeypatch.setattr(Muting, "_odd", property(lambda self: np.full((len(self.ids), 1), np.nan)))
+
+
+@pytest.mark.usefixtures("by_values")
+def test_what_a_far_value_does_to_the_whole_record_does_not_matter(detector: Detector, normal: Records) -> None:
+    odd = far(normal, "b", 1.0)
+    one = Muting(detector, ("f-1",), odd.take(np.array([0])))
+    assert share(one, odd) > 0.9
+    assert share(one, far(normal, "b", 20.0)) == 0.0
+    assert share(one, far(normal, "b", -1.0)) == 0.0
+    assert share(one, far(far(normal, "b", 1.0), "amount", 30.0)) < 0.05
+    assert share(one, normal) == 0.0
+
+
+@pytest.mark.usefixtures("by_values")
+def test_a_far_value_excuses_nothing_else(detector: Detector, normal: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = far(normal, "amount", 30.0)
+    both = with_values(odd, b=-odd.values["b"])  # it follows a, with the same sign
+    column = np.array([detector.preprocessor.columns.index("amount")])
+    one = Muting(detector, ("f-1",), odd.take(np.array([0])))
+    both = both.take(np.flatnonzero(one._flagged_without(column, both)))
+    assert len(both) > 10
+    assert share(one, odd) > 0.9
+    assert share(one, both) == 0.0
+    # and one that is odd by something else as well says nothing by its values
+    assert share(Muting(detector, ("f-1",), both.take(np.array([0]))), odd) == 0.0
+    monkeypatch.setattr(Muting, "_flagged_without", lambda self, columns, records: np.zeros(len(records), bool))
+    assert share(Muting(detector, ("f-1",), odd.take(np.array([0]))), both) > 0.9  # the twin
+
+
 @pytest.mark.parametrize("case", samples.CASES, ids=str)
 def test_every_modality_can_be_muted(case: samples.Case) -> None:
     detector, records = samples.fitted(case), samples.records(case, 30, 5)
