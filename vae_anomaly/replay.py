@@ -19,7 +19,8 @@ import numpy as np
 from vae_anomaly.batch import Detections, Records
 from vae_anomaly.detector import Detector
 from vae_anomaly.errors import ConfigError, DataError
-from vae_anomaly.report.review import Alerts, Change, Replay, ReplayedBatch
+from vae_anomaly.feedback import lessons
+from vae_anomaly.report.review import Alerts, Answers, Change, Replay, ReplayedBatch
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.records import Commit
 from vae_anomaly.store.sources import Delivery, open_delivery
@@ -74,7 +75,33 @@ def replay(
                 tally.detectors = [_for_batch(ws, detector, delivery) for detector in tally.detectors]
                 batches.append(tally.replayed(commit, _detected(ws, tally, delivery)))
                 delivery.assert_unchanged()
-    return tally.result(batches, left_out)
+    return replace(tally.result(batches, left_out), answers=_answers(ws, tally.detectors))
+
+
+def _answers(ws: Workspace, detectors: Sequence[Detector]) -> Answers | None:
+    """What the candidate and the champion decide on records of which people said what they are.
+
+    Of each record alone: with a threshold for each batch nobody can say, and then there is None.
+    """
+    said = lessons(ws)
+    kinds = [records for records in (said.anomalies, said.false_alarms) if records is not None]
+    if not kinds or any(detector.threshold.discovery_rate is not None for detector in detectors):
+        return None
+    # a false alarm that joined a calibration may be a neighbour of itself
+    ids = {str(id) for records in kinds for id in records.record_ids}
+    apart = [detector.without(ids) for detector in detectors]
+    anomalies, false_alarms = (
+        [np.zeros(0, bool) if records is None else detector.detect(records).is_anomaly for detector in apart]
+        for records in (said.anomalies, said.false_alarms)
+    )
+    counts = [(int(a.sum()), int(f.sum())) for a, f in zip(anomalies, false_alarms, strict=True)]
+    return Answers(
+        len(anomalies[0]),
+        len(false_alarms[0]),
+        counts[0],
+        counts[1] if len(counts) == 2 else None,
+        kept=int(np.logical_and.reduce(anomalies).sum()) if len(counts) == 2 else 0,
+    )
 
 
 def _as_it_can(ws: Workspace, champion: Detector) -> Detector:

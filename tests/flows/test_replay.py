@@ -4,8 +4,10 @@ candidate that was fitted to the wrong data is stopped by what it does with real
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pipeline_samples import copy, deliver, parquet, table
+from pyarrow.parquet import read_table
 from store_samples import tree
 
 from vae_anomaly import scoring
@@ -20,10 +23,11 @@ from vae_anomaly.batch import concatenate
 from vae_anomaly.config import FdrConfig, GatesConfig, MondrianConfig
 from vae_anomaly.detector import Detector
 from vae_anomaly.errors import ConfigError
+from vae_anomaly.feedback import Remark, give, lessons
 from vae_anomaly.fitting import fit_detector
 from vae_anomaly.registry_review import evaluate_gates
 from vae_anomaly.replay import CARDS, rank_correlation, replay
-from vae_anomaly.report.review import Replay
+from vae_anomaly.report.review import Answers, Replay
 from vae_anomaly.schema import Schema, check
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.sources import open_delivery
@@ -156,6 +160,60 @@ def test_alerts_that_come_and_go_are_those_of_one_detector_only(
     assert found.alike == pytest.approx(np.mean([a == b for a, b in flagged.values()]))
     scores = [c.record.score for c in found.appear]
     assert scores == sorted(scores, reverse=True)
+
+
+@pytest.fixture(scope="module")
+def answered(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The same store, in which two flagged records are confirmed anomalies and one is a false alarm."""
+    made = Workspace.open(shutil.copytree(folder.parent, tmp_path_factory.mktemp("answered") / "home") / folder.name)
+    day = "2026-01-03.parquet"
+    scores = read_table(made.store.root / Ledger(made.store).find(day).scores.file)
+    first, second, third = np.flatnonzero(scores["is_anomaly"].to_numpy())[:3].tolist()
+    remarks = [Remark(day, first, "anomaly"), Remark(day, second, "anomaly"), Remark(day, third, "false-alarm")]
+    give(made, remarks, by="bea", now=datetime.fromtimestamp(time.time(), UTC))
+    return made
+
+
+def test_what_people_said_is_decided_again(
+    answered: Workspace, serving: Detector, fitted: Callable[[str], Detector]
+) -> None:
+    found = replay(answered, serving, serving, last=0).answers
+    assert found == Answers(2, 1, (2, 1), (2, 1), kept=2)
+    assert [m.texts for m in found.measures] == [("2", "2"), ("1", "1"), ("66.7\u00a0%",) * 2]
+    assert replay(answered, serving, None, last=0).answers == Answers(2, 1, (2, 1))
+    assert replay(answered, fitted("contaminated"), serving, last=0).answers == Answers(2, 1, (0, 0), (2, 1))
+
+
+def test_a_candidate_that_loses_confirmed_anomalies_is_stopped(
+    answered: Workspace, serving: Detector, fitted: Callable[[str], Detector]
+) -> None:
+    def gate(candidate: Detector) -> bool:
+        replayed = replay(answered, candidate, serving, last=0)
+        (found,) = (
+            gate
+            for gate in evaluate_gates(candidate, None, None, GatesConfig(), replayed)
+            if gate.name == "confirmed anomalies kept"
+        )
+        return found.passed
+
+    assert gate(fitted("good"))
+    assert not gate(fitted("contaminated"))
+
+
+def test_a_record_that_joined_the_calibration_is_no_neighbour_of_itself(answered: Workspace, ws: Workspace) -> None:
+    learned = lessons(answered)
+    assert learned.false_alarms is not None
+    records = check(table(400, 1), ws.schema, first_row=0, file="training")
+    again = fit_detector(records, ws.schema, ws.recipe, calibrating=learned.false_alarms).detector
+    assert set(again.reference.record_ids) & set(map(str, learned.false_alarms.record_ids))
+    assert not again.detect(learned.false_alarms).is_anomaly.any()  # the twin: it is its own neighbour
+    found = replay(answered, again, None, last=0).answers
+    assert found is not None and found.candidate[1] == 1
+
+
+def test_of_a_threshold_of_each_batch_a_record_alone_says_nothing(answered: Workspace, serving: Detector) -> None:
+    by_batch = answered.monitor.model_copy(update={"threshold": FdrConfig(q=0.2)})
+    assert replay(replace(answered, monitor=by_batch), serving, None, last=0).answers is None
 
 
 def test_nothing_is_written(ws: Workspace, serving: Detector, fitted: Callable[[str], Detector]) -> None:

@@ -139,6 +139,36 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """The records of which people said that they are anomalies or false alarms, decided on again.
+
+    ``candidate`` and ``champion`` (None without one) are how many of the ``anomalies`` and of the ``false_alarms``
+    either flags; ``kept`` anomalies are flagged by both. What was answered before a fit that fit has learned.
+    """
+
+    anomalies: int
+    false_alarms: int
+    candidate: tuple[int, int]
+    champion: tuple[int, int] | None = None
+    kept: int = 0
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What stands side by side; the precision is the share of anomalies among those that are flagged again."""
+        ours, theirs = self.candidate, self.champion or (None, None)
+        return (
+            Measure(f"confirmed anomalies flagged, of {self.anomalies:,}", ours[0], theirs[0], "count"),
+            Measure(f"false alarms flagged again, of {self.false_alarms:,}", ours[1], theirs[1], "count"),
+            Measure("precision on these records", _precision(*ours), _precision(*theirs), "share"),
+        )
+
+
+def _precision(anomalies: int | None, false_alarms: int | None) -> float | None:
+    flagged = (anomalies or 0) + (false_alarms or 0)
+    return (anomalies or 0) / flagged if flagged else None
+
+
+@dataclass(frozen=True)
 class Replay:
     """The last committed batches scored again, the newest first; the candidate's values come before the champion's.
 
@@ -150,6 +180,7 @@ class Replay:
     appearing, disappearing : alerts of the candidate only, and of the champion only; None without a champion.
         ``appear`` and ``disappear`` are the strangest of them.
     cpu_seconds_per_1000 : processor seconds for a thousand records; no two runs give the same.
+    answers : what people said of scored records, in whatever batches; None where they said nothing.
     """
 
     batches: tuple[ReplayedBatch, ...] = ()
@@ -165,6 +196,7 @@ class Replay:
     disappear: tuple[Change, ...] = ()
     thresholds: tuple[float, ...] = ()
     cpu_seconds_per_1000: tuple[float, ...] = ()
+    answers: Answers | None = None
 
     @property
     def measures(self) -> tuple[Measure, ...]:
