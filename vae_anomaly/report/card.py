@@ -50,7 +50,8 @@ def _state(review: Review) -> str:
     against = f", beside version {sentence(review.champion['version'])}" if review.champion else ""
     held = sum(gate.passed for gate in review.gates)
     verdict = "every gate holds" if review.passed else f"{held} of {len(review.gates)} gates hold"
-    return f"**Reviewed at {sentence(review.reviewed_at[:19])} UTC{against}: {verdict}.**"
+    at = review.reviewed_at[:19].replace("T", " ")
+    return f"**Reviewed at {at} UTC{against}: {verdict}.**"
 
 
 def _batches(review: Review) -> str:
