@@ -34,7 +34,7 @@ ROWS = (
     ("workspace",),
     ("pages",),
     ("worker", "watch", "grouping"),
-    ("replay",),
+    ("replay", "recalibration"),
     ("execution",),
     ("sinks",),
     ("tracking", "pyfunc_model"),
