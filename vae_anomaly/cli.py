@@ -273,7 +273,7 @@ def _show_recalibrate(ws: Workspace, outcome: RecalibrateOutcome) -> None:
     say(found_in(made, outcome.beyond_chance))
     say(
         f"Records: {made.rows:,}; left out: {left.unscorable:,} unscorable, {left.labelled:,} labelled as anomalies,"
-        f" {left.confirmed:,} confirmed as such, {left.repeated:,} repeated, {left.trained:,} equal to one that trained."
+        f" {left.confirmed:,} confirmed as such, {left.repeated:,} repeated, {left.trained:,} like one that trained."
     )
     if made.sampled:
         say(f"More than {MOST:,} are distinct: a sample of so many calibrates.")

@@ -21,7 +21,7 @@ from vae_anomaly.explain import compared
 from vae_anomaly.fitting import content_hash, require_segments, variation
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.records import Commit
-from vae_anomaly.store.sources import Delivery, DeliveryChanged, list_inbox, open_delivery
+from vae_anomaly.store.sources import Delivery, list_inbox, open_delivery
 from vae_anomaly.thresholds import Threshold, calibrated, false_alarms
 from vae_anomaly.training import limited_threads
 from vae_anomaly.worker import read_records
@@ -128,7 +128,7 @@ def found_in(made: Recalibrated, beyond: int) -> str:
 def named_batches(ws: Workspace, first: str, last: str | None, but: Collection[str]) -> tuple[Batch, ...]:
     """The batches from ``first`` to ``last``, by the names of their files, or to the last of all; without ``but``.
 
-    Each is named by its id or its file. Equal contents are one batch.
+    Each is named by its id or its file. Equal contents are one batch. ``but`` may name what was never scored.
 
     Raises
     ------
@@ -137,25 +137,29 @@ def named_batches(ws: Workspace, first: str, last: str | None, but: Collection[s
         that was not scored, or not with this content or under this data contract, or that was pruned.
     """
     ledger = Ledger(ws.store.existing())
-    start, stop, left = (
-        ledger.find(first).name,
-        ledger.find(last).name if last is not None else None,
-        {ledger.find(batch).name for batch in but},
-    )
+    start, stop = ledger.find(first).name, None if last is None else ledger.find(last).name
     if stop is not None and stop < start:
         raise ConfigError(f"--to must not come before --from, by name. Got {stop!r} for {start!r}.")
     inbox = ws.monitor.source.inbox
     there = {file.name for file in list_inbox(inbox, settle_seconds=0, folders=ws.folders).ready}
     names = sorted({commit.name for commit in ledger.newest()} | there)
+    left = {batch if batch in names else ledger.find(batch).name for batch in but}  # also what was never scored
     chosen = [n for n in names if n >= start and (stop is None or n <= stop) and n not in left]
     pruned, refused = ledger.pruned(), []
+    quarantined = {q.name for q in ledger.quarantines() if q.contract_digest == ws.contract_digest}
     found: dict[str, Batch] = {}
     for name in chosen:
-        problem, commit = _standing(ws, ledger, pruned, name)
+        commit, problem = _standing(ws, ledger, name), ""
+        if isinstance(commit, str):
+            problem = "quarantined" if name in quarantined else commit
+        elif commit.batch_id in pruned:
+            problem = "pruned"
+        elif commit.contract_digest != ws.contract_digest:
+            problem = "read under another data contract"
+        else:
+            found.setdefault(commit.sha256, Batch(name, commit))
         if problem:
             refused.append(f"{printable(name)} ({problem})")
-        elif commit:
-            found.setdefault(commit.sha256, Batch(name, commit))
     if refused:
         more = f" and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
         raise ConfigError(
@@ -167,32 +171,30 @@ def named_batches(ws: Workspace, first: str, last: str | None, but: Collection[s
     return tuple(found.values())
 
 
-def _standing(ws: Workspace, ledger: Ledger, pruned: Collection[str], name: str) -> tuple[str, Commit | None]:
-    """The commit of the file of this name, or what is wrong with it."""
+def _standing(ws: Workspace, ledger: Ledger, name: str) -> Commit | str:
+    """The commit of the content that the file of this name has, or why there is none."""
     try:
         with open_delivery(ws.monitor.source.inbox / name, folders=ws.folders) as delivery:
-            commit, sha256 = ledger.committed(delivery.sha256), delivery.sha256
+            return ledger.committed(delivery.sha256) or "not scored with this content"
     except FileNotFoundError:
-        return "gone", None
+        return "gone"
     except (DataError, OSError):
-        return "not readable", None
-    if commit is None:
-        refused = ledger.quarantined(sha256, ws.contract_digest)
-        return "quarantined" if refused else "not scored with this content", None
-    if commit.batch_id in pruned:
-        return "pruned", None
-    if commit.contract_digest != ws.contract_digest:
-        return "read under another data contract", None
-    return "", commit
+        return "not readable"
 
 
 @contextmanager
 def _delivered(ws: Workspace, batch: Batch) -> Iterator[Delivery]:
-    with open_delivery(ws.monitor.source.inbox / batch.name, folders=ws.folders) as delivery:
-        if delivery.sha256 != batch.commit.sha256:
-            raise DeliveryChanged(f"File {batch.name!r} must not change while it is read. It did.")
-        yield delivery
-        delivery.assert_unchanged()
+    """The file of a batch, as it was committed; raises :class:`DataError` where it is not, or not to its end."""
+    problem = "the file must stay as it was committed while it is read. Got another content, or none."
+    changed = DataError("changed_file", problem, file=batch.name, remedy="Run it again when nobody writes that file.")
+    try:
+        with open_delivery(ws.monitor.source.inbox / batch.name, folders=ws.folders) as delivery:
+            if delivery.sha256 != batch.commit.sha256:
+                raise changed
+            yield delivery
+            delivery.assert_unchanged()
+    except OSError as error:
+        raise changed from error
 
 
 # ---- the calibration ----
@@ -219,9 +221,7 @@ def recalibrated(
     ConfigError
         So many records cannot hold what the threshold promises.
     DataError
-        None of them is left.
-    DeliveryChanged
-        A file changes while it is read.
+        None of them is left, or a file changes while it is read.
     """
     require_segments(ws.recipe, ws.schema)
     total = sum(batch.commit.rows for batch in batches)
