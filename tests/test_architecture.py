@@ -35,7 +35,7 @@ ROWS = (
     ("pages",),
     ("worker", "watch", "grouping"),
     ("feedback",),
-    ("replay",),
+    ("replay", "recalibration"),
     ("execution",),
     ("sinks",),
     ("tracking", "pyfunc_model"),

@@ -25,7 +25,7 @@ from vae_anomaly.console import log_to_stderr, progress_display, say, say_json, 
 from vae_anomaly.errors import ConfigError, VaeAnomalyError, printable
 
 if TYPE_CHECKING:
-    from vae_anomaly.pipelines import FitOutcome, Look
+    from vae_anomaly.pipelines import FitOutcome, Look, RecalibrateOutcome
     from vae_anomaly.report.review import Replay
     from vae_anomaly.scoring import ScoreOutcome
     from vae_anomaly.store.commits import BatchState
@@ -212,6 +212,77 @@ def promised(threshold: Threshold) -> Iterator[str]:
     for records in (1_000, 10_000, 100_000):
         if (fewest := threshold.fewest_flagged(records)) > 1:
             yield f"  of {records:,} records none is flagged unless {fewest:,} score above all calibration records"
+
+
+@app.command()
+def recalibrate(
+    monitor: Monitor,
+    first: Annotated[str, typer.Option("--from", metavar="BATCH", help="The first of the normal batches, by name.")],
+    by: Annotated[str, typer.Option("--by", metavar="NAME", help="Who says that these batches are normal.")],
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="How that is known; it is recorded.")],
+    last: Annotated[
+        str | None, typer.Option("--to", metavar="BATCH", help="The last of them; by default the last of all.")
+    ] = None,
+    but: Annotated[
+        list[str] | None, typer.Option("--except", metavar="BATCH", help="Not this one; may be given repeatedly.")
+    ] = None,
+    mlflow: MlflowFile = None,
+    as_json: Json = False,
+) -> None:
+    """Calibrate the champion again on scored batches that somebody knows to be normal; that becomes the candidate.
+
+    The weights stay. A batch is named by its id or its file. What feedback confirms as an anomaly is left out.
+    """
+    from vae_anomaly import pipelines
+
+    ws = _open(monitor, mlflow)
+    with progress_display() as progress:
+        outcome = pipelines.recalibrate(ws, progress, first=first, last=last, but=but or (), by=by, reason=reason)
+    say_json(recalibrate_summary(outcome)) if as_json else _show_recalibrate(ws, outcome)
+
+
+def recalibrate_summary(outcome: RecalibrateOutcome) -> dict[str, Any]:
+    """A new calibration as plain values."""
+    now = outcome.made.detector.threshold
+    return {
+        "model": outcome.registered.name,
+        "version": outcome.registered.version,
+        "digest": outcome.registered.digest,
+        "already_registered": outcome.registered.already,
+        "run_id": outcome.registered.run_id,
+        **outcome.made.facts,
+        "batches_shifted": outcome.made.shifted,
+        "batches_flagged_beyond_chance": outcome.beyond_chance,
+        "threshold": now.value,
+        "threshold_before": outcome.before.value,
+        "false_alarm_rate": vars(now.promise),
+        "false_alarm_rate_before": vars(outcome.before.promise),
+    }
+
+
+def _show_recalibrate(ws: Workspace, outcome: RecalibrateOutcome) -> None:
+    from vae_anomaly.recalibration import MOST, found_in
+    from vae_anomaly.report.formatting import number
+
+    made, registered, left = outcome.made, outcome.registered, outcome.made.left_out
+    state = "is registered already as" if registered.already else "is registered as"
+    say(f"The new calibration {state} {registered.name} version {registered.version}, the candidate.")
+    rows = [[b.name, f"{b.commit.rows:,}", f"{b.commit.flagged:,}", "shifted as a whole" if b.commit.drifted else ""]
+            for b in made.batches]  # fmt: skip
+    table("Batches that are called normal", ["batch", "records", "flagged when scored", "remark"], rows)
+    say(found_in(made, outcome.beyond_chance))
+    say(
+        f"Records: {made.rows:,}; left out: {left.unscorable:,} unscorable, {left.labelled:,} labelled as anomalies,"
+        f" {left.confirmed:,} confirmed as such, {left.repeated:,} repeated, {left.trained:,} like one that trained."
+    )
+    if made.sampled:
+        say(f"More than {MOST:,} are distinct: a sample of so many calibrates.")
+    now, before = made.detector.threshold, outcome.before
+    say(f"Threshold: {number(now.value)} nats; before: {number(before.value)}.")
+    say(f"False-alarm rate before: {before.promise}.")
+    for line in promised(now):
+        say(line)
+    say(f"Next: vae-anomaly review {shown(ws.monitor.path)}")
 
 
 @app.command()

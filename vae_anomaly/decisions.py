@@ -21,11 +21,11 @@ from typing import Literal
 from vae_anomaly.config import MlflowConfig, MonitorConfig
 from vae_anomaly.errors import ConfigError, ReviewError, words
 from vae_anomaly.report.markdown import code, sentence
-from vae_anomaly.tracking import AWAY, REGISTERED_BY, Resolved, Tracker
+from vae_anomaly.tracking import AWAY, REGISTERED_BY, Registered, Resolved, Tracker
 
 REVIEW_JSON = "review.json"
 DECISIONS, MOST_DESCRIBED = "\n## Decisions\n\n", 5000  # characters that the registry keeps of a description
-Action = Literal["reviewed", "approved", "rejected", "promoted", "forced", "rolled back"]
+Action = Literal["reviewed", "approved", "rejected", "promoted", "forced", "rolled back", "recalibrated"]
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,17 @@ def promote(
             elif not approved and not _is_champion(tracker, found):
                 _decide(tracker, found, "approved", by, reason, sha256, now)
         return _move(tracker, found, "forced" if force else "promoted", by, reason, sha256, now)
+
+
+def recalibrated(tracker: Tracker, version: Registered, *, by: str, reason: str, now: float) -> None:
+    """Record that ``by`` called the batches normal on which ``version`` was calibrated, unless that is recorded; then
+    make it the candidate. Whatever is cut short is done by doing all of it again."""
+    with tracker.explained():
+        known = {(line.version, line.action) for line in _history(tracker, version.name)}
+        if (version.version, "recalibrated") not in known:
+            said = by, utc(now), reason, version.digest
+            record(tracker, Decision(version.name, version.version, "recalibrated", *said))
+        tracker.make_candidate(version)
 
 
 def rollback(

@@ -8,10 +8,11 @@ On disk a detector is data only: JSON and safetensors with a sha256 of each file
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,22 @@ class Reference:
     inputs: Inputs
     record_ids: tuple[str, ...]
 
+    def places(self, inputs: Inputs) -> Tensor:
+        """(B,) int64 where a record that is equal to each of ``inputs`` stands among these; -1 where none is."""
+        return torch.tensor([self._place.get(content, -1) for content in _contents(inputs)], dtype=torch.int64)
+
+    @cached_property
+    def _place(self) -> Mapping[bytes, int]:
+        return {content: i for i, content in enumerate(_contents(self.inputs))}
+
+
+def _contents(inputs: Inputs) -> Iterator[bytes]:
+    """A digest of what each record says, but for its evidence, which no reference record has."""
+    observed = torch.ones_like(inputs.x) if inputs.observed is None else inputs.observed
+    parts = [part.numpy() for part in (inputs.x, observed, inputs.context) if part is not None]
+    for row in zip(*parts, strict=True):
+        yield hashlib.blake2b(b"".join(part.tobytes() for part in row), digest_size=16).digest()
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -128,7 +145,11 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Detector:
-    """Everything that turns records into decisions."""
+    """Everything that turns records into decisions.
+
+    ``usual`` are finite values of each column, as :func:`~vae_anomaly.explain.compared` gives them, of the records that
+    it was calibrated on again: what the columns of a batch are compared with then, in place of the reference.
+    """
 
     schema: Schema
     preprocessor: Preprocessor
@@ -139,6 +160,7 @@ class Detector:
     reference: Reference
     provenance: Mapping[str, str]
     held_out: HeldOut | None = None  # detectors of an earlier version have none
+    usual: Mapping[str, np.ndarray] | None = None
 
     @property
     def vae(self) -> VAE:
@@ -270,7 +292,7 @@ class Detector:
             part = getattr(self.reference.inputs, name)
             if part is not None:
                 tensors[f"reference.{name}"] = part
-        return tensors
+        return tensors | {f"usual.{column}": torch.from_numpy(v) for column, v in (self.usual or {}).items()}
 
     @staticmethod
     def _manifest(files: Mapping[str, bytes]) -> bytes:
@@ -342,6 +364,7 @@ def _rebuild(folder: Path, head: Mapping[str, Any], weights: bytes) -> Detector:
     reference = Reference(inputs, tuple(head["reference_ids"]))
     schema = Schema.from_dict(head["schema"])
     held_out = head.get("held_out")
+    usual = {column: values.numpy() for column, values in _group(tensors, "usual.").items()}
     detector = Detector(
         schema,
         preprocessor,
@@ -352,6 +375,7 @@ def _rebuild(folder: Path, head: Mapping[str, Any], weights: bytes) -> Detector:
         reference,
         head["provenance"],
         held_out and HeldOut(**{**held_out, "cells": tuple((c[0], c[1], c[2]) for c in held_out["cells"])}),
+        usual or None,
     )
     if odd := sorted(detector._tensors().keys() ^ tensors.keys()):
         raise ArtifactError(f"{folder / 'weights.safetensors'} must hold the detector's tensors. Got other {odd[:5]}.")

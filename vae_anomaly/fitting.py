@@ -137,7 +137,7 @@ def fit_detector(
     for part in parts_of(recipe.model):
         checked("model", BUILDERS, part.kind, part.options)
     _require_calibration(recipe, splits)
-    _require_segments(recipe, schema)
+    require_segments(recipe, schema)
     with limited_threads(recipe.threads):
         return _fit(records, schema, recipe, splits, on_epoch, normal)
 
@@ -216,10 +216,15 @@ def _with_calibrating(
 
 
 def _unlike(records: Records, recipe: Recipe) -> float:
-    """Total variation between records as they come and distinct ones that are not heavy, which calibrate."""
+    """How far distinct records that are not heavy, which calibrate, differ from records as they come."""
     _, size = np.unique(content_hash(records), return_counts=True)
-    light = ~_heavy(size, recipe)
-    return float(np.abs(size / size.sum() - light / max(1, light.sum())).sum() / 2)
+    return variation(size, ~_heavy(size, recipe))
+
+
+def variation(size: np.ndarray, kept: np.ndarray) -> float:
+    """Total variation between records as they come, in groups of equal ones of these sizes, and one of each group that
+    is ``kept``; both (G,)."""
+    return float(np.abs(size / size.sum() - kept / max(1, kept.sum())).sum() / 2)
 
 
 def _heavy(size: np.ndarray, recipe: Recipe) -> np.ndarray:
@@ -233,7 +238,7 @@ def _held_out(preprocessor: Preprocessor, records: Records, splits: Mapping[str,
     return HeldOut(len(chosen), tuple((int(a), int(b), int(c)) for a, b, c in cells), unlike)
 
 
-def _require_segments(recipe: Recipe, schema: Schema) -> None:
+def require_segments(recipe: Recipe, schema: Schema) -> None:
     """Raise :class:`ConfigError` where the threshold asks for segments by a column that has none."""
     by, known = (
         recipe.threshold.options.get("by"),

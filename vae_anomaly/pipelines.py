@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from vae_anomaly.batch import Records, concatenate
-from vae_anomaly.errors import ConfigError, DataError, suggestion
+from vae_anomaly.errors import ConfigError, DataError, suggestion, words
 from vae_anomaly.pages import read_report
 from vae_anomaly.report.html import to_html
 from vae_anomaly.report.model import Report
@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from vae_anomaly.detector import Detector
     from vae_anomaly.fitting import Fit
     from vae_anomaly.metrics import Assessment
+    from vae_anomaly.recalibration import Recalibrated
     from vae_anomaly.registry_review import Review
+    from vae_anomaly.thresholds import Threshold
     from vae_anomaly.tracking import Registered
 
 _log = logging.getLogger(__name__)
@@ -245,6 +247,87 @@ def example_frame(ws: Workspace, rows: int = 5) -> Any:
         pixels = check(frame, schema, first_row=1, file=path.name).values[name]
         frame = frame.set_column(frame.column_names.index(name), name, pa.array([encode(image) for image in pixels]))
     return frame.to_pandas()
+
+
+# ---- recalibrate ----
+
+
+@dataclass(frozen=True)
+class RecalibrateOutcome:
+    """What a new calibration gave, and the threshold that decided ``before``; ``beyond_chance`` of the batches had more
+    flags than the range of false alarms then."""
+
+    made: Recalibrated
+    registered: Registered
+    before: Threshold
+    beyond_chance: int
+
+
+def recalibrate(
+    ws: Workspace,
+    progress: Progress = silent,
+    *,
+    first: str,
+    last: str | None = None,
+    but: Sequence[str] = (),
+    by: str,
+    reason: str,
+) -> RecalibrateOutcome:
+    """Calibrate the champion again on committed batches that ``by`` calls normal, and register that as the candidate.
+
+    The batches are those from ``first`` to ``last``, or the last one, by name, without those of ``but``.
+
+    Raises
+    ------
+    ConfigError, DataError
+        As :func:`~vae_anomaly.recalibration.named_batches` and :func:`~vae_anomaly.recalibration.recalibrated`; nothing
+        is registered then.
+    ArtifactError
+        There is no champion, or it does not verify or fit the columns.
+    """
+    from vae_anomaly import decisions, recalibration
+    from vae_anomaly.feedback import lessons
+    from vae_anomaly.fitting import split
+    from vae_anomaly.registry_review import is_as_fitted
+    from vae_anomaly.tracking import Tracker
+    from vae_anomaly.worker import decided_now
+
+    by, reason, tracker = words("--by", by), words("--reason", reason), Tracker(ws.mlflow)
+    batches = recalibration.named_batches(ws, first, last, but)
+    champion, model = load_version(ws, tracker, "champion")
+    with tracker.explained():
+        tags = tracker.tags(tracker.resolve(ws.monitor.name, model.version))
+    training = read_training(ws, progress).normal
+    if is_as_fitted(tags, ws.monitor, champion, training):  # else any of them may have trained
+        training = training.take(split(training, ws.recipe)["training"])
+    made = recalibration.recalibrated(
+        ws,
+        champion,
+        batches,
+        anomalies=lessons(ws).anomalies,
+        trained=recalibration.contents_of(training),
+        progress=progress,
+    )
+    try:
+        before = decided_now(ws, champion).threshold
+    except ConfigError:  # it cannot have the threshold of monitor.yml, which divides the records otherwise
+        before = champion.threshold
+    beyond = recalibration.flagged_beyond_chance(batches, before)
+    said = recalibration.statement(made, beyond, by=by, reason=reason)
+    made = made.stated(by, reason)
+    progress("registering", 0, 1)
+    registered = tracker.log_recalibration(
+        made.detector,
+        monitor=ws.monitor.name,
+        fitted=tags,
+        said=said,
+        about={**made.facts, "by": by, "reason": reason, "said": said},
+        batches={batch.name: batch.commit.sha256 for batch in batches},
+        example=example_frame(ws),
+        by=by,
+    )
+    decisions.recalibrated(tracker, registered, by=by, reason=reason, now=time.time())
+    return RecalibrateOutcome(made, registered, before, beyond)
 
 
 # ---- look ----

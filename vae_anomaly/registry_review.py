@@ -274,13 +274,20 @@ def _facts(detector: Detector, tags: Mapping[str, str]) -> dict[str, str]:
 
 def _changes(tags: Mapping[str, str], monitor: MonitorConfig, detector: Detector, records: Records) -> list[str]:
     """A warning where the validation records need not be those that the fit held out."""
-    same_records = detector.provenance.get("normal_records") == str(len(records))
-    if same_records and tags.get("digest.config") == config_digest(monitor):
+    if is_as_fitted(tags, monitor, detector, records):
         return []
     return [
         "The training files or monitor.yml have changed since the fit of this version: it may have been trained on some"
         " of the validation records, which would flatter it."
     ]
+
+
+def is_as_fitted(tags: Mapping[str, str], monitor: MonitorConfig, detector: Detector, records: Records) -> bool:
+    """Whether normal ``records`` and monitor.yml are, as far as the version with these ``tags`` can tell, those of its
+    fit: then they are split as they were. A version that was calibrated again has the tags of the fit of its weights.
+    """
+    same_records = detector.provenance.get("normal_records") == str(len(records))
+    return same_records and tags.get("digest.config") == config_digest(monitor)
 
 
 def _warnings(detector: Detector, evidence: Evidence | None) -> list[str]:

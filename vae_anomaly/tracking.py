@@ -251,15 +251,87 @@ class Tracker:
         said = " ".join(assessment.verdict)
         about["verdict"] = said[:MAX_TAG]
         note = {"mlflow.note.content": f"{said} False-alarm rate: {detector.threshold.promise}."}
+
+        def details(run_id: str, model_id: str) -> None:
+            self._log_details(run_id, model_id, fit, monitor, validation, assessment, data_digests)
+
         with self.explained():
-            found = self._registered(name, detector.digest)
-            if found is None:
-                with self.run("train", f"fit {monitor.name} {detector.digest[:8]}", about | note) as run_id:
-                    model = self._logged_model(run_id, detector, example, about)
-                    self._log_details(run_id, model.model_id, fit, monitor, validation, assessment, data_digests)
-                    version = self._register(name, model, about)
-                found = Registered(run_id, name, version, detector.digest)
-            self.client.set_registered_model_alias(name, self.config.registry.aliases.candidate, found.version)
+            found = self._version(f"fit {monitor.name}", name, detector, example, about, note, details)
+            self.make_candidate(found)
+        return found
+
+    def log_recalibration(
+        self,
+        detector: Detector,
+        *,
+        monitor: str,
+        fitted: Mapping[str, str],
+        said: str,
+        about: Mapping[str, Any],
+        batches: Mapping[str, str],
+        example: pd.DataFrame,
+        by: str,
+    ) -> Registered:
+        """Record a new calibration as one run and register its detector; :meth:`make_candidate` is left to do.
+
+        Parameters
+        ----------
+        fitted : the tags of the version whose weights it has; what they say of its training is so of it, too.
+        said : what somebody said of the batches, and what was found in them: its verdict.
+        about : what the run keeps of it, as JSON.
+        batches : sha256 of each batch that it was calibrated on, by name.
+        example : as for :meth:`log_fit`.
+        by : who called the batches normal; the first who did, where the same detector was registered before.
+
+        Raises
+        ------
+        ArtifactError
+            The store does not answer.
+        """
+        with self.explained():
+            self._require_own_place()
+        kept = ("digest.schema", "digest.config", "digest.data")
+        tags = {"monitor": monitor, "code.version": _public("vae-anomaly"), REGISTERED_BY: by}
+        tags |= {key: fitted[key] for key in kept if key in fitted}
+        tags |= {MODEL_DIGEST: detector.digest, "digest.threshold": detector.threshold.version}
+        tags |= {"digest.calibration": _listing_digest(batches), "verdict": said[:MAX_TAG]}
+        threshold, note = detector.threshold, f"{said} False-alarm rate: {detector.threshold.promise}."
+
+        def details(run_id: str, model_id: str) -> None:
+            metrics = {f"false_alarm_rate.{k}": getattr(threshold.promise, k) for k in ("expected", "low", "high")}
+            metrics |= {"threshold": threshold.value, "records.calibration": float(len(threshold.measured))}
+            self.log_metrics(run_id, metrics, model_id=model_id)
+            listed = [_dataset(*item, context="calibration") for item in sorted(batches.items())[:MAX_DATASETS]]
+            self.client.log_inputs(run_id, listed)
+            content = json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False)
+            self.log_files(run_id, {"recalibration.json": content.encode("utf-8", "backslashreplace")})
+
+        with self.explained():
+            return self._version(f"recalibrate {monitor}", self.registered_name(monitor), detector, example, tags,
+                                 {"mlflow.note.content": note}, details)  # fmt: skip
+
+    def make_candidate(self, version: Registered) -> None:
+        """Move the alias of the candidate to ``version``. Within :meth:`explained`."""
+        self.client.set_registered_model_alias(version.name, self.config.registry.aliases.candidate, version.version)
+
+    def _version(
+        self,
+        what: str,
+        name: str,
+        detector: Detector,
+        example: pd.DataFrame,
+        about: Mapping[str, str],
+        note: Mapping[str, str],
+        details: Callable[[str, str], None],
+    ) -> Registered:
+        """The version of ``detector``, registered from a run with its ``details`` where it was not before."""
+        found = self._registered(name, detector.digest)
+        if found is None:
+            with self.run("train", f"{what} {detector.digest[:8]}", {**about, **note}) as run_id:
+                model = self._logged_model(run_id, detector, example, about)
+                details(run_id, model.model_id)
+                version = self._register(name, model, about)
+            found = Registered(run_id, name, version, detector.digest)
         return found
 
     def _registered(self, name: str, digest: str) -> Registered | None:
@@ -551,14 +623,18 @@ def _figures(fit: Fit, records: Records, assessment: Assessment, *, latent: bool
 
 
 def _digests(detector: Detector, monitor: MonitorConfig, data: Mapping[str, str]) -> dict[str, str]:
-    listing = json.dumps(sorted(data.items())).encode()
     return {
         MODEL_DIGEST: detector.digest,
         "digest.schema": detector.schema.digest,
         "digest.config": config_digest(monitor),
         "digest.threshold": detector.threshold.version,
-        "digest.data": hashlib.sha256(listing).hexdigest(),
+        "digest.data": _listing_digest(data),
     }
+
+
+def _listing_digest(files: Mapping[str, str]) -> str:
+    """sha256 of the sha256 of each file, by name."""
+    return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
 
 
 def _final_metrics(fit: Fit, assessment: Assessment) -> dict[str, float]:
@@ -583,10 +659,10 @@ def _final_metrics(fit: Fit, assessment: Assessment) -> dict[str, float]:
     return metrics | {f"corruption_recall.column.{column}": value for column, value in recall.headline.items()}
 
 
-def _dataset(name: str, digest: str) -> DatasetInput:
+def _dataset(name: str, digest: str, context: str = "training") -> DatasetInput:
     # MLflow cuts digests at 36 characters
     dataset = Dataset(name[:MAX_TEXT], digest[:36], "local", json.dumps({"name": name[:MAX_TEXT]}))
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training"), InputTag("sha256", digest)])
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context), InputTag("sha256", digest)])
 
 
 def _package(detector: Detector, example: pd.DataFrame, folder: Path) -> Path:

@@ -103,7 +103,10 @@ def _stale(
 ) -> Iterator[Incident]:
     """The calibration that decided last, where it is older than it may be or the batches are no longer like it."""
     last = mine[-1].commit
-    remedy = "Fit and review a detector on recent records that are known to be normal."
+    remedy = (
+        "Where recent batches are known to be normal, calibrate on them with `vae-anomaly recalibrate` and review that;"
+        " where the review finds too little then, fit a detector to such records."
+    )
     if stale_days is not None and now - since > 86_400 * stale_days:
         problem = f"the calibration has decided for more than the {stale_days:g} days that it may."
         yield _incident(dataset, "stale", f"age {last.model.digest}", last.name, problem, remedy)

@@ -1,4 +1,6 @@
-"""Which columns of a batch have shifted, compared with the reference records: what a drift incident names.
+"""Which columns of a batch have shifted, compared with usual records: what a drift incident names.
+
+Usual are the reference records, or those on which the detector was calibrated again.
 
 One number of each record stands for each column: a table's own values, the brightness of an image, the length of a
 text. Times are left out, for a batch's are those of its collection, and so is the context, which is not judged.
@@ -59,7 +61,7 @@ def column_shifts(
     batch were chosen: the share of normal records that their like leaves out, which is taken off every distance.
     """
     found = []
-    for column, normal in compared(detector, detector.reference.inputs).items():
+    for column, normal in (detector.usual or compared(detector, detector.reference.inputs)).items():
         values = batch[column]
         far = distance(normal, values) - slack
         n, m = (int(np.isfinite(v).sum()) for v in (normal, values))
