@@ -42,6 +42,7 @@ ROWS = (
     ("registry_review",),
     ("scoring", "feedback"),
     ("pipelines",),
+    ("refit",),
     ("samples", "download", "console"),
     ("benchmark", "demo"),
     ("flows",),
