@@ -1,5 +1,7 @@
 """A machine that is left running: ``vae-anomaly serve MONITOR...`` scores on each monitor's cron schedule.
 
+Where a monitor asks for it, its detector is also fitted again when that is due, up to the candidate.
+
 The process that the user starts watches two others: Prefect's server (none where PREFECT_API_URL names one) and the
 runner, ``python -m flows.serve``, which starts each scheduled run as a process of its own. It ends them, with all that
 they started, within ten seconds of a signal, and when one of them ends. What a run leaves unfinished the next one
@@ -68,6 +70,8 @@ def serve_monitors(workspaces: Sequence[Workspace], say: Callable[[str], None]) 
         for ws in workspaces:
             schedule = ws.monitor.schedule
             say(f"{ws.monitor.name}: scores now and at {schedule.cron!r} ({schedule.timezone}).")
+            if asked := _refits(ws):
+                say(f"{ws.monitor.name}: is fitted again, as a candidate, where that is due at {' and '.join(asked)}.")
         _watch(watched)
 
 
@@ -114,35 +118,55 @@ def _signals() -> Iterator[None]:
 
 
 def run_scheduled(workspaces: Sequence[Workspace]) -> None:
-    """Deploy one scoring flow for each monitor, start one run of each, and run what the server schedules."""
+    """Deploy the flow that scores each monitor, and that which fits again where it is asked for; start one run of each,
+    and run what the server schedules."""
     from prefect.client.orchestration import get_client
     from prefect.runner import Runner
-    from prefect.schedules import Cron
-    from prefect.types.entrypoint import EntrypointType
 
+    from flows.refit import refit_flow
     from flows.score import score_flow
 
     os.environ[RUNNER] = str(os.getpid())
-    # at most one process for each processor; two runs of one monitor do not overlap, see flows/score.py
-    runner = Runner(name="vae-anomaly", limit=os.cpu_count())
+    # at most one process for each processor, and one for each fit, so that no scores wait for it; two runs of one
+    # monitor do not overlap, see flows/score.py
+    runner = Runner(name="vae-anomaly", limit=(os.cpu_count() or 1) + sum(bool(_refits(ws)) for ws in workspaces))
     due: dict[UUID, Workspace] = {}
     with get_client(sync_client=True) as client:
         for ws in workspaces:
-            monitor = ws.monitor
-            deployment: Any = score_flow.to_deployment(
-                name=monitor.name,
-                schedule=Cron(monitor.schedule.cron, timezone=monitor.schedule.timezone),
-                parameters={"monitor": str(monitor.path), "mlflow": str(ws.mlflow.path) if ws.mlflow.path else None},
-                paused=False,  # stopping pauses it, so that a server of others creates no runs that nobody takes
-                entrypoint_type=EntrypointType.MODULE_PATH,
-                description=f"Scores what arrives in {monitor.source.inbox}",
-            )
-            found: Any = runner.add_deployment(deployment)
-            due[found] = ws
-            _tidy(client, found)
-            client.create_flow_run_from_deployment(found, name=f"{monitor.name}-at-start")
+            about = f"Scores what arrives in {ws.monitor.source.inbox}"
+            due[_deployed(client, runner, score_flow, ws, [ws.monitor.schedule.cron], about)] = ws
+            if asked := _refits(ws):
+                _deployed(client, runner, refit_flow, ws, asked, "Fits again, up to the candidate, where that is due")
     threading.Thread(target=_check_schedules, args=(due,), daemon=True, name="schedules").start()
     asyncio.run(_until_stopped(runner))
+
+
+def _refits(ws: Workspace) -> list[str]:
+    """When it is looked whether a monitor's detector is to be fitted again, as cron fields; never where nothing asks
+    for it. A stale calibration is found by the runs that score."""
+    how = ws.monitor.refit
+    asked = [how.cron, ws.monitor.schedule.cron if how.on_stale else None] if how else []
+    return list(dict.fromkeys(cron for cron in asked if cron))
+
+
+def _deployed(client: Any, runner: Any, flow: Any, ws: Workspace, crons: Sequence[str], about: str) -> UUID:
+    """Deploy ``flow`` for a monitor, on these schedules, and start one run of it."""
+    from prefect.schedules import Cron
+    from prefect.types.entrypoint import EntrypointType
+
+    monitor = ws.monitor
+    deployment = flow.to_deployment(
+        name=monitor.name,
+        schedules=[Cron(cron, timezone=monitor.schedule.timezone) for cron in crons],
+        parameters={"monitor": str(monitor.path), "mlflow": str(ws.mlflow.path) if ws.mlflow.path else None},
+        paused=False,  # stopping pauses it, so that a server of others creates no runs that nobody takes
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        description=about,
+    )
+    found: UUID = runner.add_deployment(deployment)
+    _tidy(client, found)
+    client.create_flow_run_from_deployment(found, name=f"{monitor.name}-at-start")
+    return found
 
 
 async def _until_stopped(runner: Any) -> None:

@@ -43,6 +43,7 @@ ROWS = (
     ("registry_review",),
     ("scoring",),
     ("pipelines",),
+    ("refit",),
     ("samples", "download", "console"),
     ("benchmark", "demo"),
     ("flows",),

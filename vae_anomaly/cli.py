@@ -165,7 +165,7 @@ def fit_summary(outcome: FitOutcome) -> dict[str, Any]:
     }
 
 
-def _show_fit(ws: Workspace, outcome: FitOutcome) -> None:
+def _show_fit(ws: Workspace, outcome: FitOutcome, *, then: str = "review") -> None:
     threshold, splits = outcome.fit.detector.threshold, outcome.fit.splits
     state = "is registered already as" if outcome.registered.already else "is registered as"
     say(f"The detector {state} {outcome.registered.name} version {outcome.registered.version}, the candidate.")
@@ -188,7 +188,8 @@ def _show_fit(ws: Workspace, outcome: FitOutcome) -> None:
         say(f"Corrupted records found: median {recall.median:.0%}; least for {least}.")
     for sentence in outcome.assessment.verdict:
         say(f"Verdict: {sentence}")
-    say(f"Next: vae-anomaly review {shown(ws.monitor.path)}")
+    if then:
+        say(f"Next: vae-anomaly {then} {shown(ws.monitor.path)}")
 
 
 def promised(threshold: Threshold) -> Iterator[str]:
@@ -692,11 +693,43 @@ def serve(
     monitors: Annotated[list[Path], typer.Argument(metavar="MONITOR...", help="One monitor.yml or more.")],
     mlflow: MlflowFile = None,
 ) -> None:
-    """Keep running: start a Prefect server (or use PREFECT_API_URL) and score on each monitor's schedule."""
+    """Keep running: start a Prefect server (or use PREFECT_API_URL), score on each monitor's schedule, and fit again
+    where its section `refit` asks for it."""
     from vae_anomaly.workspace import Workspace
 
     workspaces = [Workspace.open(m, mlflow) for m in monitors]
     _flows("serve", workspaces[0]).serve_monitors(workspaces, say=say)
+
+
+@app.command()
+def refit(
+    monitor: Monitor,
+    mlflow: MlflowFile = None,
+    if_due: Annotated[
+        bool, typer.Option("--if-due", help="Only where refit.cron or refit.on_stale of monitor.yml asks for it now.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fit again to the last committed batches, register the candidate and review it; the champion stays what it is."""
+    from vae_anomaly import refit as again
+
+    ws = _open(monitor, mlflow)
+    with progress_display() as progress:
+        done = (again.refit_if_due if if_due else again.refit)(ws, progress)
+    if isinstance(done, again.Due):
+        say_json({"due": False, "why": done.why}) if as_json else say(f"Nothing is fitted again: {done.why}.")
+        return
+    if as_json:
+        say_json({"due": True, **vars(done), "page": str(done.page),
+                  "fitted": fit_summary(done.fitted) if done.fitted else None})  # fmt: skip
+    else:
+        if done.fitted:
+            _show_fit(ws, done.fitted, then="")
+        say(done.about)
+        say(f"Review: {done.gates}. {shown(done.page)}")
+        say(f"Next: look at it, then vae-anomaly promote or reject {shown(ws.monitor.path)} --version {done.version}")
+    if not done.passed:
+        raise typer.Exit(5)
 
 
 @app.command()

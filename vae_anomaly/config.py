@@ -533,6 +533,20 @@ class ScheduleConfig(_Section):
     timezone: TimeZone = Field(default="UTC", description="IANA time zone that the cron fields are in.")
 
 
+class RefitConfig(_Section):
+    """When a detector is fitted to the last batches; it ends as a candidate, and never serves unasked."""
+
+    batches: Annotated[Count, Field(le=365)] = Field(
+        description="How many of the last committed batches it is fitted to, 1 to 365."
+    )
+    cron: Annotated[str, Field(max_length=100), AfterValidator(_cron)] | None = Field(
+        default=None, description="Five cron fields, in schedule.timezone; null for no schedule."
+    )
+    on_stale: Flag = Field(
+        default=False, description="Whether it is due once when the calibration of the champion has grown stale."
+    )
+
+
 class LogSinkConfig(_Section):
     """Alerts go to the log."""
 
@@ -663,6 +677,7 @@ class MonitorConfig(_Section):
     drift: DriftConfig = Field(default_factory=DriftConfig, description="When a batch has changed as a whole.")
     watch: WatchConfig = Field(default_factory=WatchConfig, description="What is told beside the batches.")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="When to look for batches.")
+    refit: RefitConfig | None = Field(default=None, description="When a candidate is fitted to the last batches.")
     output: LocalPath = Field(default=Path("output"), description="Folder of all results.")
     sinks: tuple[SinkConfig, ...] = Field(
         default_factory=lambda: (LogSinkConfig(), FileSinkConfig()), description="Where alerts are delivered."

@@ -98,11 +98,13 @@ def fit_detector(
     on_epoch: Callable[[EpochLog, int], None] | None = None,
     *,
     calibrating: Records | None = None,
+    doubtful: np.ndarray | None = None,
 ) -> Fit:
     """Fit a detector to normal ``records``; unscorable rows and labelled anomalies do not take part.
 
     Those of ``calibrating`` that are not among them are for the calibration only: they stand behind the others in the
-    splits.
+    splits. Of ``records`` those that are ``doubtful`` (B,) teach nothing: they train no weight and are nobody's
+    neighbours. The calibration keeps its share of them, for without them it would be no sample of what comes.
 
     Raises
     ------
@@ -115,6 +117,7 @@ def fit_detector(
     """
     normal = records.scorable if records.labels is None else records.scorable & ~records.labels
     records = records.take(np.flatnonzero(normal))
+    doubted = np.zeros(len(records), bool) if doubtful is None else doubtful[normal]
     if len(records) < MIN_RECORDS:
         raise DataError(
             "too_few_records",
@@ -127,10 +130,11 @@ def fit_detector(
             "the shares for validation and calibration must be greater than 0, and less than 1 together."
             f" Got {recipe.validation!r} and {recipe.calibration!r}."
         )
-    splits, recipe = split(records, recipe), recipe.resolved(schema)
-    normal = len(records)
+    splits, recipe = _undoubted(split(records, recipe), doubted), recipe.resolved(schema)
+    count = len(records)
     if calibrating is not None:
         records, splits = _with_calibrating(records, splits, calibrating)
+        doubted = np.append(doubted, np.zeros(len(records) - count, bool))
     assert recipe.model is not None and recipe.score is not None
     # before minutes of training, not after them
     checked("score", SCORES, recipe.score.kind, recipe.score.options)
@@ -139,7 +143,7 @@ def fit_detector(
     _require_calibration(recipe, splits)
     require_segments(recipe, schema)
     with limited_threads(recipe.threads):
-        return _fit(records, schema, recipe, splits, on_epoch, normal)
+        return _fit(records, schema, recipe, splits, on_epoch, count, doubted)
 
 
 def _fit(
@@ -149,6 +153,7 @@ def _fit(
     splits: Mapping[str, np.ndarray],
     on_epoch: Callable[[EpochLog, int], None] | None,
     normal: int,
+    doubted: np.ndarray,
 ) -> Fit:
     unlike = _unlike(records, recipe)
     preprocessor = PREPROCESSORS[schema.modality].fit(records.take(splits["training"]), schema)
@@ -162,7 +167,8 @@ def _fit(
     everyone = np.concatenate(list(splits.values()))
     plans = [_plan(model, recipe, len(parts["training"])) for model in models]
     contamination = plans[0].contamination_robust
-    drawn = np.random.default_rng(recipe.seed).permutation(len(everyone))[: math.ceil(most / (1.0 - contamination))]
+    drawn = np.random.default_rng(recipe.seed).permutation(len(everyone))
+    drawn = drawn[~doubted[everyone[drawn]]][: math.ceil(most / (1.0 - contamination))]
     chosen = torch.from_numpy(drawn)
     inputs = _taken(list(parts.values()), chosen)
     vaes, epochs = [], []
@@ -202,6 +208,19 @@ def _fit(
     )
     detector = replace(detector, threshold=threshold, held_out=_held_out(preprocessor, records, splits, unlike))
     return Fit(detector, epochs[0], plans[0], splits, held_out["validation"])
+
+
+def _undoubted(splits: dict[str, np.ndarray], doubted: np.ndarray) -> dict[str, np.ndarray]:
+    """``splits`` of which what is ``doubted`` is left in the calibration only."""
+    kept = {name: index if name == "calibration" else index[~doubted[index]] for name, index in splits.items()}
+    for name, index in kept.items():
+        if not len(index):
+            raise DataError(
+                "too_few_records",
+                f"some records must be left for {name} without those that nobody has vouched for. Got none.",
+                remedy="Look at the flagged records, and say which are false alarms.",
+            )
+    return kept
 
 
 def _with_calibrating(

@@ -12,10 +12,12 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -30,6 +32,8 @@ from vae_anomaly.schema import check
 from vae_anomaly.scoring import load_version
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.files import INDEX, names
+from vae_anomaly.store.records import Commit
+from vae_anomaly.store.score_files import read_scores
 from vae_anomaly.store.sources import (  # fmt: skip
     IMAGES,
     InboxFile,
@@ -58,6 +62,7 @@ _COMPUTED = re.compile(
     r"(?:^|(?<=[\"',;|\t\r\n]))(?=[\s\0\ufeff]*[=+@\uff1d\uff0b\uff20\uff0d-])"
     rf"(?!\s*{_NUMBER}(?:$|[\"';|\t\r\n]))"
 )
+FLAGS, BESIDE = ["is_anomaly"], 4_000  # of a score file; training records that a refitted detector is measured on
 LARGEST = 1e30  # of a training value; preprocessing refuses it as well, but knows no file and no row
 
 
@@ -66,18 +71,28 @@ LARGEST = 1e30  # of a training value; preprocessing refuses it as well, but kno
 
 @dataclass(frozen=True)
 class Training:
-    """The records of ``source.training`` and the sha256 of each file; how many ``confirmed`` anomalies were among them
-    and are left out, and the ``false_alarms`` that join the calibration."""
+    """The records that a fit is given and the sha256 of each file; how many ``confirmed`` anomalies were among them and
+    are left out, the ``false_alarms`` that join the calibration, and which records are ``doubtful`` (B,) and teach
+    nothing."""
 
     records: Records
     digests: Mapping[str, str]
     confirmed: int = 0
     false_alarms: Records | None = None
+    doubtful: np.ndarray | None = None
 
     @property
     def normal(self) -> Records:
         """What a fit takes part of, in the order of its splits."""
         return normal_records(self.records)
+
+
+@dataclass(frozen=True)
+class Recent:
+    """Committed batches, the oldest first, and what a fit on them is given."""
+
+    commits: tuple[Commit, ...]
+    training: Training
 
 
 @dataclass(frozen=True)
@@ -138,31 +153,85 @@ def _taught(ws: Workspace, training: Training) -> Training:
     from vae_anomaly.feedback import lessons
     from vae_anomaly.fitting import content_hash
 
-    learned, kept = lessons(ws), np.ones(len(training.records), bool)
+    learned, kept, doubtful = lessons(ws), np.ones(len(training.records), bool), training.doubtful
     if learned.anomalies is not None:
         kept = ~np.isin(content_hash(training.records), content_hash(learned.anomalies))
+    if doubtful is not None and learned.false_alarms is not None:
+        doubtful = doubtful & ~np.isin(content_hash(training.records), content_hash(learned.false_alarms))
     digests = dict(training.digests) | ({"feedback": learned.digest} if learned.digest else {})
     records = training.records if kept.all() else training.records.take(np.flatnonzero(kept))
-    return Training(records, digests, int((~kept).sum()), learned.false_alarms)
+    doubtful = None if doubtful is None else doubtful[kept]
+    return Training(records, digests, int((~kept).sum()), learned.false_alarms, doubtful)
 
 
 def _sane(records: Records, file: str) -> Records:
     """The records; raises :class:`DataError` for a normal one with a number that would blind its column."""
-    usable = records.scorable if records.labels is None else records.scorable & ~records.labels
+    for column, beyond in _absurd(records):
+        far = np.flatnonzero(usable(records) & beyond)
+        if far.size:
+            raise DataError(
+                "absurd_value",
+                f"training values must lie within {LARGEST:g}. Got {far.size} beyond it.",
+                file=file,
+                column=column,
+                rows=(records.first_row + far).tolist(),
+                count=int(far.size),
+                remedy="Remove these rows from the training records, or mend the column.",
+            )
+    return records
+
+
+def _absurd(records: Records) -> Iterator[tuple[str, np.ndarray]]:
+    """For each column of numbers which records (B,) lie beyond what may train."""
     for column, values in records.values.items():
         if isinstance(values, np.ndarray) and values.dtype == np.float64:
-            far = np.flatnonzero(usable & (np.abs(values) > LARGEST))
-            if far.size:
-                raise DataError(
-                    "absurd_value",
-                    f"training values must lie within {LARGEST:g}. Got {far.size} beyond it.",
-                    file=file,
-                    column=column,
-                    rows=(records.first_row + far).tolist(),
-                    count=int(far.size),
-                    remedy="Remove these rows from the training records, or mend the column.",
-                )
-    return records
+            yield column, np.abs(values) > LARGEST
+
+
+def read_recent(ws: Workspace, commits: Sequence[Commit], last: int, progress: Progress = silent) -> Recent:
+    """Read the records of the first ``last`` of ``commits`` (the last committed first) whose files are still there.
+
+    Confirmed anomalies are left out. Doubtful is what was flagged in a batch that has not shifted as a whole and what
+    nobody has called a false alarm; where the batch has shifted, whether that is the new normal is for the review to
+    ask. A record is named by its batch and its id.
+
+    Raises
+    ------
+    DataError
+        There are fewer such batches.
+    StoreError
+        The scores of one of them are lost or altered, or feedback is.
+    """
+    from vae_anomaly.replay import delivered_batches
+
+    left_out: Counter[str] = Counter()
+    used: list[Commit] = []
+    parts: list[tuple[Records, np.ndarray]] = []
+    for commit, delivery in delivered_batches(ws, [c for c in commits if c.scored], left_out, last=last):
+        progress("reading recent batches", len(used), last)
+        flags = [part["is_anomaly"].to_numpy() for part in read_scores(ws.store.root / commit.scores.file, FLAGS)]
+        records = concatenate(list(read_records(delivery, ws)))
+        delivery.assert_unchanged()
+        doubtful = np.concatenate(flags) & (not commit.drifted)
+        for _, beyond in _absurd(records):
+            doubtful |= beyond
+        names = np.array([f"{commit.name} {name}" for name in records.record_ids], dtype=object)
+        parts.append((replace(records, record_ids=names), doubtful))
+        used.append(commit)
+    if len(used) < last:
+        others = "".join(f"; {count:,} {why}" for why, count in sorted(left_out.items()))
+        raise DataError(
+            "too_few_batches",
+            f"{last:,} committed batches that can be read again are needed. Got {len(used):,}{others}.",
+            remedy="Wait for more batches, put their files back into source.inbox, or ask for fewer in refit.batches.",
+        )
+    commits, parts = used[::-1], parts[::-1]
+    training = Training(
+        concatenate([records for records, _ in parts]),
+        {commit.name: commit.sha256 for commit in commits},
+        doubtful=np.concatenate([doubtful for _, doubtful in parts]),
+    )
+    return Recent(tuple(commits), _taught(ws, training))
 
 
 def fit(ws: Workspace, progress: Progress = silent) -> FitOutcome:
@@ -173,11 +242,18 @@ def fit(ws: Workspace, progress: Progress = silent) -> FitOutcome:
     DataError, TrainingError, ConfigError
         As in :func:`~vae_anomaly.fitting.fit_detector`; nothing is registered then.
     """
+    return fit_on(ws, read_training(ws, progress), progress)
+
+
+def fit_on(
+    ws: Workspace, training: Training, progress: Progress = silent, tags: Mapping[str, str] = MappingProxyType({})
+) -> FitOutcome:
+    """As :func:`fit`, on these records; ``tags`` are those of the version."""
     from vae_anomaly.fitting import fit_detector
     from vae_anomaly.metrics import MAX_RECORDS, assess
     from vae_anomaly.tracking import Tracker
 
-    tracker, training = Tracker(ws.mlflow), read_training(ws, progress)
+    tracker = Tracker(ws.mlflow)
     ws.store.prepare(ws.monitor.name)
     progress("opening the tracking store", 0, 1)
     tracker.initialise()
@@ -187,6 +263,7 @@ def fit(ws: Workspace, progress: Progress = silent) -> FitOutcome:
         ws.recipe,
         lambda log, total: progress("training", log.epoch + 1, total),
         calibrating=training.false_alarms,
+        doubtful=training.doubtful,
     )
     normal = training.normal
     calibration = fitted.splits["calibration"]
@@ -206,6 +283,7 @@ def fit(ws: Workspace, progress: Progress = silent) -> FitOutcome:
         data_digests=training.digests,
         example=example_frame(ws),
         by=user(),
+        tags=tags,
     )
     labels = training.records.labels
     return FitOutcome(
@@ -221,8 +299,13 @@ def fit(ws: Workspace, progress: Progress = silent) -> FitOutcome:
 
 def normal_records(records: Records) -> Records:
     """The rows that a fit uses: scorable and not labelled as anomalies."""
-    usable = records.scorable if records.labels is None else records.scorable & ~records.labels
-    return records.take(np.flatnonzero(usable))
+    return records.take(np.flatnonzero(usable(records)))
+
+
+def usable(records: Records) -> np.ndarray:
+    """(B,) bool: those rows."""
+    mask: np.ndarray = records.scorable if records.labels is None else records.scorable & ~records.labels
+    return mask
 
 
 def example_frame(ws: Workspace, rows: int = 5) -> Any:
@@ -368,16 +451,41 @@ def review(
     """
     from vae_anomaly import registry_review
     from vae_anomaly.replay import replay as replay_batches
-    from vae_anomaly.tracking import Tracker
+    from vae_anomaly.tracking import HEAD, REFIT_ABOUT, REFIT_BATCHES, Tracker
 
     ws.store.prepare(ws.monitor.name)
-    load_version(ws, Tracker(ws.mlflow), version or "candidate")
-    training = read_training(ws, progress).normal
+    tracker = Tracker(ws.mlflow)
+    detector, model = load_version(ws, tracker, version or "candidate")
+    with tracker.explained():
+        tags = tracker.tags(tracker.resolve(ws.monitor.name, model.version))
+    learned, remarks = read_training(ws, progress).normal, []
     last = ws.mlflow.registry.review.replay if replay is None else replay
+    if heads := tags.get(REFIT_BATCHES, "").split():
+        remarks = [tags.get(REFIT_ABOUT, ""), *_beside_training(detector, learned, seed=ws.monitor.seed)]
+        if last:
+            remarks.append("Batches that it was fitted on may be among those that are scored again, which flatters it.")
+        of_then = [commit for commit in Ledger(ws.store).newest() if commit.sha256[:HEAD] in heads]
+        learned = read_recent(ws, of_then, len(heads), progress).training.normal
     progress("reviewing", 0, 1)
-    return registry_review.review(ws.monitor, ws.mlflow, records=training, recipe=ws.recipe, version=version,
-                                  cache=ws.model_cache, now=time.time(), by=by or user(),
+    return registry_review.review(ws.monitor, ws.mlflow, records=learned, recipe=ws.recipe, version=model.version,
+                                  cache=ws.model_cache, now=time.time(), by=by or user(), remarks=remarks,
                                   replay=partial(replay_batches, ws, last=last, progress=progress))  # fmt: skip
+
+
+def _beside_training(detector: Detector, training: Records, *, seed: int) -> Iterator[str]:
+    """How far a detector that was fitted to something else has gone from the records of ``source.training``.
+
+    Each of many small steps may pass its review; together they are seen here only.
+    """
+    drawn = np.random.default_rng(seed).permutation(len(training))[:BESIDE]
+    scores = detector.detect(training.take(drawn)).score
+    scores, threshold = scores[~np.isnan(scores)], detector.threshold
+    if len(scores):
+        flagged = threshold.for_batch(threshold.counts(scores)).flag(scores)
+        yield (
+            f"Of {len(scores):,} normal records of source.training it flags {flagged.mean():.1%}: by as much as that is"
+            f" more than {threshold.alpha:.1%}, what is normal has moved away from them."
+        )
 
 
 def approve(ws: Workspace, *, by: str, reason: str, version: str | None = None, review: str | None = None) -> Decision:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -168,6 +168,7 @@ def review(
     by: str,
     version: str | None = None,
     replay: Callable[[Detector, Detector | None], Replay] | None = None,
+    remarks: Sequence[str] = (),
 ) -> Review:
     """Evaluate the gates for the candidate, or ``version``, and record the review in the registry.
 
@@ -179,6 +180,7 @@ def review(
     now : seconds since 1970, UTC.
     by : who reviews, for the history.
     replay : scores committed batches again with the candidate and, where it reads the same columns, the champion.
+    remarks : what else the reviewer is to know.
 
     Raises
     ------
@@ -211,7 +213,7 @@ def review(
         found.digest,
         utc(now),
         gates,
-        warnings=(*warnings, *_warnings(candidate, evidence)),
+        warnings=(*remarks, *warnings, *_warnings(candidate, evidence)),
         verdict=tags.get("verdict", ""),
         champion=champion,
         measures=tuple(

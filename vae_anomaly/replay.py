@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -57,11 +57,23 @@ def replay(
     tally = _Tally([decided_now(ws, candidate), *([_as_it_can(ws, champion)] if champion else [])])
     batches: list[ReplayedBatch] = []
     left_out: Counter[str] = Counter()
-    ledger = Ledger(ws.store)
-    pruned = ledger.pruned()
-    for commit in ledger.newest() if last else ():
-        if len(batches) == last:
-            break
+    for commit, delivery in delivered_batches(ws, Ledger(ws.store).newest() if last else (), left_out, last=last):
+        progress(f"replaying {commit.name}", len(batches), last)
+        tally.detectors = [_for_batch(ws, detector, delivery) for detector in tally.detectors]
+        batches.append(tally.replayed(commit, _detected(ws, tally, delivery)))
+        delivery.assert_unchanged()
+    return replace(tally.result(batches, left_out), answers=_answers(ws, tally.detectors))
+
+
+def delivered_batches(
+    ws: Workspace, commits: Iterable[Commit], left_out: Counter[str], *, last: int
+) -> Iterator[tuple[Commit, Delivery]]:
+    """The first ``last`` of ``commits`` whose delivered files can be read again, each open until the next is asked for;
+    why others cannot is counted in ``left_out``."""
+    pruned, found = Ledger(ws.store).pruned(), 0
+    for commit in commits:
+        if found == last:
+            return
         if commit.batch_id in pruned:
             left_out["pruned"] += 1
         elif commit.contract_digest != ws.contract_digest:
@@ -71,11 +83,8 @@ def replay(
                 if delivery is None:
                     left_out["not in the inbox as it was committed"] += 1
                     continue
-                progress(f"replaying {commit.name}", len(batches), last)
-                tally.detectors = [_for_batch(ws, detector, delivery) for detector in tally.detectors]
-                batches.append(tally.replayed(commit, _detected(ws, tally, delivery)))
-                delivery.assert_unchanged()
-    return replace(tally.result(batches, left_out), answers=_answers(ws, tally.detectors))
+                found += 1
+                yield commit, delivery
 
 
 def _answers(ws: Workspace, detectors: Sequence[Detector]) -> Answers | None:

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -72,6 +73,8 @@ Kind = Literal["train", "score", "review"]
 T = TypeVar("T")
 
 MODEL_DIGEST, REGISTERED_BY = "digest.model", "registered.by"
+# of a version that was fitted to committed batches: the heads of their sha256, the oldest first, and a sentence
+REFIT_BATCHES, REFIT_ABOUT, HEAD = "refit.batches", "refit.about", 12
 DETECTOR_FOLDER, PART = "artifacts/detector", ".part-"
 DOWNLOAD_SECONDS, LOGGING_SECONDS = 600.0, 60.0
 BATCH, PARAMS_BATCH, MAX_DATASETS, MAX_TEXT = 1000, 100, 200, 500
@@ -227,6 +230,7 @@ class Tracker:
         data_digests: Mapping[str, str],
         example: pd.DataFrame,
         by: str,
+        tags: Mapping[str, str] = MappingProxyType({}),
     ) -> Registered:
         """Record a fit as one run, register its detector, and move the alias of the candidate to it, last of all.
 
@@ -237,6 +241,7 @@ class Tracker:
         data_digests : sha256 of each training file, by name.
         example : a few raw normal records in the columns of the training files; they are stored with the model.
         by : who registers it; the first who did, where the same detector was registered before.
+        tags : further ones of the version.
 
         Raises
         ------
@@ -247,7 +252,7 @@ class Tracker:
         with self.explained():
             self._require_own_place()
         about = {"monitor": monitor.name, "code.version": _public("vae-anomaly"), REGISTERED_BY: by}
-        about |= _digests(detector, monitor, data_digests)
+        about |= _digests(detector, monitor, data_digests) | dict(tags)
         said = " ".join(assessment.verdict)
         about["verdict"] = said[:MAX_TAG]
         note = {"mlflow.note.content": f"{said} False-alarm rate: {detector.threshold.promise}."}
@@ -442,6 +447,10 @@ class Tracker:
     def aliases(self, name: str) -> dict[str, str]:
         """Alias to version of the registered model ``name``."""
         return {a: str(v) for a, v in self.client.get_registered_model(name).aliases.items()}
+
+    def registered_at(self, version: Resolved) -> float:
+        """When a version was registered, in seconds since 1970."""
+        return float(self.client.get_model_version(version.name, version.version).creation_timestamp) / 1000
 
     def tags(self, version: Resolved) -> dict[str, str]:
         """The tags of a registered version, as they are now."""

@@ -84,6 +84,19 @@ def incidents(
     yield from _stale(dataset, mine, since, now, stale_days)
 
 
+def stale_ids(dataset: str, digest: str) -> tuple[str, str]:
+    """The ids of the incidents that the calibration of the model of this ``digest`` is too old, and no longer fits."""
+    return _id(dataset, "stale", f"age {digest}"), _id(dataset, "stale", f"drift {digest}")
+
+
+def waiting(dataset: str, digest: str, *, version: str, gates: str, batch: str) -> Incident:
+    """A candidate that nobody asked for waits for a decision; ``gates`` says whether they hold, ``batch`` is the last
+    that it was fitted to."""
+    problem = f"version {version}, fitted to the batches up to this one, waits for a decision; {gates}."
+    remedy = f"Look at its review, reviews/v{version}.review.html in the output folder, then promote or reject it."
+    return _incident(dataset, "candidate", digest, batch, problem, remedy)
+
+
 def is_unusual(rows: int, before: Sequence[int]) -> bool:
     """Whether a batch of so many ``rows`` is of another size than those ``before`` it; never with fewer than LEAST."""
     from scipy.special import stdtr  # imported late, like every use of scipy
@@ -117,5 +130,9 @@ def _stale(
 
 
 def _incident(dataset: str, kind: str, about: str, batch: str, problem: str, remedy: str) -> Incident:
+    return Incident(_id(dataset, kind, about), dataset, kind, batch, problem, remedy)
+
+
+def _id(dataset: str, kind: str, about: str) -> str:
     head = hashlib.sha256(f"{dataset}|{kind}|{about}".encode()).hexdigest()
-    return Incident(f"{kind}-{head[:12]}", dataset, kind, batch, problem, remedy)
+    return f"{kind}-{head[:12]}"

@@ -407,7 +407,7 @@ class QuarantineNotice:
 
 @dataclass(frozen=True)
 class IncidentNotice:
-    """The short alert for what no batch by itself shows; ``kind`` is no_data, volume or stale."""
+    """The short alert for what no batch by itself shows; ``kind`` is no_data, volume, stale or candidate."""
 
     monitor: str
     kind: str
@@ -434,7 +434,12 @@ def is_mostly_flagged(flagged: int, scored: int) -> bool:
 
 
 _REPORT, _NOTICE = "vae-anomaly report 1", "vae-anomaly quarantine notice 1"
-INCIDENT_KINDS = {"no_data": "No batch", "volume": "Unusual size", "stale": "Stale calibration"}
+INCIDENT_KINDS = {
+    "no_data": "No batch",
+    "volume": "Unusual size",
+    "stale": "Stale calibration",
+    "candidate": "Candidate",
+}
 _WORDS = {
     "usual": "nothing unusual about the number",
     "more": "more than chance",
