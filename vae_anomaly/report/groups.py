@@ -33,4 +33,4 @@ def in_words(cause: str) -> str:
     if (kind := cause.rpartition("-")[0]) in INCIDENT_KINDS:
         return INCIDENT_KINDS[kind].lower()
     first, _, rest = cause.partition(" ")
-    return f"{_WORDS.get(first, first)}{f': {rest}' if rest else ''}"
+    return f"{_WORDS[first]}{f': {rest}' if rest else ''}" if first in _WORDS else cause
