@@ -22,6 +22,7 @@ ALERT = Alert(
     idempotency_key="k" * 64,
     title="9 of 1,200 records flagged where 6.0 are expected.",
     markdown="# 9 flagged\n\nGröße 3 — ok\n",
+    group="g-0a1b2c3d",
 )
 
 

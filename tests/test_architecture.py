@@ -32,6 +32,7 @@ ROWS = (
     ("estimator", "summary", "infer", "metrics"),
     ("store",),
     ("workspace",),
+    ("answers",),
     ("pages",),
     ("worker", "watch", "grouping"),
     ("feedback",),

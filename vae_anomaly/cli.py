@@ -22,9 +22,10 @@ import typer
 
 from vae_anomaly.benchmark.commands import app as benchmark_app
 from vae_anomaly.console import log_to_stderr, progress_display, say, say_json, show_score, shown, table, tell
-from vae_anomaly.errors import ConfigError, VaeAnomalyError, printable
+from vae_anomaly.errors import ConfigError, VaeAnomalyError, parsed_day, printable
 
 if TYPE_CHECKING:
+    from vae_anomaly.answers import Group, Window
     from vae_anomaly.pipelines import FitOutcome, Look, RecalibrateOutcome
     from vae_anomaly.report.review import Replay
     from vae_anomaly.scoring import ScoreOutcome
@@ -556,7 +557,7 @@ def feedback(
     if not many:
         if batch is None or row is None or verdict is None:
             raise ConfigError("feedback must have BATCH, ROW and --as. Got only some of them.")
-        remarks = [said.Remark(batch, row, verdict, said.parsed_day(until) if until else None, note)]
+        remarks = [said.Remark(batch, row, verdict, parsed_day(until) if until else None, note)]
     made = said.give(ws, remarks, by=by, now=datetime.now(UTC))
     if as_json:
         say_json(_as_values(made))
@@ -585,6 +586,69 @@ def _show_feedback(said: Sequence[Feedback], *, as_json: bool) -> None:
     table(f"{len(rows):,} records", ["", "batch", "row", "record", "as", "until", "by", "note"], rows)
     if precision:
         say(precision.sentence)
+
+
+@app.command()
+def alerts(
+    monitor: Monitor,
+    by: By,
+    group: Annotated[str | None, typer.Argument(metavar="[GROUP]", help="Its id, as g-1a2b3c4d.")] = None,
+    verdict: Annotated[str | None, typer.Option("--as", help="acknowledged or resolved.")] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="DATE", help="Last day of an acknowledgement; 7 days from now.")
+    ] = None,
+    note: Annotated[str, typer.Option("--note", help="Why.")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="List also what is resolved or expired.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Answer to a group of alerts with one cause; without GROUP, list those that are open or acknowledged.
+
+    People are told no more of what is acknowledged until that ends, and of what is resolved only if it comes again.
+    """
+    from datetime import UTC, datetime
+
+    from vae_anomaly import answers
+    from vae_anomaly.pages import window_of
+    from vae_anomaly.store.commits import Ledger
+
+    ws = _open(monitor, None)
+    if (group is None) != (verdict is None):
+        raise ConfigError("alerts must have both GROUP and --as, or none. Got one of them.")
+    if group is None or verdict is None:
+        if until or note:
+            raise ConfigError("--until and --note must come with GROUP and --as. Got them alone.")
+        window, ledger = window_of(ws), Ledger(ws.store.existing())
+        written = ledger.causes()
+        found = answers.groups(ledger, written if everything else window.of(written))
+        alive = [one for one in found if everything or one.state(window) in ("open", "acknowledged")]
+        _show_groups(ws, alive, window, everything=everything, as_json=as_json)
+        return
+    reply = answers.Reply(group, verdict, by, note, parsed_day(until) if until else None)
+    answered, entry = answers.answer(ws, reply, datetime.now(UTC))
+    if as_json:
+        say_json({"id": entry.id, "group": entry.group, **vars(entry)})
+        return
+    line = answered.line(window_of(ws))
+    until_when = f" until {entry.until}" if entry.until else ""
+    say(f"{entry.group} ({line.cause}) is {entry.verdict}{until_when}, as {entry.id}. Batches: {line.batches:,}"
+        f"{f', the last of them {line.last}' if line.last else ''}.")  # fmt: skip
+
+
+def _show_groups(ws: Workspace, found: Sequence[Group], window: Window, *, everything: bool, as_json: bool) -> None:
+    """The groups, and how each stands."""
+    lines = [one.line(window) for one in found]
+    if as_json:
+        say_json([vars(line) for line in lines])
+        return
+    of = "all that ever came" if everything else f"what came in the last {window.days} days"
+    if not lines:
+        say(f"No group of alerts{'' if everything else ' is open or acknowledged'}, of {of}.")
+        return
+    heads = ["group", "cause", "state", "batches", "first", "last", "since, UTC", "answered by", "until", "note"]
+    rows = [
+        [n.id, n.cause, n.state, f"{n.batches:,}", n.first, n.last, n.since[:16], n.by, n.until, n.note] for n in lines
+    ]
+    table(f"{ws.monitor.name}: {len(rows):,} groups, of {of}", heads, rows)
 
 
 @app.command()
@@ -669,7 +733,7 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Delete scores and reports of old batches; their commit records stay, so nothing is scored again."""
-    from vae_anomaly.pages import update_overview
+    from vae_anomaly.pages import update_overview, window_of
     from vae_anomaly.store.commits import Ledger
 
     ws = _open(monitor, None)
@@ -678,7 +742,7 @@ def prune(
     done = ledger.prune(before, sinks, dry_run=dry_run)
     if done.pruned and not dry_run:
         with ledger.store.lock(ledger.store.outbox):
-            update_overview(ledger, ws.monitor.name)
+            update_overview(ledger, ws.monitor.name, window_of(ws))
     if as_json:
         say_json(done._asdict() | {"dry_run": dry_run})
         return

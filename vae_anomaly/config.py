@@ -495,6 +495,9 @@ class AlertsConfig(_Section):
         default=None,
         description="Hours of the day, in schedule.timezone, from the first to the second, without alerts.",
     )
+    expire_days: Annotated[Count, Field(le=3650)] = Field(
+        default=14, description="Days without an alert of a group after which it is no longer open."
+    )
 
     @field_validator("quiet_hours")
     @classmethod

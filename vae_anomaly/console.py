@@ -132,7 +132,9 @@ def show_score(ws: Workspace, outcome: ScoreOutcome) -> None:
     for name in outcome.waiting:
         say(f"Still being written, left for the next run: {name}")
     if outcome.held:
-        say(f"Alerts that wait until their group has cooled down or quiet hours end: {outcome.held}")
+        say(
+            f"Alerts that wait until their group has cooled down, nobody looks at it or quiet hours end: {outcome.held}"
+        )
     for problem in outcome.undelivered:
         say(f"Alert not delivered, will be tried again: {problem}")
 

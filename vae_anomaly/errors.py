@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections.abc import Iterable, Sequence
+from datetime import date
 from functools import partial
 
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
@@ -116,6 +117,14 @@ def words(option: str, text: str) -> str:
     if not text.strip() or not text.isprintable() or len(text) > 500:
         raise ConfigError(f"{option} must be up to 500 printable characters. Got {text[:60]!r}.")
     return text.strip()
+
+
+def parsed_day(text: str) -> date:
+    """The day in ISO 8601 of the option ``--until``; raises :class:`ConfigError`."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"--until must be a day such as 2026-12-31. Got {text!r:.40}.") from None
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -21,7 +21,7 @@ from typing import Any, get_args
 import pyarrow as pa
 
 from vae_anomaly.batch import OK, Records, concatenate
-from vae_anomaly.errors import ConfigError, DataError, words
+from vae_anomaly.errors import ConfigError, DataError, parsed_day, words
 from vae_anomaly.registry import lookup
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.feedback import Feedback, Verdict, add, copied, entries, standing
@@ -63,14 +63,6 @@ class Remark:
             got = until.isoformat() if until else "none"
             raise ConfigError(f"--until must be a day from today, {today.isoformat()}, on. Got {got}.")
         return until.isoformat()
-
-
-def parsed_day(text: str) -> date:
-    """A day in ISO 8601; raises :class:`ConfigError`."""
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"--until must be a day such as 2026-12-31. Got {text!r:.40}.") from None
 
 
 def read_remarks(path: Path) -> list[Remark]:

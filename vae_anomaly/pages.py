@@ -11,16 +11,26 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
+from vae_anomaly.answers import Window, groups
 from vae_anomaly.errors import ConfigError, StoreError, VaeAnomalyError
 from vae_anomaly.report.model import INCIDENT_KINDS, Report
-from vae_anomaly.report.overview import BatchLine, IncidentLine, Linked, Overview, is_mostly_unscorable, state_of
-from vae_anomaly.store.commits import Ledger, Written
+from vae_anomaly.report.overview import (
+    TIME,
+    BatchLine,
+    IncidentLine,
+    Linked,
+    Overview,
+    is_mostly_unscorable,
+    state_of,
+)
+from vae_anomaly.store.answers import entries
+from vae_anomaly.store.commits import Ledger, Written, moment
 from vae_anomaly.store.files import INDEX, Store, content_of, names, replace, sweep
 from vae_anomaly.store.records import Attempts, Commit, Incident, Quarantine, read_record
 from vae_anomaly.workspace import Workspace, code_version
@@ -50,12 +60,16 @@ def _read(store: Store, batch: str, changes: dict[str, object]) -> Report:
 # ---- the overview of a monitor ----
 
 
-def overview(ledger: Ledger, monitor: str, written: Sequence[Written]) -> Overview:
-    """The last ``SHOWN`` batches of what was written; only their records and reports are read."""
+def overview(ledger: Ledger, monitor: str, written: Sequence[Written], window: Window) -> Overview:
+    """The last ``SHOWN`` batches of what was written, and the groups of alerts that are open or acknowledged at the end
+    of ``window``; only the records and reports of these batches and the records of the window are read."""
     pages = set(names(ledger.store.reports))
     lines = [_line(ledger.store, at, record, pages) for at, record in islice(ledger.latest(written), SHOWN)]
     contents = {batch.rpartition("-")[2] for _, batch, _ in written}  # the heads of their digests
-    return Overview(monitor, tuple(reversed(lines)), len(contents), tuple(_incidents(ledger)))
+    alive = [group.line(window) for group in groups(ledger, window.of(ledger.causes()))]
+    shown = [line for line in alive if line.state in ("open", "acknowledged")]
+    shown.sort(key=lambda line: line.state, reverse=True)  # the open ones first
+    return Overview(monitor, tuple(reversed(lines)), len(contents), tuple(_incidents(ledger)), tuple(shown))
 
 
 def _incidents(ledger: Ledger) -> Iterator[IncidentLine]:
@@ -68,7 +82,7 @@ def _incidents(ledger: Ledger) -> Iterator[IncidentLine]:
 
 
 def _utc(at: int) -> str:
-    return datetime.fromtimestamp(at // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment(at).strftime(TIME)
 
 
 def _line(store: Store, at: int, record: Commit | Quarantine | Attempts, pages: set[str]) -> BatchLine:
@@ -121,44 +135,55 @@ def overview_of(ws: Workspace) -> tuple[Overview, Path]:
     """Write the overview of a monitor, before its first run too; what it shows, and its path."""
     store = ws.store.prepare(ws.monitor.name)
     with store.lock(store.outbox):
-        return write_overview(Ledger(store), ws.monitor.name)
+        return write_overview(Ledger(store), ws.monitor.name, window_of(ws))
 
 
-def update_overview(ledger: Ledger, monitor: str) -> None:
+def window_of(ws: Workspace) -> Window:
+    """The days, up to today, of which an alert is open."""
+    return Window.at(time.time(), ws.monitor.alerts.expire_days)
+
+
+def update_overview(ledger: Ledger, monitor: str, window: Window) -> None:
     """Write the overview where it is not that of the store as it is; hold ``store.lock(store.outbox)``. Best effort."""
     store = ledger.store
     try:
-        mark = _mark(ledger, monitor, ledger.written())
+        mark = _mark(ledger, monitor, ledger.written(), window)
         if mark.encode() not in _head(store.reports / INDEX):
-            write_overview(ledger, monitor)
+            write_overview(ledger, monitor, window)
     except Exception as error:  # the scores are committed, and the next run tries again
         said = error if isinstance(error, VaeAnomalyError) else type(error).__name__
         _log.warning("%s: the overview could not be written: %s", monitor, said)
 
 
-def write_overview(ledger: Ledger, monitor: str) -> tuple[Overview, Path]:
+def write_overview(ledger: Ledger, monitor: str, window: Window) -> tuple[Overview, Path]:
     """Write ``reports/index.html``; what it shows, and its path. Raises :class:`StoreError` where that fails."""
-    found, page = overview_page(ledger, monitor)
+    found, page = overview_page(ledger, monitor, window)
     path = ledger.store.reports / INDEX
     ledger.store.replace(page, path)
     return found, path
 
 
-def overview_page(ledger: Ledger, monitor: str) -> tuple[Overview, bytes]:
-    """The overview of a store as it is, as a value and as a page; the same store gives the same bytes."""
+def overview_page(ledger: Ledger, monitor: str, window: Window) -> tuple[Overview, bytes]:
+    """The overview of a store as it is, as a value and as a page; the same store gives the same bytes on a day, and on
+    others until an alert or an acknowledgement is over."""
     from vae_anomaly.report.overview_html import overview_to_html
 
     written = ledger.written()
-    mark = _mark(ledger, monitor, written)  # before the records are read: what comes meanwhile is news to the next run
-    found = overview(ledger, monitor, written)
+    mark = _mark(
+        ledger, monitor, written, window
+    )  # before the records are read: what comes meanwhile is news to the next run
+    found = overview(ledger, monitor, written, window)
     return found, overview_to_html(found, mark).encode()
 
 
-def _mark(ledger: Ledger, monitor: str, written: Sequence[Written]) -> str:
-    """A digest of what an overview shows, by the names and times of the files: no record is read for it."""
+def _mark(ledger: Ledger, monitor: str, written: Sequence[Written], window: Window) -> str:
+    """A digest of what an overview shows, by the names and times of the files and by which records are in the window:
+    no record is read for it but the answers."""
     records = [(at, batch, folder.name) for at, batch, folder in written]
     pages = [name for name in names(ledger.store.reports) if name != INDEX]
-    seen = [code_version(), monitor, records, pages, names(ledger.store.incidents)]
+    seen: list[object] = [code_version(), monitor, records, pages, names(ledger.store.incidents)]
+    said = entries(ledger.store)
+    seen += [len(window.of(ledger.causes())), [(answer.id, answer.holds(window.today)) for answer in said]]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 

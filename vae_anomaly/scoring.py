@@ -12,7 +12,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -25,14 +25,16 @@ import numpy as np
 from vae_anomaly.config import SinkConfig, config_digest
 from vae_anomaly.errors import ConfigError, DataError, DeliveryError, StoreError, VaeAnomalyError
 from vae_anomaly.execution import engine
-from vae_anomaly.grouping import PEOPLE, is_quiet, messages
-from vae_anomaly.pages import read_report, update_overview
+from vae_anomaly.grouping import PEOPLE, is_quiet, messages, waiting
+from vae_anomaly.pages import read_report, update_overview, window_of
 from vae_anomaly.registry import lookup
+from vae_anomaly.report.groups import group_id, in_words
 from vae_anomaly.report.html import to_html
 from vae_anomaly.report.markdown import to_markdown
-from vae_anomaly.report.model import IncidentNotice, Others, QuarantineNotice
+from vae_anomaly.report.model import Answering, IncidentNotice, Others, QuarantineNotice
 from vae_anomaly.sinks import Alert, deliver
-from vae_anomaly.store.commits import BatchState, HashCache, Ledger, PendingAlert, State, standing
+from vae_anomaly.store.answers import Answer, entries
+from vae_anomaly.store.commits import BatchState, HashCache, Ledger, PendingAlert, State, cause_of, moment, standing
 from vae_anomaly.store.files import Busy, Store, drop
 from vae_anomaly.store.records import (  # fmt: skip
     Attempts,
@@ -482,7 +484,8 @@ def load_version(ws: Workspace, tracker: Tracker, which: str) -> tuple[Detector,
 
 
 class Told(NamedTuple):
-    """What was not delivered, and why; and how many alerts wait because their group has been told or people rest."""
+    """What was not delivered, and why; and how many alerts wait because their group has been told or is looked at, or
+    people rest."""
 
     problems: Sequence[str]
     held: int = 0
@@ -497,11 +500,14 @@ def deliver_outbox(ws: Workspace, ledger: Ledger) -> Told:
     held = 0
     try:
         problems += _watch(ws, ledger, time.time())
-        problems += _render(ledger, ws.monitor.name)
+        problems += _render(ws, ledger)
+        said = _said(ledger, problems)
         due = ledger.pending_alerts([sink.kind for sink in ws.monitor.sinks])
         for sink in ws.monitor.sinks:
             mine = [alert for alert in due if alert.sink == sink.kind]
-            together = _together(ws, ledger, sink.kind, mine)
+            if sink.kind in PEOPLE:
+                mine = _unknown(ledger, mine, said)
+            together = _together(ws, ledger, sink.kind, mine, said)
             held += len(mine) - sum(map(len, together))
             problems += _tell(ws, ledger, sink, together)
     except Busy:
@@ -526,7 +532,16 @@ def _watch(ws: Workspace, ledger: Ledger, now: float) -> list[str]:
     return []
 
 
-def _render(ledger: Ledger, monitor: str) -> list[str]:
+def _said(ledger: Ledger, problems: list[str]) -> dict[str, Answer]:
+    """The last answer to each group; where the answers cannot be read none, and that is one of the ``problems``."""
+    try:
+        return {answer.cause: answer for answer in entries(ledger.store)}
+    except StoreError as error:
+        problems.append(f"answers: {error}")
+        return {}
+
+
+def _render(ws: Workspace, ledger: Ledger) -> list[str]:
     store, problems = ledger.store, []
     with store.lock(store.outbox):
         for commit in ledger.unrendered():
@@ -535,7 +550,7 @@ def _render(ledger: Ledger, monitor: str) -> list[str]:
                 store.replace(html, store.file(store.reports, commit.batch_id, ".html"))
             except StoreError as error:
                 problems.append(f"report of batch {commit.batch_id}: {error}")
-        update_overview(ledger, monitor)
+        update_overview(ledger, ws.monitor.name, window_of(ws))
     return problems
 
 
@@ -570,28 +585,50 @@ def _tell(ws: Workspace, ledger: Ledger, sink: SinkConfig, together: Sequence[Se
     return problems
 
 
-def _together(ws: Workspace, ledger: Ledger, sink: str, due: list[PendingAlert]) -> list[list[PendingAlert]]:
+def _unknown(ledger: Ledger, due: list[PendingAlert], said: Mapping[str, Answer]) -> list[PendingAlert]:
+    """What nobody has seen yet who resolved its group; the rest counts as told, so that it is told no more."""
+    answered = [alert for alert in due if alert.group in said]
+    if not answered:
+        return due
+    came = {one.batch_id: moment(one.at) for one in ledger.causes()}
+    times = ((alert, came.get(alert.record.batch_id)) for alert in answered)
+    known = [alert for alert, at in times if at and said[alert.group].closes(at)]
+    with ledger.store.lock(ledger.store.outbox):
+        for alert in known:
+            if not ledger.is_told(alert):  # of no group: one that comes after this is told at once
+                ledger.mark_delivered(alert.record.batch_id, alert.sink, idempotency_key=alert.idempotency_key)
+    seen = {alert.record.batch_id for alert in known}
+    return [alert for alert in due if alert.record.batch_id not in seen]
+
+
+def _together(
+    ws: Workspace, ledger: Ledger, sink: str, due: list[PendingAlert], said: Mapping[str, Answer]
+) -> list[list[PendingAlert]]:
     """The messages that are made of what is ``due``: one of each alert, or of each group where people read them."""
     if sink not in PEOPLE:
         return [[alert] for alert in due]
     rules, now = ws.monitor.alerts, time.time()
     if is_quiet(rules.quiet_hours, datetime.fromtimestamp(now, ZoneInfo(ws.monitor.schedule.timezone))):
         return []
-    return messages(due, ledger.groups_told(sink, since=now - 3600 * rules.cool_down_hours))
+    told = ledger.groups_told(sink, since=now - 3600 * rules.cool_down_hours)
+    return messages(due, waiting(told, said, datetime.fromtimestamp(now, UTC).date()))
 
 
 def _message(ws: Workspace, store: Store, records: Sequence[Commit | Quarantine | Incident]) -> Alert:
     """The alert of the last of ``records``, with a line for each of the others."""
     *others, last = records
     alert = _alert(ws, store, last)
+    causes = list(dict.fromkeys(map(cause_of, reversed(records))))
+    how = to_markdown(Answering(tuple((group_id(cause), in_words(cause)) for cause in causes)))
     if not others:
-        return alert
+        return replace(alert, markdown=alert.markdown + how, group=group_id(causes[0]))
     keys = "".join(record.idempotency_key for record in records)
     lines = tuple((other.name, other.summary) for other in reversed(others))
     return replace(
         alert,
         title=f"{len(records):,} alerts, the last: {alert.title}",
-        markdown=alert.markdown + to_markdown(Others(lines)),
+        markdown=alert.markdown + to_markdown(Others(lines)) + how,
+        group=group_id(causes[0]),
         idempotency_key=hashlib.sha256(keys.encode()).hexdigest(),
     )
 

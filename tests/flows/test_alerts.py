@@ -222,3 +222,79 @@ def test_an_alert_that_cannot_be_made_holds_back_no_other_one_of_its_group(
     assert len(said["undelivered_alerts"]) == 1
     told = {json.loads(body)["data"]["batch_id"] for *_, body in found.requests}
     assert names[0].removesuffix(".json") in told and names[-1].removesuffix(".json") not in told
+
+
+def test_what_is_acknowledged_waits_for_its_end_and_what_was_resolved_is_told_at_once_when_it_comes_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vae_anomaly import scoring
+
+    monkeypatch.setattr(Report, "group", "one cause")
+    (folder / "inbox" / "short.csv").unlink()
+    now = scoring.time.time()
+
+    def run(*days: int) -> tuple[int, int]:
+        """Messages to people, and alerts that wait, of a run that finds the batches of these days."""
+        deliver(folder, **{f"day-{day}.parquet": table(30, 40 + day, frauds=4) for day in days})
+        before = len(found.requests)
+        said = json.loads(cli("score", folder, "--json").out)
+        return len(found.requests) - before, said["held_alerts"]
+
+    with receivers.http() as found:
+        with_sinks(folder, found.port)
+        assert run() == (1, 0)
+        (id,) = {json.loads(body)["data"]["group"] for *_, body in found.requests}
+        told = json.loads(found.requests[-1][2])["data"]["markdown"]
+        assert f"vae-anomaly alerts MONITOR {id} --as acknowledged" in told
+        said = cli("alerts", folder, id, "--as", "acknowledged", "--by", "ann", "--note", "on it")
+        assert (said.code, said.errors) == (0, []) and f"{id} (one cause) is acknowledged until " in said.out
+        monkeypatch.setattr(scoring.time, "time", lambda: now + 3 * 86_400)  # it would have cooled down
+        assert run(2, 3) == (0, 2)
+        assert len([n for n in os.listdir(folder / "output" / "alerts") if n.endswith(".md")]) == 4  # all, at once
+        (line,) = json.loads(cli("alerts", folder, "--json").out)
+        assert (line["id"], line["state"], line["batches"], line["by"]) == (id, "acknowledged", 4, "ann")
+        monkeypatch.setattr(scoring.time, "time", lambda: now + 9 * 86_400)  # it ends after seven days
+        (line,) = json.loads(cli("alerts", folder, "--json").out)
+        assert line["state"] == "open"
+        assert run() == (1, 0)
+        assert json.loads(found.requests[-1][2])["data"]["title"].startswith("2 alerts, the last: ")
+
+        monkeypatch.setattr(scoring.time, "time", lambda: now + 3600)
+        assert run(4) == (0, 1)  # it has not cooled down
+        assert cli("alerts", folder, id, "--as", "resolved", "--by", "ann").code == 0
+        assert json.loads(cli("alerts", folder, "--json").out) == []
+        assert "resolved" in cli("alerts", folder, "--all").out
+        assert run() == (0, 0)  # whoever resolved it knows of it
+        assert run(5) == (1, 0)  # in the hours in which it would cool down
+        assert run(6) == (0, 1)
+        (line,) = json.loads(cli("alerts", folder, "--json").out)
+        assert (line["state"], line["batches"], line["first"]) == ("open", 2, "day-5.parquet")
+    assert [finding for finding in check(Store(folder / "output")) if finding.severity == "error"] == []
+
+
+def test_answers_that_cannot_be_read_stop_no_alert_and_are_told(folder: Path) -> None:
+    with receivers.http() as found:
+        with_sinks(folder, found.port)
+        (Store(folder / "output").prepare("shops").answers / "a-0123456789ab.json").write_text("{}")
+        said = cli("score", folder, "--json")
+    assert said.code == 3
+    (problem,) = json.loads(said.out)["undelivered_alerts"]
+    assert problem.startswith("answers: ") and "must be an answer to a group of alerts" in problem
+    assert len(found.requests) > 0
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("g-00000000",), "both GROUP and --as"),
+        (("--as", "resolved"), "both GROUP and --as"),
+        (("--note", "x"), "--until and --note must come with GROUP"),
+        (("g-00000000", "--as", "resolved"), "GROUP must be the id of a group"),
+        (("g-00000000", "--as", "acknowledged", "--until", "soon"), "--until must be a day"),
+    ],
+)
+def test_a_wrong_answer_is_one_line(folder: Path, args: tuple[str, ...], words: str) -> None:
+    Store(folder / "output").prepare("shops")
+    said = cli("alerts", folder, *args)
+    assert (said.code, said.out, len(said.errors)) == (2, "", 1)
+    assert words in said.errors[0]

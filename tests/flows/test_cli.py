@@ -32,7 +32,7 @@ from vae_anomaly.worker import Scorer
 from vae_anomaly.workspace import user
 
 COMMANDS = ("init", "fit", "review", "approve", "reject", "promote", "rollback", "history", "score", "report", "status",
-             "check", "serve", "demo", "overview", "feedback")  # fmt: skip
+             "check", "serve", "demo", "overview", "feedback", "alerts")  # fmt: skip
 BROKEN = b"id,amount\n1,2\n"
 
 

@@ -101,6 +101,7 @@ def test_every_option_that_is_named_exists() -> None:
     names = (
         ("fit",),
         ("feedback",),
+        ("alerts",),
         ("promote",),
         ("score",),
         ("prune",),

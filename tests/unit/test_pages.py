@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,16 +24,19 @@ from overview_samples import DAY, KINDS, START, every_kind, failed_batch, refuse
 from store_samples import MONITOR, put
 
 from vae_anomaly import pages
+from vae_anomaly.answers import Window
 from vae_anomaly.errors import ConfigError, DataError, StoreError
 from vae_anomaly.report import html, overview_html
 from vae_anomaly.report.formatting import text
-from vae_anomaly.report.overview import STATES, BatchLine, IncidentLine, Linked, Overview
+from vae_anomaly.report.overview import STATES, BatchLine, GroupLine, IncidentLine, Linked, Overview
 from vae_anomaly.report.overview_html import MAX_BATCHES, MAX_MONITORS, overview_to_html, site_to_html
 from vae_anomaly.store import commits
 from vae_anomaly.store.check import check
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.files import INDEX, Store
 from vae_anomaly.store.records import Attempts, Incident
+
+WINDOW = Window(date(2100, 1, 1), 14)  # nothing of what is made here is open then
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +50,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def shown(store: Store) -> Overview:
-    return pages.overview(Ledger(store), "payments", Ledger(store).written())
+    return pages.overview(Ledger(store), "payments", Ledger(store).written(), WINDOW)
 
 
 # ---------------------------------------------------------------- what it is made of
@@ -186,13 +190,15 @@ def test_the_sentence_fits_the_state(overview: Overview, verdict: str, tone: str
 def test_the_same_store_gives_the_same_bytes_and_check_has_nothing_against_them(tmp_path: Path) -> None:
     store = every_kind(tmp_path)
     ledger = Ledger(store)
-    found, path = pages.write_overview(ledger, "payments")
+    found, path = pages.write_overview(ledger, "payments", WINDOW)
     assert path == store.reports / INDEX
-    assert path.read_bytes() == pages.overview_page(ledger, "payments")[1]
+    assert path.read_bytes() == pages.overview_page(ledger, "payments", WINDOW)[1]
     time.sleep(0.01)
-    pages.write_overview(ledger, "payments")
+    pages.write_overview(ledger, "payments", WINDOW)
     assert (
-        path.read_bytes() == pages.overview_page(ledger, "payments")[1] == overview_to_html(found, mark(path)).encode()
+        path.read_bytes()
+        == pages.overview_page(ledger, "payments", WINDOW)[1]
+        == overview_to_html(found, mark(path)).encode()
     )
     assert not [f for f in check(store) if INDEX in f.path]
     (store.scores / INDEX).touch()  # elsewhere it is a stranger
@@ -228,13 +234,13 @@ def test_it_is_written_where_the_store_has_changed_and_only_there(
 ) -> None:
     store = every_kind(tmp_path, ["usual", "shifted", "failed"])
     ledger, path = Ledger(store), store.reports / INDEX
-    pages.update_overview(ledger, "payments")
+    pages.update_overview(ledger, "payments", WINDOW)
     first = identity(path)
-    pages.update_overview(ledger, "payments")
+    pages.update_overview(ledger, "payments", WINDOW)
     assert identity(path) == first  # the very same file
     change(store)
-    pages.update_overview(ledger, "payments")
-    assert path.read_bytes() == pages.overview_page(ledger, "payments")[1]
+    pages.update_overview(ledger, "payments", WINDOW)
+    assert path.read_bytes() == pages.overview_page(ledger, "payments", WINDOW)[1]
 
 
 def test_what_cannot_be_written_is_logged_and_tried_again(
@@ -248,11 +254,11 @@ def test_what_cannot_be_written_is_logged_and_tried_again(
 
     with monkeypatch.context() as patched:
         patched.setattr(pages, "overview", broken)
-        pages.update_overview(ledger, "payments")
+        pages.update_overview(ledger, "payments", WINDOW)
     (line,) = (record.getMessage() for record in caplog.records)
     assert line == "payments: the overview could not be written: RuntimeError"
     assert not (store.reports / INDEX).exists()
-    pages.update_overview(ledger, "payments")
+    pages.update_overview(ledger, "payments", WINDOW)
     assert (store.reports / INDEX).exists()
 
 
@@ -267,7 +273,11 @@ def full(words: str, link: str = "report-1.html") -> Overview:
         )
         for state in STATES
     ]
-    return Overview(words, tuple(lines), 99, (IncidentLine(words, words, words, words),) * 12)
+    groups = tuple(
+        GroupLine(words, words, state, 3, words, words, words, words, words, words, words)
+        for state in ("open", "acknowledged") * 11
+    )
+    return Overview(words, tuple(lines), 99, (IncidentLine(words, words, words, words),) * 12, groups)
 
 
 @functools.cache
@@ -340,10 +350,12 @@ def test_the_pages_run_and_load_nothing_and_have_headings_in_order() -> None:
 @pytest.mark.parametrize("character", ["W", "'", "😀", "\u202e", "\u0301", "&"])
 def test_the_pages_are_under_two_megabytes_whatever_the_batches(character: str) -> None:
     one = replace(full(character * 10_000).batches[0], rows=10**18, scored=10**18, flagged=10**18)
-    huge = Overview(character * 10_000, (one, *full(character * 10_000).batches) * 40, 10**9)
+    words = full(character * 10_000)
+    huge = replace(words, batches=(one, *words.batches) * 40, total=10**9)
     for page in (overview_to_html(huge), site_to_html([Linked(huge, "x" * 400)] * 1_000)):
         assert len(page.encode()) < 1_950_000
-    assert overview_to_html(huge).count('<th scope="row">') == MAX_BATCHES
+    assert overview_to_html(huge).count('<th scope="row">') == MAX_BATCHES + 10 + 20  # incidents, and groups
+    assert "And 2 more." in overview_to_html(huge)
     assert f"and {1_000 - MAX_MONITORS} more monitors" in site_to_html([Linked(huge, "x")] * 1_000)
 
 
@@ -393,7 +405,7 @@ def test_the_chart_has_each_batch_in_its_place() -> None:
 
 def at(folder: Path, *states: str) -> tuple[Any, Overview]:
     store = every_kind(folder, states)
-    return SimpleNamespace(store=store), pages.write_overview(Ledger(store), "payments")[0]
+    return SimpleNamespace(store=store), pages.write_overview(Ledger(store), "payments", WINDOW)[0]
 
 
 @pytest.mark.parametrize("name", ["plain", "a b#c?d%e", "javascript:alert(1)", '"><script>', "ü\u202e", "\udcff"])
@@ -431,10 +443,10 @@ def test_the_last_incidents_are_shown_newest_first_and_a_new_one_is_news(tmp_pat
     for i in range(12):
         ledger.note(Incident(f"volume-{i:012d}", MONITOR, "volume", f"day-{i}.parquet", f"{i} records.", "Look."))
         os.utime(store.incidents / f"volume-{i:012d}.json", (1000 + i, 1000 + i))
-    pages.update_overview(ledger, MONITOR)
+    pages.update_overview(ledger, MONITOR, WINDOW)
     page = (store.reports / INDEX).read_text()
     shown = re.findall(r"day-(\d+)\.parquet", page[page.index("Incidents, the newest first") : page.index("Batches,")])
     assert shown == [str(i) for i in range(11, 1, -1)]
     ledger.note(Incident("stale-0123456789ab", MONITOR, "stale", "day.parquet", "too old.", "Fit."))
-    pages.update_overview(ledger, MONITOR)
+    pages.update_overview(ledger, MONITOR, WINDOW)
     assert "Stale calibration" in (store.reports / INDEX).read_text()

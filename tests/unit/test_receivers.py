@@ -78,8 +78,8 @@ def test_a_webhook_is_signed_as_the_standard_says_and_told_again_under_the_same_
         assert headers["webhook-signature"] == f"v1,{base64.b64encode(expected).decode()}"
         said = json.loads(body)
         assert said["type"] == "vae_anomaly.anomalies"
-        assert said["data"] == {"monitor": ALERT.monitor, "batch_id": ALERT.batch_id, "title": ALERT.title,
-                                "markdown": ALERT.markdown, "report_paths": []}  # fmt: skip
+        assert said["data"] == {"monitor": ALERT.monitor, "batch_id": ALERT.batch_id, "group": ALERT.group,
+                                "title": ALERT.title, "markdown": ALERT.markdown, "report_paths": []}  # fmt: skip
 
 
 def test_the_signature_is_that_of_the_standards_own_example() -> None:

@@ -51,6 +51,7 @@ def test_the_file_sink_writes_markdown_and_json(tmp_path: Path) -> None:
         "monitor": "payments",
         "batch_id": ALERT.batch_id,
         "idempotency_key": ALERT.idempotency_key,
+        "group": ALERT.group,
         "title": ALERT.title,
         "report_paths": ["reports/2026-01-05-0123456789ab.html"],
     }

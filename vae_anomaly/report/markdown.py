@@ -12,6 +12,7 @@ from vae_anomaly.report.formatting import count, number, p_value, percent, text
 from vae_anomaly.report.model import (
     COMBINATION,
     SCORE,
+    Answering,
     Contribution,
     FlaggedRecord,
     IncidentNotice,
@@ -25,7 +26,7 @@ _MAX_RECORDS, _MAX_LINES, _MAX_TOKENS = 10, 20, 64
 _SPECIAL = re.compile(r"([\\`*_\[\]|~!{}#]|[<>&:](?=\S)|(?<=[^\W\d])\.(?=\w))")  # figures stay readable unrendered
 
 
-def to_markdown(report: Report | QuarantineNotice | IncidentNotice | Others) -> str:
+def to_markdown(report: Report | QuarantineNotice | IncidentNotice | Others | Answering) -> str:
     """``report`` in at most a hundred lines: the verdict, the ten strangest records, what is wrong with the data."""
     match report:
         case QuarantineNotice():
@@ -34,6 +35,8 @@ def to_markdown(report: Report | QuarantineNotice | IncidentNotice | Others) -> 
             lines = _incident(report)
         case Others():
             lines = _section("Told together with", [f"{code(name)}: {sentence(line)}" for name, line in report.lines])
+        case Answering():
+            lines = _answering(report)
         case _:
             lines = _report(report)
     return "\n".join(lines) + "\n"
@@ -79,6 +82,15 @@ def _incident(notice: IncidentNotice) -> list[str]:
         f"**{sentence(notice.verdict)}**",
         "",
         f"- What to do: {sentence(notice.remedy)}",
+    ]
+
+
+def _answering(answering: Answering) -> list[str]:
+    how = f"`vae-anomaly alerts MONITOR {answering.groups[0][0]} --as acknowledged`, or `--as resolved`"
+    return [
+        *_section("Group", [f"{code(id)}: {sentence(cause)}" for id, cause in answering.groups]),
+        "",
+        f"Whoever looks at it says so: {how}.",
     ]
 
 

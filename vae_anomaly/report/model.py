@@ -428,6 +428,13 @@ class Others:
     lines: tuple[tuple[str, str], ...]
 
 
+@dataclass(frozen=True)
+class Answering:
+    """How to answer to an alert: the id of each group that it tells of, and its cause in words."""
+
+    groups: tuple[tuple[str, str], ...]
+
+
 def is_mostly_flagged(flagged: int, scored: int) -> bool:
     """Whether more than half of the scored records are flagged, and enough for that to be no matter of each of them."""
     return flagged >= LEAST_FLAGGED and 2 * flagged > scored

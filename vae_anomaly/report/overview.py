@@ -16,6 +16,7 @@ from vae_anomaly.report.model import Report
 
 Tone = Literal["calm", "look", "alarm"]
 TONES: tuple[Tone, ...] = get_args(Tone)
+TIME = "%Y-%m-%dT%H:%M:%SZ"  # how times are written here, in UTC
 
 
 class State(NamedTuple):
@@ -114,14 +115,33 @@ class IncidentLine:
 
 
 @dataclass(frozen=True)
+class GroupLine:
+    """Alerts with one cause: the cause in words, how it stands, in how many ``batches`` it came since it was resolved
+    last, the first and the last of these and when, in UTC, and who answered last, until which day, and why."""
+
+    id: str
+    cause: str
+    state: str
+    batches: int = 0
+    first: str = ""
+    since: str = ""
+    last: str = ""
+    at: str = ""
+    by: str = ""
+    until: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Overview:
     """The last batches of a monitor, oldest first, each content once; ``total`` is how many it has had in all. And the
-    last incidents, newest first."""
+    last incidents, newest first, and the groups of alerts that are open or acknowledged."""
 
     monitor: str
     batches: tuple[BatchLine, ...] = ()
     total: int = 0
     incidents: tuple[IncidentLine, ...] = ()
+    groups: tuple[GroupLine, ...] = ()
 
     @property
     def latest(self) -> BatchLine | None:

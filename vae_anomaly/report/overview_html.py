@@ -25,7 +25,7 @@ _SLOTS = 12  # at least so many batches have room in a picture
 _PAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,140}\.html")
 _ADDRESS = re.compile(r"[A-Za-z0-9._~/%-]+")
 _TICKS = [d * 10**power for power in range(10) for d in (1, 2, 5)]
-_MOVED, _INCIDENTS = 3, 10  # columns that are named, and incidents
+_MOVED, _INCIDENTS, _GROUPS = 3, 10, 20  # columns that are named, incidents, and groups
 _MARK = re.compile("[0-9a-f]{64}")
 
 
@@ -43,6 +43,8 @@ def overview_to_html(overview: Overview, mark: str = "") -> str:
         totals=_Totals.of(batches),
         named=_MOVED,
         incidents=overview.incidents[:_INCIDENTS],
+        groups=overview.groups[:_GROUPS],
+        more_groups=len(overview.groups[_GROUPS:]),
         rows=[(batch, batch.link if _PAGE.fullmatch(batch.link) else "") for batch in reversed(batches)],
     )
 

@@ -20,7 +20,8 @@ from vae_anomaly.sinks.webhook import deliver_webhook
 
 @dataclass(frozen=True)
 class Alert:
-    """What a sink delivers: ``title`` is the verdict in one sentence, ``markdown`` the whole message."""
+    """What a sink delivers: ``title`` is the verdict in one sentence, ``markdown`` the whole message; ``group`` the id
+    to answer with."""
 
     monitor: str
     batch_id: str
@@ -29,6 +30,7 @@ class Alert:
     markdown: str
     report_paths: tuple[Path, ...] = ()
     kind: Literal["anomalies", "drift", "incident", "quarantined"] = "anomalies"
+    group: str = ""
 
 
 # name -> deliver(alert, **options)

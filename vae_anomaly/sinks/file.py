@@ -35,6 +35,7 @@ def _json(alert: Alert) -> bytes:
         "monitor": alert.monitor,
         "batch_id": alert.batch_id,
         "idempotency_key": alert.idempotency_key,
+        "group": alert.group,
         "title": alert.title,
         "report_paths": [str(path) for path in alert.report_paths],
     }

@@ -15,5 +15,6 @@ _log = logging.getLogger(__name__)
 
 def deliver_log(alert: Alert) -> None:
     """Log ``alert`` as one line at WARNING; characters that do not print are escaped."""
-    words = [alert.kind, alert.monitor, f"batch {alert.batch_id}", alert.title, *map(str, alert.report_paths)]
+    about = [f"batch {alert.batch_id}", *([f"group {alert.group}"] if alert.group else [])]
+    words = [alert.kind, alert.monitor, *about, alert.title, *map(str, alert.report_paths)]
     _log.warning("%s", printable(" | ".join(words)))

@@ -25,7 +25,8 @@ def deliver_slack(alert: Alert, *, url_env: str, hosts: Sequence[str] = (), priv
 
 def message(alert: Alert) -> dict[str, object]:
     """Plain text for those that show blocks, and the same for those that read markup, in which it has none."""
-    lines = [f"{alert.monitor}: {alert.title}", f"batch {alert.batch_id}", *map(str, alert.report_paths)]
+    how = [f"to answer: vae-anomaly alerts MONITOR {alert.group} --as acknowledged"] if alert.group else []
+    lines = [f"{alert.monitor}: {alert.title}", f"batch {alert.batch_id}", *how, *map(str, alert.report_paths)]
     text = "\n".join(map(printable, lines))[:LONGEST]
     block = {"type": "section", "text": {"type": "plain_text", "text": text, "emoji": False}}
     return {"text": _without_markup(text), "blocks": [block]}

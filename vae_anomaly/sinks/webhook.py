@@ -58,6 +58,7 @@ def payload(alert: Alert, seconds: int) -> bytes:
     data = {
         "monitor": alert.monitor,
         "batch_id": alert.batch_id,
+        "group": alert.group,
         "title": alert.title,
         "markdown": alert.markdown,
         "report_paths": [str(path) for path in alert.report_paths],

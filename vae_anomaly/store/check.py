@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 
 from vae_anomaly.batch import OK
 from vae_anomaly.errors import StoreError
+from vae_anomaly.store.answers import read_answer
 from vae_anomaly.store.commits import standing
 from vae_anomaly.store.feedback import read_entry, record_of
 from vae_anomaly.store.files import INDEX, Store, content_of, is_alive, names, owner_of, safe_id, sha256_of
@@ -44,6 +45,7 @@ _SUFFIXES = {
     "pruned": (".json",),
     "feedback": (".json", ".arrow"),
     "incidents": (".json",),
+    "answers": (".json",),
 }
 _NEXT_RUN = "Nothing to do: the next run finishes or replaces it."
 _MOVE = "Move it to another folder; the store holds its own files only."
@@ -82,6 +84,7 @@ def check(store: Store) -> list[Finding]:
     for commit in commits:
         findings += _files(store, commit)
     findings += [*_pruned(store, pruned, commits), *_orphans(store), *_markers(store), *_feedback(store)]
+    findings += _answers(store)
     return sorted(set(findings), key=lambda f: (f.path, f.invariant, f.problem))
 
 
@@ -348,6 +351,16 @@ def _feedback(store: Store) -> Iterator[Finding]:
             yield Finding("I6", path, "No commit of its batch is there.", "Restore the commit, or delete the entry.")
     for name in sorted(copies):
         yield Finding("I3", f"{store.feedback.name}/{name}", "No entry names it.", "Delete it.", "note")
+
+
+def _answers(store: Store) -> Iterator[Finding]:
+    for name in names(store.answers):
+        if name.endswith(".json"):
+            try:
+                read_answer(store.answers / name)
+            except StoreError as error:
+                remedy = "No answer counts until it is restored."
+                yield Finding("I3", f"{store.answers.name}/{name}", str(error), remedy)
 
 
 def _is_id(name: str) -> bool:

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -59,8 +60,18 @@ class PendingAlert(NamedTuple):
 
     @property
     def group(self) -> str:
-        """What it is told together with; a commit of an earlier version has none."""
-        return self.record.group or self.record.batch_id
+        """What it is told together with."""
+        return cause_of(self.record)
+
+
+def moment(at: int) -> datetime:
+    """A time in nanoseconds since the epoch, in UTC and to the microsecond."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at // 1000)
+
+
+def cause_of(record: Commit | Quarantine | Incident) -> str:
+    """What an alert of this record is told together with; a commit of an earlier version has none."""
+    return record.group or record.batch_id
 
 
 class Retention(NamedTuple):
@@ -232,8 +243,15 @@ class Ledger:
 
     def written(self) -> list[Written]:
         """Commits, refusals and attempts in the order in which they were written; none of them is read."""
+        return self._listed(self.store.commits, self.store.quarantine, self.store.attempts)
+
+    def causes(self) -> list[Written]:
+        """Commits, refusals and incidents, of which some are alerts, in the order in which they were written."""
+        return self._listed(self.store.commits, self.store.quarantine, self.store.incidents)
+
+    def _listed(self, *folders: Path) -> list[Written]:
         found = []
-        for folder in (self.store.commits, self.store.quarantine, self.store.attempts):
+        for folder in folders:
             with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
                 for entry in (entry for entry in entries if entry.name.endswith(".json")):
                     with contextlib.suppress(FileNotFoundError):  # it has come to an end meanwhile
@@ -244,19 +262,29 @@ class Ledger:
     def latest(self, written: Sequence[Written]) -> Iterator[tuple[int, Commit | Quarantine | Attempts]]:
         """Of each content the last of these records, the newest first, and when it was written; read as it is asked
         for."""
-        kinds = {self.store.commits: Commit, self.store.quarantine: Quarantine, self.store.attempts: Attempts}
         seen: set[str] = set()
-        for at, batch, folder in reversed(written):
-            path = folder / f"{batch}.json"
-            try:
-                record = read_record(path, kinds[folder])
-            except StoreError:
-                if path.exists():
-                    raise
-                continue  # it has come to an end meanwhile
-            if record.sha256 not in seen:
+        for one in reversed(written):
+            record = self.read(one)
+            if record and not isinstance(record, Incident) and record.sha256 not in seen:
                 seen.add(record.sha256)
-                yield at, record
+                yield one.at, record
+
+    def read(self, written: Written) -> Commit | Quarantine | Attempts | Incident | None:
+        """The record; None where it has come to an end meanwhile."""
+        kinds: dict[Path, type[Any]] = {
+            self.store.commits: Commit,
+            self.store.quarantine: Quarantine,
+            self.store.attempts: Attempts,
+            self.store.incidents: Incident,
+        }
+        path = written.folder / f"{written.batch_id}.json"
+        try:
+            record: Commit | Quarantine | Attempts | Incident = read_record(path, kinds[written.folder])
+            return record
+        except StoreError:
+            if path.exists():
+                raise
+            return None
 
     def unrendered(self) -> list[Commit]:
         """Commits with something to say whose HTML report is not there (yet)."""
@@ -351,14 +379,15 @@ class Ledger:
         marker = {"batch_id": batch, "sink": sink, "idempotency_key": idempotency_key, "group": group}
         self.store.replace(dump(marker), self._marker(batch, sink))
 
-    def groups_told(self, sink: str, *, since: float) -> set[str]:
-        """The groups of which ``sink`` has had an alert after the time ``since``, in seconds since 1970."""
-        found = set()
+    def groups_told(self, sink: str, *, since: float) -> dict[str, float]:
+        """The groups of which ``sink`` has had an alert after the time ``since``, and when, in seconds since 1970."""
+        found = {}
         with os.scandir(self.store.outbox) as entries:
-            new = [e.name for e in entries if e.name.endswith(f".{sink}.json") and e.stat().st_mtime > since]
-        for name in new:
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # as in _told: then it is told again
-                found.add(str(json.loads(content_of(self.store.outbox / name))["group"]))
+            told = [(e.stat().st_mtime, e.name) for e in entries if e.name.endswith(f".{sink}.json")]
+        for at, name in sorted(told):
+            if at > since:
+                with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # as in _told: it is told again
+                    found[str(json.loads(content_of(self.store.outbox / name))["group"])] = at
         return found
 
     def _marker(self, batch: str, sink: str) -> Path:

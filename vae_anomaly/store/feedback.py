@@ -15,10 +15,9 @@ from typing import Literal
 
 import pyarrow as pa
 
-from vae_anomaly.errors import StoreError
 from vae_anomaly.report.model import Precision
 from vae_anomaly.store.files import Store, content_of, names, sha256_of
-from vae_anomaly.store.records import FileRef, decode, dump, undumped
+from vae_anomaly.store.records import FileRef, broken, dump, read_said, undumped
 
 Verdict = Literal["false-alarm", "anomaly", "expected"]
 
@@ -76,19 +75,7 @@ def add(store: Store, entry: Feedback) -> None:
 
 def read_entry(path: Path) -> Feedback:
     """The entry in ``path``; raises :class:`StoreError` that names the file and what is wrong with it."""
-    try:
-        stated = undumped(content_of(path))
-        entry: Feedback = decode(Feedback, {k: v for k, v in stated.items() if k not in ("format", "digest")}, "entry")
-        if entry.id != path.stem:
-            raise ValueError("the file's name must be the entry's id")
-        return entry
-    except (OSError, ValueError, RecursionError) as error:
-        raise _broken(path, "an entry of feedback", error) from error
-
-
-def _broken(path: Path, what: str, error: Exception) -> StoreError:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return StoreError(f"{str(path)!r} must be {what}. Got one that is not: {reason}. Restore it from a backup.")
+    return read_said(path, Feedback, "an entry of feedback")
 
 
 def entries(store: Store) -> list[Feedback]:
@@ -125,4 +112,4 @@ def record_of(store: Store, entry: Feedback) -> pa.Table:
             raise ValueError("its bytes are not those that were written")
         return pa.ipc.open_stream(content).read_all()
     except (OSError, ValueError) as error:
-        raise _broken(path, f"the copy of the record that {entry.id} is about", error) from error
+        raise broken(path, f"the copy of the record that {entry.id} is about", error) from error

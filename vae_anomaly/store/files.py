@@ -33,6 +33,7 @@ _TEMPORARY = re.compile(r"\.part-(\d+\.[0-9a-f]+\.\d+)-[0-9a-f]{32}")
 _PROC = Path("/proc")
 FOLDERS = (
     "scores", "commits", "reports", "quarantine", "outbox", "attempts", "pruned", "feedback", "incidents",
+    "answers",
 )  # fmt: skip
 INDEX = "index.html"  # the overview among the reports, which belongs to no batch
 FOREIGN = 86_400.0  # seconds after which the temporary file of another machine's process is given up
@@ -98,6 +99,7 @@ class Store:
     pruned: Path = field(init=False)
     feedback: Path = field(init=False)
     incidents: Path = field(init=False)
+    answers: Path = field(init=False)
     alerts: Path = field(init=False)
     tmp: Path = field(init=False)
 

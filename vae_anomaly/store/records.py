@@ -13,7 +13,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from vae_anomaly.errors import DataError, StoreError
 from vae_anomaly.store.files import content_of, sha256_of
@@ -314,6 +314,34 @@ def read_record(path: Path, kind: type[Record]) -> Record:
             f"{str(path)!r} must be a {kind.__name__.lower()} record. Got one that is not: {reason}. Restore it from a "
             "backup, or delete it: the next run then does that batch again."
         ) from error
+
+
+class Entry(Protocol):
+    """What somebody said, in a ledger that is only added to."""
+
+    @property
+    def id(self) -> str:
+        """Names the entry, and its file."""
+
+
+Said = TypeVar("Said", bound=Entry)
+
+
+def read_said(path: Path, kind: type[Said], what: str) -> Said:
+    """The entry in ``path``, which is ``what``; raises :class:`StoreError` that names the file and what is wrong."""
+    try:
+        stated = undumped(content_of(path))
+        entry: Said = decode(kind, {k: v for k, v in stated.items() if k not in ("format", "digest")}, "entry")
+        _expect(entry.id == path.stem, "the file's name must be the entry's id")
+        return entry
+    except (OSError, ValueError, RecursionError) as error:
+        raise broken(path, what, error) from error
+
+
+def broken(path: Path, what: str, error: Exception) -> StoreError:
+    """What to raise where ``path`` is not ``what`` it must be, for this reason."""
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return StoreError(f"{str(path)!r} must be {what}. Got one that is not: {reason}. Restore it from a backup.")
 
 
 def undumped(content: bytes) -> dict[str, Any]:
