@@ -314,9 +314,9 @@ def review(
         )
         if found.replay and found.replay.batches:
             _show_replay(found.replay)
-        if found.replay and found.replay.answers:
+        if found.replay and found.replay.on_feedback:
             table("Records of which people said what they are", ["", "this version", "champion"],
-                  [[m.name, *m.texts] for m in found.replay.answers.measures])  # fmt: skip
+                  [[m.name, *m.texts] for m in found.replay.on_feedback.measures])  # fmt: skip
         for warning in found.warnings:
             say(f"Note: {warning}")
         say(f"Report: {found.page}")

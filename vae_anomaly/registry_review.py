@@ -25,7 +25,7 @@ from vae_anomaly.latent import active, latent_means, plane, units
 from vae_anomaly.metrics import corruption_recall, weak
 from vae_anomaly.replay import rank_correlation
 from vae_anomaly.report.card import to_card
-from vae_anomaly.report.review import Answers, Gate, LatentMap, Measure, Replay, Review, to_html
+from vae_anomaly.report.review import Gate, LatentMap, Measure, OnFeedback, Replay, Review, to_html
 from vae_anomaly.tracking import REGISTERED_BY, Resolved, Tracker
 
 __all__ = ["Evidence", "Gate", "Review", "evaluate_gates", "review"]
@@ -134,18 +134,18 @@ def _replay_gates(replayed: Replay | None, limits: GatesConfig) -> Iterator[Gate
             f" of {len(kept):,} in which the champion finds more than chance gives: most of those are no false alarms."
         )
         yield Gate("alerts kept", min(kept), "at least", limits.min_alerts_kept, explanation, "share")
-    yield from _answer_gates(replayed.answers, limits)
+    yield from _feedback_gates(replayed.on_feedback, limits)
 
 
-def _answer_gates(answers: Answers | None, limits: GatesConfig) -> Iterator[Gate]:
+def _feedback_gates(found: OnFeedback | None, limits: GatesConfig) -> Iterator[Gate]:
     """The gate of the anomalies that somebody has confirmed and the champion flags, where there are such."""
-    if answers is None or answers.champion is None or not answers.champion[0]:
+    if found is None or found.champion is None or not found.champion[0]:
         return
     explanation = (
-        f"Share of the {answers.champion[0]:,} records that the champion flags and that people confirmed to be"
+        f"Share of the {found.champion[0]:,} records that the champion flags and that people confirmed to be"
         " anomalies, which this version flags, too."
     )
-    share = answers.kept / answers.champion[0]
+    share = found.kept / found.champion[0]
     yield Gate("confirmed anomalies kept", share, "at least", limits.min_alerts_kept, explanation, "share")
 
 

@@ -20,7 +20,7 @@ from vae_anomaly.batch import Detections, Records
 from vae_anomaly.detector import Detector
 from vae_anomaly.errors import ConfigError, DataError
 from vae_anomaly.feedback import lessons
-from vae_anomaly.report.review import Alerts, Answers, Change, Replay, ReplayedBatch
+from vae_anomaly.report.review import Alerts, Change, OnFeedback, Replay, ReplayedBatch
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.records import Commit
 from vae_anomaly.store.sources import Delivery, open_delivery
@@ -62,7 +62,7 @@ def replay(
         tally.detectors = [_for_batch(ws, detector, delivery) for detector in tally.detectors]
         batches.append(tally.replayed(commit, _detected(ws, tally, delivery)))
         delivery.assert_unchanged()
-    return replace(tally.result(batches, left_out), answers=_answers(ws, tally.detectors))
+    return replace(tally.result(batches, left_out), on_feedback=_on_feedback(ws, tally.detectors))
 
 
 def delivered_batches(
@@ -87,7 +87,7 @@ def delivered_batches(
                 yield commit, delivery
 
 
-def _answers(ws: Workspace, detectors: Sequence[Detector]) -> Answers | None:
+def _on_feedback(ws: Workspace, detectors: Sequence[Detector]) -> OnFeedback | None:
     """What the candidate and the champion decide on records of which people said what they are.
 
     Of each record alone: with a threshold for each batch nobody can say, and then there is None.
@@ -104,7 +104,7 @@ def _answers(ws: Workspace, detectors: Sequence[Detector]) -> Answers | None:
         for records in (said.anomalies, said.false_alarms)
     )
     counts = [(int(a.sum()), int(f.sum())) for a, f in zip(anomalies, false_alarms, strict=True)]
-    return Answers(
+    return OnFeedback(
         len(anomalies[0]),
         len(false_alarms[0]),
         counts[0],

@@ -27,7 +27,7 @@ from vae_anomaly.feedback import Remark, give, lessons
 from vae_anomaly.fitting import fit_detector
 from vae_anomaly.registry_review import evaluate_gates
 from vae_anomaly.replay import CARDS, rank_correlation, replay
-from vae_anomaly.report.review import Answers, Replay
+from vae_anomaly.report.review import OnFeedback, Replay
 from vae_anomaly.schema import Schema, check
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.sources import open_delivery
@@ -177,11 +177,11 @@ def answered(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspac
 def test_what_people_said_is_decided_again(
     answered: Workspace, serving: Detector, fitted: Callable[[str], Detector]
 ) -> None:
-    found = replay(answered, serving, serving, last=0).answers
-    assert found == Answers(2, 1, (2, 1), (2, 1), kept=2)
+    found = replay(answered, serving, serving, last=0).on_feedback
+    assert found == OnFeedback(2, 1, (2, 1), (2, 1), kept=2)
     assert [m.texts for m in found.measures] == [("2", "2"), ("1", "1"), ("66.7\u00a0%",) * 2]
-    assert replay(answered, serving, None, last=0).answers == Answers(2, 1, (2, 1))
-    assert replay(answered, fitted("contaminated"), serving, last=0).answers == Answers(2, 1, (0, 0), (2, 1))
+    assert replay(answered, serving, None, last=0).on_feedback == OnFeedback(2, 1, (2, 1))
+    assert replay(answered, fitted("contaminated"), serving, last=0).on_feedback == OnFeedback(2, 1, (0, 0), (2, 1))
 
 
 def test_a_candidate_that_loses_confirmed_anomalies_is_stopped(
@@ -207,13 +207,13 @@ def test_a_record_that_joined_the_calibration_is_no_neighbour_of_itself(answered
     again = fit_detector(records, ws.schema, ws.recipe, calibrating=learned.false_alarms).detector
     assert set(again.reference.record_ids) & set(map(str, learned.false_alarms.record_ids))
     assert not again.detect(learned.false_alarms).is_anomaly.any()  # the twin: it is its own neighbour
-    found = replay(answered, again, None, last=0).answers
+    found = replay(answered, again, None, last=0).on_feedback
     assert found is not None and found.candidate[1] == 1
 
 
 def test_of_a_threshold_of_each_batch_a_record_alone_says_nothing(answered: Workspace, serving: Detector) -> None:
     by_batch = answered.monitor.model_copy(update={"threshold": FdrConfig(q=0.2)})
-    assert replay(replace(answered, monitor=by_batch), serving, None, last=0).answers is None
+    assert replay(replace(answered, monitor=by_batch), serving, None, last=0).on_feedback is None
 
 
 def test_nothing_is_written(ws: Workspace, serving: Detector, fitted: Callable[[str], Detector]) -> None:

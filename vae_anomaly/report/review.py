@@ -139,11 +139,11 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Answers:
+class OnFeedback:
     """The records of which people said that they are anomalies or false alarms, decided on again.
 
     ``candidate`` and ``champion`` (None without one) are how many of the ``anomalies`` and of the ``false_alarms``
-    either flags; ``kept`` anomalies are flagged by both. What was answered before a fit that fit has learned.
+    either flags; ``kept`` anomalies are flagged by both. A fit has learned what was said before it.
     """
 
     anomalies: int
@@ -180,7 +180,7 @@ class Replay:
     appearing, disappearing : alerts of the candidate only, and of the champion only; None without a champion.
         ``appear`` and ``disappear`` are the strangest of them.
     cpu_seconds_per_1000 : processor seconds for a thousand records; no two runs give the same.
-    answers : what people said of scored records, in whatever batches; None where they said nothing.
+    on_feedback : what people said of scored records, in whatever batches; None where they said nothing.
     """
 
     batches: tuple[ReplayedBatch, ...] = ()
@@ -196,7 +196,7 @@ class Replay:
     disappear: tuple[Change, ...] = ()
     thresholds: tuple[float, ...] = ()
     cpu_seconds_per_1000: tuple[float, ...] = ()
-    answers: Answers | None = None
+    on_feedback: OnFeedback | None = None
 
     @property
     def measures(self) -> tuple[Measure, ...]:
