@@ -25,6 +25,7 @@ from vae_anomaly.console import log_to_stderr, progress_display, say, say_json, 
 from vae_anomaly.errors import ConfigError, VaeAnomalyError, printable
 
 if TYPE_CHECKING:
+    from vae_anomaly.fitting import Fit
     from vae_anomaly.pipelines import FitOutcome, Look
     from vae_anomaly.report.review import Replay
     from vae_anomaly.scoring import ScoreOutcome
@@ -47,6 +48,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(benchmark_app, name="benchmark")
+UNSERVED = 10  # segments without a detector of their own that a fit names
 
 Monitor = Annotated[Path, typer.Argument(metavar="MONITOR", help="monitor.yml, or the folder that holds it.")]
 MlflowFile = Annotated[
@@ -157,6 +159,8 @@ def fit_summary(outcome: FitOutcome) -> dict[str, Any]:
         "confirmed_anomalies_left_out": outcome.confirmed,
         "false_alarms_in_calibration": outcome.joined,
         "epochs": len(outcome.fit.epochs),
+        "segments": list(outcome.fit.detector.segments),
+        "segments_of_the_general_detector": dict(outcome.fit.unserved),
         "false_alarm_rate": vars(promise),
         "verdict": list(measured.verdict),
         "held_out": vars(measured.held_out),
@@ -166,7 +170,7 @@ def fit_summary(outcome: FitOutcome) -> dict[str, Any]:
 
 
 def _show_fit(ws: Workspace, outcome: FitOutcome) -> None:
-    threshold, splits = outcome.fit.detector.threshold, outcome.fit.splits
+    threshold, splits = outcome.fit.detector.decider, outcome.fit.splits
     state = "is registered already as" if outcome.registered.already else "is registered as"
     say(f"The detector {state} {outcome.registered.name} version {outcome.registered.version}, the candidate.")
     counts = ", ".join(f"{len(index):,} {name}" for name, index in splits.items())
@@ -179,6 +183,8 @@ def _show_fit(ws: Workspace, outcome: FitOutcome) -> None:
             f"Feedback: {outcome.confirmed:,} confirmed anomalies are left out,"
             f" {outcome.joined:,} false alarms join the calibration."
         )
+    for line in _served(outcome.fit):
+        say(line)
     for line in promised(threshold):
         say(line)
     recall = outcome.assessment.recall
@@ -189,6 +195,17 @@ def _show_fit(ws: Workspace, outcome: FitOutcome) -> None:
     for sentence in outcome.assessment.verdict:
         say(f"Verdict: {sentence}")
     say(f"Next: vae-anomaly review {shown(ws.monitor.path)}")
+
+
+def _served(fit: Fit) -> Iterator[str]:
+    """Which segments have detectors of their own, and why others have none, in lines."""
+    if not fit.detector.by:
+        return
+    yield f"Detectors: one for each of {len(fit.detector.segments):,} segments by {fit.detector.by}, and a general one."
+    for name, why in list(fit.unserved.items())[:UNSERVED]:
+        yield f"  the general one is that of {fit.detector.by} {printable(name)!r}: {why}"
+    if (more := len(fit.unserved) - UNSERVED) > 0:
+        yield f"  and of {more:,} more"
 
 
 def promised(threshold: Threshold) -> Iterator[str]:

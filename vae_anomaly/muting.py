@@ -55,6 +55,11 @@ class Muting:
         found = [""] * len(records)
         if not (self.ids and found):
             return found
+        if self.detector.segments:  # what is odd is odd for the detector that scored it
+            for own, mine in zip(self._of_detectors, self.detector.routed(records), strict=True):
+                for i, like in zip(mine.tolist(), own.matches(records.take(mine)), strict=True):
+                    found[i] = like
+            return found
         vectors = self._vectors(self.detector.encode(records))
         far, best = self._far_out(vectors), np.full(len(records), np.inf)
         for name, vector, odd in zip(self.ids, self._known, self._far_out(self._known), strict=True):
@@ -64,6 +69,11 @@ class Muting:
             for i in np.flatnonzero((apart <= near) & (apart < best)):
                 found[i], best[i] = name, apart[i]
         return found
+
+    @cached_property
+    def _of_detectors(self) -> list[Muting]:
+        routes = zip(self.detector.detectors, self.detector.routed(self.records), strict=True)
+        return [Muting(own, tuple(self.ids[i] for i in mine), self.records.take(mine)) for own, mine in routes]
 
     @cached_property
     def _space(self) -> LatentNeighbours:

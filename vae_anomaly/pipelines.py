@@ -185,6 +185,7 @@ def fit(ws: Workspace, progress: Progress = silent) -> FitOutcome:
         ws.recipe,
         lambda log, total: progress("training", log.epoch + 1, total),
         calibrating=training.false_alarms,
+        on_segment=partial(progress, "fitting the segments' detectors"),
     )
     normal = training.normal
     calibration = fitted.splits["calibration"]
