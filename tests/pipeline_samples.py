@@ -229,3 +229,21 @@ def shared_by(workers: int) -> Iterator[None]:
 
     with mock.patch.object(scoring, "engine", here), mock.patch.object(scoring, "DIVIDED", 1):
         yield
+
+
+# ---------------------------------------------------------------- what was committed
+
+
+def committed(folder: Path) -> dict[str, Any]:
+    """The commits that stand, by the name of their file."""
+    from vae_anomaly.store.commits import Ledger
+    from vae_anomaly.store.files import Store
+
+    commits = list(Ledger(Store(folder / "output")).commits())
+    gone = {commit.supersedes for commit in commits}
+    return {commit.name: commit for commit in commits if commit.batch_id not in gone}
+
+
+def scores(folder: Path, commit: Any) -> pa.Table:
+    """The rows of its score file."""
+    return pq.read_table(folder / "output" / commit.scores.file)

@@ -93,3 +93,8 @@ class Detections:
     p_value: np.ndarray
     is_anomaly: np.ndarray
     part: np.ndarray | None = None
+
+    def by_part(self, chosen: np.ndarray, parts: int) -> np.ndarray:
+        """(parts,) on how many of the ``chosen`` (B,) records each part decides."""
+        part = np.zeros(len(chosen), np.int64) if self.part is None else self.part
+        return np.bincount(part[chosen], minlength=parts)

@@ -26,6 +26,7 @@ from vae_anomaly.errors import ConfigError, VaeAnomalyError, parsed_day, printab
 
 if TYPE_CHECKING:
     from vae_anomaly.answers import Group, Window
+    from vae_anomaly.fitting import Fit
     from vae_anomaly.pipelines import FitOutcome, Look, RecalibrateOutcome
     from vae_anomaly.report.review import Replay
     from vae_anomaly.scoring import ScoreOutcome
@@ -48,6 +49,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(benchmark_app, name="benchmark")
+UNSERVED = 10  # segments without a detector of their own that a fit names
 
 Monitor = Annotated[Path, typer.Argument(metavar="MONITOR", help="monitor.yml, or the folder that holds it.")]
 MlflowFile = Annotated[
@@ -158,6 +160,8 @@ def fit_summary(outcome: FitOutcome) -> dict[str, Any]:
         "confirmed_anomalies_left_out": outcome.confirmed,
         "false_alarms_in_calibration": outcome.joined,
         "epochs": len(outcome.fit.epochs),
+        "segments": list(outcome.fit.detector.segments),
+        "segments_of_the_general_detector": dict(outcome.fit.unserved),
         "false_alarm_rate": vars(promise),
         "verdict": list(measured.verdict),
         "held_out": vars(measured.held_out),
@@ -167,7 +171,7 @@ def fit_summary(outcome: FitOutcome) -> dict[str, Any]:
 
 
 def _show_fit(ws: Workspace, outcome: FitOutcome, *, then: str = "review") -> None:
-    threshold, splits = outcome.fit.detector.threshold, outcome.fit.splits
+    threshold, splits = outcome.fit.detector.decider, outcome.fit.splits
     state = "is registered already as" if outcome.registered.already else "is registered as"
     say(f"The detector {state} {outcome.registered.name} version {outcome.registered.version}, the candidate.")
     counts = ", ".join(f"{len(index):,} {name}" for name, index in splits.items())
@@ -180,6 +184,8 @@ def _show_fit(ws: Workspace, outcome: FitOutcome, *, then: str = "review") -> No
             f"Feedback: {outcome.confirmed:,} confirmed anomalies are left out,"
             f" {outcome.joined:,} false alarms join the calibration."
         )
+    for line in _served(outcome.fit):
+        say(line)
     for line in promised(threshold):
         say(line)
     recall = outcome.assessment.recall
@@ -191,6 +197,17 @@ def _show_fit(ws: Workspace, outcome: FitOutcome, *, then: str = "review") -> No
         say(f"Verdict: {sentence}")
     if then:
         say(f"Next: vae-anomaly {then} {shown(ws.monitor.path)}")
+
+
+def _served(fit: Fit) -> Iterator[str]:
+    """Which segments have detectors of their own, and why others have none, in lines."""
+    if not fit.detector.by:
+        return
+    yield f"Detectors: one for each of {len(fit.detector.segments):,} segments by {fit.detector.by}, and a general one."
+    for name, why in list(fit.unserved.items())[:UNSERVED]:
+        yield f"  the general one is that of {fit.detector.by} {printable(name)!r}: {why}"
+    if (more := len(fit.unserved) - UNSERVED) > 0:
+        yield f"  and of {more:,} more"
 
 
 def promised(threshold: Threshold) -> Iterator[str]:

@@ -660,6 +660,15 @@ class ExecutionConfig(_Section):
     )
 
 
+class SegmentsConfig(_Section):
+    """A detector for each value of a column that has enough records, and a general one for the rest."""
+
+    by: Text = Field(description="The category or boolean column whose values are the segments.")
+    least: Count = Field(
+        default=1000, description="Fewest training records of a segment that has a detector of its own, at least 1."
+    )
+
+
 class MonitorConfig(_Section):
     """One monitored source, all paths absolute."""
 
@@ -688,6 +697,7 @@ class MonitorConfig(_Section):
     alerts: AlertsConfig = Field(default_factory=AlertsConfig, description="When people are told.")
     execution: ExecutionConfig = Field(default_factory=ExecutionConfig, description="How the work is carried out.")
     seed: Whole = Field(default=0, ge=0, lt=2**32, description="Seed of all randomness, 0 to 4294967295.")
+    segments: SegmentsConfig | None = Field(default=None, description="Which records have detectors of their own.")
     _path: Path = PrivateAttr(default_factory=lambda: Path.cwd() / MONITOR_FILE)
 
     @property
@@ -733,10 +743,13 @@ class MonitorConfig(_Section):
                     yield f"{role} must not name {name!r}, which {taken[name]} has already. A column has one role."
                 elif name is not None:
                     taken[name] = role
-        if isinstance(self.threshold, MondrianConfig):
-            column = self.columns.get(self.threshold.by)
-            if column is None or column.kind not in ("category", "boolean"):
-                yield f"threshold.by must name a category or boolean column. Got {self.threshold.by!r}."
+        mondrian = self.threshold if isinstance(self.threshold, MondrianConfig) else None
+        for section, divided in (("threshold", mondrian), ("segments", self.segments)):
+            column = self.columns.get(divided.by) if divided else None
+            if divided and (column is None or column.kind not in ("category", "boolean")):
+                yield f"{section}.by must name a category or boolean column. Got {divided.by!r}."
+        if self.segments and not isinstance(self.threshold, ConformalConfig):
+            yield f"threshold.method must be conformal where there are segments. Got {self.threshold.method!r}."
 
     def _modality_faults(self) -> Iterable[str]:
         """The model sees a table, one image or one text; :class:`~vae_anomaly.schema.Schema` has the same rule."""
@@ -977,6 +990,8 @@ def config_digest(config: MonitorConfig) -> str:
     content |= {key: getattr(config.source, key).model_dump(mode="json") for key in ("csv", "lines")}
     if config.drift != DriftConfig():  # it is newer than many a digest
         content["drift"] = config.drift.model_dump(mode="json")
+    if config.segments:
+        content["segments"] = config.segments.model_dump(mode="json")
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -1,5 +1,7 @@
 """The shipped bundle: schema, preprocessing, one VAE or several with their scores, and threshold, with provenance.
 
+A detector may hold others, one for each of some segments of the records: it then scores the rest, and describes all.
+
 A detector is immutable and deterministic: records in, :class:`~vae_anomaly.batch.Detections` out. The networks see
 exactly ``vae.rows`` records at a time, the last ones padded with zeros, and all else goes record by record: so a score
 is the same bits whatever batch its record arrives in. Several members are an ensemble: the score is the mean of theirs.
@@ -147,6 +149,10 @@ class HeldOut:
 class Detector:
     """Everything that turns records into decisions.
 
+    Records whose value of the column ``by`` is one of ``segments`` are scored by the detector of that segment, which
+    also decides on them and explains them; :attr:`decider` is the threshold of all. What takes model inputs, which are
+    of no segment, is the general detector's, which scores the other records and was fitted to all of them.
+
     ``usual`` are finite values of each column, as :func:`~vae_anomaly.explain.compared` gives them, of the records that
     it was calibrated on again: what the columns of a batch are compared with then, in place of the reference.
     """
@@ -160,7 +166,32 @@ class Detector:
     reference: Reference
     provenance: Mapping[str, str]
     held_out: HeldOut | None = None  # detectors of an earlier version have none
+    by: str = ""
+    segments: Mapping[str, Detector] = field(default_factory=dict)
     usual: Mapping[str, np.ndarray] | None = None
+
+    @cached_property
+    def decider(self) -> Threshold:
+        """The threshold of a batch: one of its parts, which are those of the :attr:`detectors`, decides on a record."""
+        own = {name: detector.threshold for name, detector in self.segments.items()}
+        return self.threshold.joined(self.by, own) if own else self.threshold
+
+    @cached_property
+    def detectors(self) -> tuple[Detector, ...]:
+        """Those that score: itself; or the general one, for records without another, and those of the segments."""
+        return (replace(self, by="", segments={}), *self.segments.values()) if self.segments else (self,)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The segments of the :attr:`detectors`; that of the general one is empty."""
+        return ("", *self.segments)
+
+    def routed(self, records: Records) -> list[np.ndarray]:
+        """For each of the :attr:`detectors` the positions of its ``records``."""
+        if not self.segments:
+            return [np.arange(len(records))]
+        place = _places(records, self.by, self.segments)
+        return [np.flatnonzero(place == i) for i in range(len(self.detectors))]
 
     @property
     def vae(self) -> VAE:
@@ -213,6 +244,9 @@ class Detector:
 
     def without(self, record_ids: Collection[str]) -> Detector:
         """The detector for which no record of these ids is a neighbour: to measure it on them."""
+        if self.segments:
+            own = {name: detector.without(record_ids) for name, detector in self.segments.items()}
+            return replace(replace(self, segments={}).without(record_ids), segments=own)
         index = torch.tensor([i for i, name in enumerate(self.reference.record_ids) if name not in record_ids])
         if len(index) in (0, len(self.reference.record_ids)):
             return self
@@ -227,6 +261,13 @@ class Detector:
         :meth:`scores`.
         """
         status = records.status.copy()
+        if self.segments:
+            assert own is None
+            score = np.full(len(records), np.nan)
+            for detector, mine in zip(self.detectors, self.routed(records), strict=True):
+                found = detector.detect(records.take(mine))
+                status[mine], score[mine] = found.status, found.score
+            return self.decided(records, status, score)
         for column, unknown in self.preprocessor.context.unknown(records):
             status[unknown & (status == OK)] = f"unscorable:unknown_context:{column}"
         good = np.flatnonzero(status == OK)
@@ -245,16 +286,19 @@ class Detector:
 
     def decided(self, records: Records, status: np.ndarray, score: np.ndarray) -> Detections:
         """The decisions on ``records`` with these ``status`` and ``score`` (B,), NaN where unscorable."""
-        first, *others = self.threshold.parts
+        first, *others = self.decider.parts
         flagged, p_value, part = first.flag(score), first.p_value(score), None
         if others:
-            names = pa.array(list(self.threshold.segments), pa.string())
-            place = pc.index_in(segments(records, self.threshold.options["by"]), value_set=names, skip_nulls=True)
-            part = 1 + place.fill_null(-1).to_numpy(zero_copy_only=False)
+            part = _places(records, self.decider.options["by"], self.decider.segments)
             for i, threshold in enumerate(others, 1):
                 mine = part == i
                 flagged[mine], p_value[mine] = threshold.flag(score[mine]), threshold.p_value(score[mine])
         return Detections(status, score, p_value, flagged & ~np.isnan(score), part)
+
+    def excess(self, found: Detections) -> np.ndarray:
+        """(B,) nats by which each score exceeds the threshold that decides on it."""
+        values = np.array([part.value for part in self.decider.parts])
+        return np.asarray(found.score - (values[0] if found.part is None else values[found.part]))
 
     @property
     def digest(self) -> str:
@@ -262,7 +306,11 @@ class Detector:
         return digest_of(self._manifest(self._files()))
 
     def _files(self) -> dict[str, bytes]:
-        head = {
+        weights = tensors_to_bytes({k: v.contiguous() for k, v in sorted(self._tensors().items())})
+        return {"detector.json": _json(self._head()), "weights.safetensors": weights}
+
+    def _head(self) -> dict[str, Any]:
+        head: dict[str, Any] = {
             "format": FORMAT,
             "schema": self.schema.to_dict(),
             "modality": self.preprocessor.layout.modality,
@@ -275,8 +323,9 @@ class Detector:
         }
         if self.held_out:
             head["held_out"] = asdict(self.held_out)
-        weights = tensors_to_bytes({k: v.contiguous() for k, v in sorted(self._tensors().items())})
-        return {"detector.json": _json(head), "weights.safetensors": weights}
+        if self.by:
+            head["segments"] = {"by": self.by, "detectors": {k: d._head() for k, d in self.segments.items()}}
+        return head
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
@@ -292,7 +341,10 @@ class Detector:
             part = getattr(self.reference.inputs, name)
             if part is not None:
                 tensors[f"reference.{name}"] = part
-        return tensors | {f"usual.{column}": torch.from_numpy(v) for column, v in (self.usual or {}).items()}
+        tensors |= {f"usual.{column}": torch.from_numpy(v) for column, v in (self.usual or {}).items()}
+        for i, (_, detector) in enumerate(sorted(self.segments.items())):
+            tensors |= {f"segment.{i}.{k}": v for k, v in detector._tensors().items()}
+        return tensors
 
     @staticmethod
     def _manifest(files: Mapping[str, bytes]) -> bytes:
@@ -343,6 +395,13 @@ def _rebuild(folder: Path, head: Mapping[str, Any], weights: bytes) -> Detector:
             raise ArtifactError(
                 f"{folder / 'weights.safetensors'}: tensor {name!r} must be finite. Got NaN or infinity."
             )
+    detector = _of_head(folder, head, tensors)
+    if odd := sorted(detector._tensors().keys() ^ tensors.keys()):
+        raise ArtifactError(f"{folder / 'weights.safetensors'} must hold the detector's tensors. Got other {odd[:5]}.")
+    return detector
+
+
+def _of_head(folder: Path, head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Detector:
     preprocessor = PREPROCESSORS[head["modality"]].load(head["preprocessor"])
     model, score = Part(**head["model"]), Part(**head["score"])
     members = tuple(
@@ -363,9 +422,13 @@ def _rebuild(folder: Path, head: Mapping[str, Any], weights: bytes) -> Detector:
     inputs = Inputs(kept["x"], kept.get("observed"), context=kept.get("context"))
     reference = Reference(inputs, tuple(head["reference_ids"]))
     schema = Schema.from_dict(head["schema"])
-    held_out = head.get("held_out")
+    held_out, several = head.get("held_out"), head.get("segments", {"by": "", "detectors": {}})
+    own = {
+        name: _of_head(folder, of, _group(tensors, f"segment.{i}."))
+        for i, (name, of) in enumerate(sorted(several["detectors"].items()))
+    }
     usual = {column: values.numpy() for column, values in _group(tensors, "usual.").items()}
-    detector = Detector(
+    return Detector(
         schema,
         preprocessor,
         model,
@@ -375,11 +438,10 @@ def _rebuild(folder: Path, head: Mapping[str, Any], weights: bytes) -> Detector:
         reference,
         head["provenance"],
         held_out and HeldOut(**{**held_out, "cells": tuple((c[0], c[1], c[2]) for c in held_out["cells"])}),
+        several["by"],
+        own,
         usual or None,
     )
-    if odd := sorted(detector._tensors().keys() ^ tensors.keys()):
-        raise ArtifactError(f"{folder / 'weights.safetensors'} must hold the detector's tensors. Got other {odd[:5]}.")
-    return detector
 
 
 def _rebuilt(
@@ -409,6 +471,12 @@ def distinct(inputs: Inputs) -> tuple[Inputs, np.ndarray | None]:
     rows = np.ascontiguousarray(inputs.x.numpy())
     _, first, copies = np.unique(rows.view(f"V{rows.strides[0]}")[:, 0], return_index=True, return_inverse=True)
     return (inputs, None) if len(first) == len(rows) else (inputs[torch.from_numpy(first)], copies.reshape(-1))
+
+
+def _places(records: Records, by: str, names: Iterable[str]) -> np.ndarray:
+    """(B,) which of ``names``, counted from 1, is each record's value of the column ``by``; 0 for none of them."""
+    place = pc.index_in(segments(records, by), value_set=pa.array(list(names), pa.string()), skip_nulls=True)
+    return np.asarray(1 + place.fill_null(-1).to_numpy(zero_copy_only=False))
 
 
 def _in_order(values: np.ndarray, order: list[int]) -> np.ndarray:

@@ -1,6 +1,9 @@
 """Fit a detector: normal records in, three disjoint splits, a trained VAE, a fitted score and a calibrated threshold.
 
 Identical records always fall into the same split, so that no calibration record was trained on.
+
+With ``segments`` each value of a column that has enough records gets a detector of its own, fitted to its share of each
+split: so what is held out is held out from all. The general detector is fitted as without, to all records.
 """
 
 from __future__ import annotations
@@ -8,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -19,7 +23,7 @@ import torch
 
 from vae_anomaly.batch import Records, concatenate, segments
 from vae_anomaly.detector import Detector, HeldOut, Member, Part, Reference, fitted_members, over_chunks, parts_of
-from vae_anomaly.errors import ConfigError, DataError, TrainingError, suggestion
+from vae_anomaly.errors import ConfigError, DataError, TrainingError, VaeAnomalyError, suggestion
 from vae_anomaly.models import BUILDERS, MODELS, build_model, default_model, default_score
 from vae_anomaly.objectives import BetaElbo
 from vae_anomaly.preprocessing import PREPROCESSORS, Preprocessor
@@ -35,6 +39,14 @@ MIN_RECORDS = 8
 # Reference records: so many that scoring 40 features costs 20 microseconds a record on one core, up to twice as many of
 # fewer features, and fewer where they are so wide that they would not fit into memory.
 REFERENCE_RECORDS, REFERENCE_FEATURES, REFERENCE_BYTES = 6_000, 40, 256 << 20
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Which segments get a detector of their own: the values of the column ``by`` with at least so many records."""
+
+    by: str
+    least: int = 1000
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,7 @@ class Recipe:
     seed: int = 0
     threads: int = 1
     device: str = "auto"
+    segments: Segments | None = None
 
     def resolved(self, schema: Schema) -> Recipe:
         """The recipe with its model and score named, with all their options.
@@ -82,13 +95,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted detector and what a reviewer wants to know of how it came about; ``epochs`` are the first member's."""
+    """A fitted detector and what a reviewer wants to know of how it came about; ``epochs`` are the first member's.
+
+    ``unserved`` says of each segment that has no detector of its own why, by its name.
+    """
 
     detector: Detector
     epochs: tuple[EpochLog, ...]
     plan: TrainingPlan
     splits: Mapping[str, np.ndarray]
     validation_scores: np.ndarray
+    unserved: Mapping[str, str] = field(default_factory=dict)
 
 
 def fit_detector(
@@ -99,6 +116,7 @@ def fit_detector(
     *,
     calibrating: Records | None = None,
     doubtful: np.ndarray | None = None,
+    on_segment: Callable[[int, int], None] | None = None,
 ) -> Fit:
     """Fit a detector to normal ``records``; unscorable rows and labelled anomalies do not take part.
 
@@ -143,7 +161,50 @@ def fit_detector(
     _require_calibration(recipe, splits)
     require_segments(recipe, schema)
     with limited_threads(recipe.threads):
-        return _fit(records, schema, recipe, splits, on_epoch, count, doubted)
+        fit = _fit(records, schema, recipe, splits, on_epoch, count, doubted)
+    if recipe.segments is None:
+        return fit
+    own: dict[str, Detector] = {}
+    unserved: dict[str, str] = {}
+    sizes = Counter(segments(records, recipe.segments.by).drop_null().to_pylist())
+    for name, size in sorted(sizes.items()):
+        if size < recipe.segments.least:
+            unserved[name] = f"{size:,} records"
+    enough = [name for name in sorted(sizes) if name not in unserved]
+    for done, (name, made) in enumerate(_fits(records, schema, recipe, splits, count, doubted, enough), 1):
+        if on_segment is not None:
+            on_segment(done, len(enough))
+        if isinstance(made, Detector):
+            own[name] = made
+        else:
+            unserved[name] = str(made)
+    return replace(fit, detector=replace(fit.detector, by=recipe.segments.by, segments=own), unserved=unserved)
+
+
+def _fits(
+    records: Records,
+    schema: Schema,
+    recipe: Recipe,
+    splits: Mapping[str, np.ndarray],
+    normal: int,
+    doubted: np.ndarray,
+    names: Sequence[str],
+) -> Iterator[tuple[str, Detector | VaeAnomalyError]]:
+    """Each segment and its detector, or why there is none."""
+    assert recipe.segments is not None
+    labels = np.array(segments(records, recipe.segments.by).to_pylist(), dtype=object)
+    for name in names:
+        mine = np.flatnonzero(labels == name)
+        own = {part: np.searchsorted(mine, index[labels[index] == name]) for part, index in splits.items()}
+        with limited_threads(recipe.threads):
+            try:
+                _require_parts(own, len(mine), len(mine))
+                count = int((mine < normal).sum())
+                made = _fit(records.take(mine), schema, recipe, own, None, count, doubted[mine]).detector
+            except (ConfigError, DataError, TrainingError) as error:
+                yield name, error
+            else:
+                yield name, made
 
 
 def _fit(
@@ -258,13 +319,14 @@ def _held_out(preprocessor: Preprocessor, records: Records, splits: Mapping[str,
 
 
 def require_segments(recipe: Recipe, schema: Schema) -> None:
-    """Raise :class:`ConfigError` where the threshold asks for segments by a column that has none."""
-    by, known = (
-        recipe.threshold.options.get("by"),
-        [c.name for c in schema.columns if c.kind in ("category", "boolean")],
-    )
-    if by not in (None, *known):
-        raise ConfigError(f"threshold.by must be a category or boolean column, one of {known}. Got {by!r}.")
+    """Raise :class:`ConfigError` for segments by a column that has none, or with a threshold that does not fit them."""
+    known = [c.name for c in schema.columns if c.kind in ("category", "boolean")]
+    own = recipe.segments and recipe.segments.by
+    for key, by in (("threshold", recipe.threshold.options.get("by")), ("segments", own)):
+        if by not in (None, *known):
+            raise ConfigError(f"{key}.by must be a category or boolean column, one of {known}. Got {by!r}.")
+    if own is not None and recipe.threshold.kind != "conformal":
+        raise ConfigError(f"threshold.method must be conformal where there are segments. Got {recipe.threshold.kind}.")
 
 
 def _labels(recipe: Recipe, records: Records, splits: Mapping[str, np.ndarray]) -> np.ndarray | None:
@@ -397,15 +459,20 @@ def split(records: Records, recipe: Recipe) -> dict[str, np.ndarray]:
     # copies of a calibration record say nothing new, and would make the promised range too narrow
     _, once = np.unique(group[rows[:first]], return_index=True)
     parts = {"training": rows[second:], "validation": rows[first:second], "calibration": rows[:first][np.sort(once)]}
+    _require_parts(parts, len(size), len(rows))
+    return parts
+
+
+def _require_parts(parts: Mapping[str, np.ndarray], distinct: int, records: int) -> None:
+    """Raise :class:`DataError` where a split of so many records is empty."""
     for name, part in parts.items():
         if not len(part):
             raise DataError(
                 "too_few_distinct_records",
-                f"training, validation and calibration must each hold a record. Got {len(size)} distinct records"
-                f" among {len(rows)} and none left for {name}.",
+                f"training, validation and calibration must each hold a record. Got {distinct} distinct records"
+                f" among {records} and none left for {name}.",
                 remedy="Collect more distinct normal records.",
             )
-    return parts
 
 
 def content_hash(records: Records) -> np.ndarray:

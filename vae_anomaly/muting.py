@@ -65,11 +65,21 @@ class Muting:
         found = [""] * len(records)
         if not (self.ids and found):
             return found
+        if self.detector.segments:  # what is odd is odd for the detector that scored it
+            for own, mine in zip(self._of_detectors, self.detector.routed(records), strict=True):
+                for i, like in zip(mine.tolist(), own.matches(records.take(mine)), strict=True):
+                    found[i] = like
+            return found
         best = np.full(len(records), np.inf)
         for name, apart in zip(self.ids, self._apart(records), strict=True):
             for i in np.flatnonzero(apart < best):
                 found[i], best[i] = name, apart[i]
         return found
+
+    @cached_property
+    def _of_detectors(self) -> list[Muting]:
+        routes = zip(self.detector.detectors, self.detector.routed(self.records), strict=True)
+        return [Muting(own, tuple(self.ids[i] for i in mine), self.records.take(mine)) for own, mine in routes]
 
     def _apart(self, records: Records) -> Iterator[np.ndarray]:
         """For each false alarm how far from it ``records`` (B,) are; infinity for those that are not like it."""

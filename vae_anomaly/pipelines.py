@@ -264,6 +264,7 @@ def fit_on(
         lambda log, total: progress("training", log.epoch + 1, total),
         calibrating=training.false_alarms,
         doubtful=training.doubtful,
+        on_segment=partial(progress, "fitting the segments' detectors"),
     )
     normal = training.normal
     calibration = fitted.splits["calibration"]

@@ -219,10 +219,15 @@ def recalibrated(
     Raises
     ------
     ConfigError
-        So many records cannot hold what the threshold promises.
+        So many records cannot hold what the threshold promises, or the detector is one of several segments.
     DataError
         None of them is left, or a file changes while it is read.
     """
+    if detector.segments:
+        raise ConfigError(
+            f"the champion must be one detector to be calibrated again. Got one for each {detector.by}. Fit it again, as"
+            " `vae-anomaly refit` does."
+        )
     require_segments(ws.recipe, ws.schema)
     total = sum(batch.commit.rows for batch in batches)
     known = np.zeros(0, np.uint64) if anomalies is None else content_hash(anomalies)

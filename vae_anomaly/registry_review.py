@@ -23,9 +23,9 @@ from vae_anomaly.errors import ArtifactError
 from vae_anomaly.fitting import Recipe, split
 from vae_anomaly.latent import active, latent_means, plane, units
 from vae_anomaly.metrics import corruption_recall, weak
-from vae_anomaly.replay import rank_correlation
+from vae_anomaly.replay import alerts_of, rank_correlation
 from vae_anomaly.report.card import to_card
-from vae_anomaly.report.review import Gate, LatentMap, Measure, OnFeedback, Replay, Review, to_html
+from vae_anomaly.report.review import Gate, LatentMap, Measure, OnFeedback, Replay, Review, Served, to_html
 from vae_anomaly.tracking import REGISTERED_BY, Resolved, Tracker
 
 __all__ = ["Evidence", "Gate", "Review", "evaluate_gates", "review"]
@@ -38,13 +38,18 @@ SIDE = 1000  # of a latent map, in its units
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a detector does with B normal records that trained no weight: scores, flags, recall by column, and where in
-    its latent space they lie."""
+    """What a detector does with B normal records that trained no weight: scores, flags, p-values, recall by column, and
+    where in its latent space they lie.
+
+    Of several detectors ``served`` has what each does; recall and latent space are the general one's, of all records.
+    """
 
     scores: np.ndarray
     flagged: np.ndarray
+    p_values: np.ndarray
     recall: Mapping[str, float]
     latent: LatentMap
+    served: tuple[Served, ...] = ()
 
     @staticmethod
     def of(detector: Detector, validation: Records) -> Evidence:
@@ -53,13 +58,38 @@ class Evidence:
         scores = detector.scores(inputs)
         recall = corruption_recall(detector, inputs, seed=0).headline
         threshold = detector.threshold.for_batch(detector.threshold.counts(scores))
-        flagged = threshold.flag(scores)
-        return Evidence(scores, flagged, recall, _latent_map(latent_means(detector, inputs).numpy(), flagged))
+        flagged, p_values = threshold.flag(scores), threshold.p_value(scores)
+        if detector.segments:
+            found = detector.detect(validation)
+            scores, flagged, p_values = found.score, found.is_anomaly, found.p_value
+        latent = _latent_map(latent_means(detector, inputs).numpy(), flagged)
+        served = _served(detector, validation) if detector.segments else ()
+        return Evidence(scores, flagged, p_values, recall, latent, served)
 
     @property
     def median_recall(self) -> float | None:
         """Median over the columns or regions; None where nothing could be corrupted."""
         return float(np.median(list(self.recall.values()))) if self.recall else None
+
+    @property
+    def least_recall(self) -> float | None:
+        """The median recall of the detector for which it is least."""
+        known = [self.median_recall, *(one.recall for one in self.served)]
+        return min((recall for recall in known if recall is not None), default=None)
+
+
+def _served(detector: Detector, validation: Records) -> tuple[Served, ...]:
+    """Each of the detectors that has some of the records to score."""
+    found = []
+    for name, own, mine in zip(detector.names, detector.detectors, detector.routed(validation), strict=True):
+        if len(mine):
+            part = validation.take(mine)
+            detected, inputs = own.detect(part), own.encode(part)
+            scored = int((~np.isnan(detected.score)).sum())
+            alerts = alerts_of([(own.threshold, scored)], int(detected.is_anomaly.sum()))
+            units, latent, recall = len(active(own)), own.vae.latent, corruption_recall(own, inputs, seed=0).median
+            found.append(Served(name, len(own.threshold.measured), units, latent, alerts, recall))
+    return tuple(found)
 
 
 def _latent_map(means: np.ndarray, flagged: np.ndarray) -> LatentMap:
@@ -83,7 +113,8 @@ def evaluate_gates(
 
     Those that compare with a champion, or with its alerts on replayed batches, are there where there is such a thing.
     """
-    n, alpha, ratio = len(detector.threshold.measured), detector.threshold.alpha, limits.max_false_alarm_ratio
+    n = min(len(own.threshold.measured) for own in detector.detectors)  # what the weakest of several holds, all do
+    alpha, ratio = detector.threshold.alpha, limits.max_false_alarm_ratio
     scores, flagged, recall = (evidence.scores, evidence.flagged, evidence.median_recall) if evidence else (None,) * 3
     known = champion.median_recall if champion else None
     drop = known - recall if known is not None and recall is not None else None
@@ -93,15 +124,16 @@ def evaluate_gates(
              "Normal records behind the threshold.", "count"),
         Gate("supported alpha", alpha, "at least", 1 / (n + 1),
              f"The smallest false-alarm rate that {n:,} calibration records can hold.", "share"),
-        Gate("active latent units", len(active(detector)), "at least", limits.min_active_units,
+        Gate("active latent units", min(len(active(own)) for own in detector.detectors), "at least",
+             limits.min_active_units,
              "Latent dimensions that tell records apart; none means that the encoder collapsed.", "count"),
         Gate("distinct scores", None if scores is None else len(np.unique(scores)), "at least", 2,
              "Different scores among the validation records; a constant score says nothing.", "count"),
         Gate("false-alarm rate", None if flagged is None else float(flagged.mean()), "at most",
-             _most_flagged(detector, 0 if flagged is None else len(flagged), ratio),
+             _most_flagged(detector, evidence, ratio),
              f"Share of normal validation records flagged. At most {ratio:g} times alpha, or where it is more, what"
              f" chance alone stays below in {100 * CHANCE:g} % of the cases.", "share"),
-        Gate("corruption recall", recall, "at least", limits.min_corruption_recall,
+        Gate("corruption recall", evidence.least_recall if evidence else None, "at least", limits.min_corruption_recall,
              "Share of records flagged after one column or region was corrupted, median over them.", "share"),
         Gate("recall lost", drop, "at most", limits.max_recall_drop_vs_champion,
              "The champion's corruption recall less this version's, on the same records.", "share"),
@@ -149,12 +181,17 @@ def _feedback_gates(found: OnFeedback | None, limits: GatesConfig) -> Iterator[G
     yield Gate("confirmed anomalies kept", share, "at least", limits.min_alerts_kept, explanation, "share")
 
 
-def _most_flagged(detector: Detector, records: int, ratio: float) -> float:
+def _most_flagged(detector: Detector, evidence: Evidence | None, ratio: float) -> float:
     """The largest share of normal records that may be flagged."""
-    threshold, limit = detector.threshold, min(1.0, ratio * detector.threshold.alpha)
-    if not records:
+    limit, records = min(1.0, ratio * detector.threshold.alpha), len(evidence.flagged) if evidence else 0
+    if not evidence or not records:
         return limit
-    return max(limit, threshold.false_alarm_quantile(records, 0.5 + CHANCE / 2) / records)
+    parts = [(detector.threshold, records)]
+    if evidence.served:
+        own = dict(zip(detector.names, detector.detectors, strict=True))
+        parts = [(own[one.segment].threshold, one.alerts.scored) for one in evidence.served]
+    tail = (0.5 - CHANCE / 2) / len(parts)
+    return max(limit, sum(threshold.false_alarm_quantile(n, 1 - tail) for threshold, n in parts) / records)
 
 
 def review(
@@ -229,6 +266,7 @@ def review(
         latent=evidence.latent if evidence else None,
         champion_latent=known.latent if known else None,
         replay=replayed,
+        served=evidence.served if evidence else (),
         facts=_facts(candidate, tags),
         champion_facts=_facts(rival, known_tags) if rival else {},
     )
@@ -270,7 +308,7 @@ def _facts(detector: Detector, tags: Mapping[str, str]) -> dict[str, str]:
     digests = {f"{key} digest": tags.get(f"digest.{key}", "") for key in ("data", "config")}
     by = {"registered by": tags.get(REGISTERED_BY, "")}
     model = {"model": str(detector.model.kind), "score": str(detector.score_part.kind)}
-    pinned = {"threshold": detector.threshold.version, "schema digest": detector.schema.digest}
+    pinned = {"threshold": detector.decider.version, "schema digest": detector.schema.digest}
     return {**detector.provenance, **model, **pinned, **digests, **by}
 
 
@@ -319,18 +357,19 @@ def _measures(detector: Detector | None, evidence: Evidence | None) -> list[floa
     """The values of ``MEASURES``."""
     if detector is None:
         return [None] * len(MEASURES)
-    promise = detector.threshold.promise
+    promises = [own.threshold.promise for own in detector.detectors]
+    several = bool(detector.segments)  # then no one threshold and no one scale
     return [
         float(evidence.flagged.mean()) if evidence else None,
         evidence.median_recall if evidence else None,
-        len(active(detector)),
+        min(len(active(own)) for own in detector.detectors),
         len(units(detector)[0]),
-        promise.calibration_records,
-        promise.alpha,
-        promise.low,
-        promise.high,
-        detector.threshold.value,
-        float(np.median(evidence.scores)) if evidence else None,
+        min(promise.calibration_records for promise in promises),
+        detector.threshold.alpha,
+        min(promise.low for promise in promises),
+        max(promise.high for promise in promises),
+        None if several else detector.threshold.value,
+        float(np.median(evidence.scores)) if evidence and not several else None,
     ]
 
 
@@ -338,7 +377,11 @@ def _agreement(evidence: Evidence | None, known: Evidence | None) -> tuple[float
     """Share of records decided alike, and Spearman's rank correlation of the scores."""
     if evidence is None or known is None:
         return None, None
-    return float((evidence.flagged == known.flagged).mean()), rank_correlation(evidence.scores, known.scores)
+    alike = float((evidence.flagged == known.flagged).mean())
+    if not (evidence.served or known.served):
+        return alike, rank_correlation(evidence.scores, known.scores)
+    both = ~np.isnan(evidence.p_values + known.p_values)  # scores of several detectors are no one scale
+    return alike, rank_correlation(-evidence.p_values[both], -known.p_values[both])
 
 
 def _record(tracker: Tracker, found: Resolved, result: Review, folder: Path, by: str) -> Review:

@@ -25,6 +25,7 @@ from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.records import Commit
 from vae_anomaly.store.sources import Delivery, open_delivery
 from vae_anomaly.summary import Strangest, Thinned, flagged_records
+from vae_anomaly.thresholds import Threshold, false_alarms
 from vae_anomaly.training import limited_threads
 from vae_anomaly.worker import decided_now, in_order, read_records
 from vae_anomaly.workspace import Progress, Workspace, silent
@@ -175,6 +176,12 @@ def _detected(ws: Workspace, tally: _Tally, delivery: Delivery) -> Iterator[tupl
             yield records, [detections for detections, _ in found]
 
 
+def alerts_of(parts: Sequence[tuple[Threshold, int]], flagged: int) -> Alerts:
+    """So many flags among records of which each threshold decides on so many."""
+    _, low, high = false_alarms(parts)
+    return Alerts(sum(records for _, records in parts), flagged, low, high)
+
+
 class _Tally:
     """What is counted over all batches; ``detectors`` are the candidate and, where there is one, the champion."""
 
@@ -185,31 +192,39 @@ class _Tally:
         self._starts: list[int] = []
         self._names: list[str] = []
         self._scores = Thinned(RANKED)
-        self._only = [Strangest(CARDS) for _ in detectors]  # records that this detector flags and the other does not
+        # records that this detector flags and the other does not
+        self._only = [Strangest(CARDS, several=bool(detector.segments)) for detector in detectors]
+        self._one_scale = not any(detector.segments for detector in detectors)
+        self._by_part: list[np.ndarray] = []  # on how many records of a batch each part of the candidate's decides
         self._changes = np.zeros(len(detectors), np.int64)
 
     def replayed(self, commit: Commit, chunks: Iterator[tuple[Records, list[Detections]]]) -> ReplayedBatch:
         """Take in a batch."""
         self._starts.append(self._rows)
         self._names.append(commit.name)
-        scored, flagged = (np.zeros(len(self.detectors), np.int64) for _ in range(2))
+        flagged = np.zeros(len(self.detectors), np.int64)
+        scored = [np.zeros(len(detector.decider.parts), np.int64) for detector in self.detectors]
         both = alike = kept = 0
         for records, found in chunks:
             good, flags = (np.stack(a) for a in zip(*((~np.isnan(d.score), d.is_anomaly) for d in found), strict=True))
-            scored += good.sum(1)
+            for counts, detections, chosen in zip(scored, found, good, strict=True):
+                counts += detections.by_part(chosen, len(counts))
             flagged += flags.sum(1)
             if len(found) == 2:
                 compared = good.all(0)
                 both += int(compared.sum())
                 alike += int((compared & (flags[0] == flags[1])).sum())
                 kept += int(flags.all(0).sum())
-                self._scores.add(np.stack([d.score for d in found], axis=1)[compared])
+                ranked = [d.score if self._one_scale else -d.p_value for d in found]
+                self._scores.add(np.stack(ranked, axis=1)[compared])
                 self._keep_changes(records, found, flags)
             self._rows += len(records)
         self._scored += both
         self._alike += alike
+        self._by_part.append(scored[0])
         alerts = [
-            Alerts.of(d.threshold, *n) for d, *n in zip(self.detectors, scored.tolist(), flagged.tolist(), strict=True)
+            alerts_of(detector.decider.shared(counts), n)
+            for detector, counts, n in zip(self.detectors, scored, flagged.tolist(), strict=True)
         ]
         return ReplayedBatch(
             batch_id=commit.batch_id,
@@ -226,14 +241,15 @@ class _Tally:
         for i, (mine, other) in enumerate(((0, 1), (1, 0))):
             changed = np.flatnonzero(flags[mine] & ~flags[other])
             self._changes[i] += len(changed)
-            beside = found[other].score[changed], found[other].p_value[changed]
+            excess = self.detectors[mine].excess(found[mine])
+            beside = [of[changed] for of in (excess, found[other].score, found[other].p_value)]
             self._only[i].add(records.take(changed), found[mine].score[changed], self._rows + changed, *beside)
 
     def _cards(self, i: int) -> tuple[Change, ...]:
         """The strangest records that only the detector ``i`` flags, without pictures and neighbours: it is a page of
         changes, and the batch's report has them."""
         records = flagged_records(self.detectors[i], self._only[i])
-        _, (_, rows, scores, p_values) = self._only[i].top or (None, (np.zeros(0),) * 4)
+        _, (_, rows, _, scores, p_values) = self._only[i].top or (None, (np.zeros(0),) * 5)
         batches = np.searchsorted(self._starts, rows, side="right") - 1
         return tuple(
             Change(
@@ -250,8 +266,9 @@ class _Tally:
         threshold = self.detectors[0].threshold
         # what is promised of flagged records says nothing of how many normal ones may be flagged
         counted = threshold.discovery_rate is None
-        usual = [batch.candidate for batch in batches if batch.usual and counted]
-        pooled = Alerts.of(threshold, sum(a.scored for a in usual), sum(a.flagged for a in usual)) if usual else None
+        usual = [(b.candidate.flagged, n) for b, n in zip(batches, self._by_part, strict=True) if b.usual and counted]
+        parts = self.detectors[0].decider.shared(np.sum([n for _, n in usual], axis=0)) if usual else []
+        pooled = alerts_of(parts, sum(n for n, _ in usual)) if usual else None
         ranked = self._scores.values.reshape(-1, 2)
         compared = len(self.detectors) == 2
         return Replay(
@@ -266,6 +283,7 @@ class _Tally:
             disappearing=int(self._changes[1]) if compared else None,
             appear=self._cards(0) if compared else (),
             disappear=self._cards(1) if compared else (),
-            thresholds=tuple(d.threshold.value for d in self.detectors),
+            # none where there are several
+            thresholds=tuple(d.threshold.value for d in self.detectors) if self._one_scale else (),
             cpu_seconds_per_1000=tuple((1000 * self.seconds / self._rows).tolist()) if self._rows else (),
         )

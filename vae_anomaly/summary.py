@@ -73,10 +73,14 @@ class Thinned:
 
 class Strangest:
     """The ``most`` records with the highest scores, highest first; ``top`` are they, their scores, their rows, and what
-    else was given of each, or None while there is none."""
+    else was given of each, or None while there is none.
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    Scores of ``several`` detectors are no one scale: then the first of these is by how much each exceeds its threshold,
+    and it is that which is highest first.
+    """
+
+    def __init__(self, most: int, *, several: bool = False) -> None:
+        self._most, self._key = most, 2 if several else 0
         self.top: tuple[Records, tuple[np.ndarray, ...]] | None = None
 
     def add(self, records: Records, score: np.ndarray, row: np.ndarray, *beside: np.ndarray) -> None:
@@ -89,7 +93,7 @@ class Strangest:
             records = concatenate([before, records])
             about = tuple(np.append(old, new) for old, new in zip(known, about, strict=True))
         # equal scores in the batch's order, so that nothing depends on the chunks
-        order = np.lexsort((about[1], -about[0]))[: self._most]
+        order = np.lexsort((about[1], -about[self._key]))[: self._most]
         self.top = records.take(order), tuple(values[order] for values in about)
 
 
@@ -100,13 +104,13 @@ class BatchSummary:
         self.detector, self.least_shift, self.muting = detector, least_shift, muting
         self._muted: list[Muted] = []
         self.rows = self.scored = self.flagged = self.anomalies = self.found = 0
-        self.by_part = np.zeros((2, len(detector.threshold.parts)), np.int64)  # flagged and scored, by the threshold
+        self.by_part = np.zeros((2, len(detector.decider.parts)), np.int64)  # flagged and scored, by the threshold
         self.labelled = False
         self.unscorable: Counter[str] = Counter()
         self._quality = np.zeros((len(detector.preprocessor.columns), 3), np.int64)
-        self._scores = Thinned(KEPT_SCORES)
+        self._scores = [Thinned(KEPT_SCORES // len(detector.detectors)) for _ in detector.detectors]
         self._ids: list[np.ndarray] = []
-        self._strangest = Strangest(SHOWN)
+        self._strangest = Strangest(SHOWN, several=bool(detector.segments))
         self._sample: list[_Sampled] = []
         self._halvings = 0
 
@@ -117,21 +121,21 @@ class BatchSummary:
         self.scored += int(good.sum())
         self.flagged += int(detections.is_anomaly.sum())
         for i, chosen in enumerate((detections.is_anomaly, good)):
-            part = np.zeros(len(records), np.int64) if detections.part is None else detections.part
-            self.by_part[i] += np.bincount(part[chosen], minlength=self.by_part.shape[1])
+            self.by_part[i] += detections.by_part(chosen, self.by_part.shape[1])
         self.unscorable.update(_reason(s) for s in detections.status[~good])
         if records.labels is not None:
             self.labelled = True
             self.anomalies += int((records.labels & good).sum())
             self.found += int((records.labels & detections.is_anomaly).sum())
         self._quality += self.detector.preprocessor.quality(records, good)
-        self._scores.add(detections.score[good])
+        for i, kept in enumerate(self._scores):
+            kept.add(detections.score[good & (detections.part == i) if self.detector.segments else good])
         if self.detector.schema.record_id and self.rows <= COUNTED_IDS:  # else they are the numbers of the rows
             self._ids.append(pd.util.hash_array(records.record_ids.astype(object), categorize=False))
         flagged = np.flatnonzero(detections.is_anomaly)
         taken, rows = records.take(flagged), records.first_row + flagged
         self._mute(taken, rows)
-        self._strangest.add(taken, detections.score[flagged], rows)
+        self._strangest.add(taken, detections.score[flagged], rows, self.detector.excess(detections)[flagged])
         self._keep_sample(records, detections, good)
 
     def _keep_sample(self, records: Records, detections: Detections, good: np.ndarray) -> None:
@@ -151,18 +155,33 @@ class BatchSummary:
         Compared are the records that are not flagged, which a few far ones leave as they are: given the threshold their
         scores are exchangeable with the calibration scores below it. Where most are flagged it is all records.
         """
-        threshold, scores = self.detector.threshold, self.scores
-        calibration, sample, slack = threshold.calibration, self._sample, 0.0
-        if not is_mostly_flagged(self.flagged, self.scored):
-            calibration, scores = calibration[: len(calibration) - threshold.rank], scores[~threshold.flag(scores)]
-            sample, slack = [part.where(~part.flagged) for part in sample], threshold.promise.high
-        unlike = self.detector.held_out.unlike if self.detector.held_out else 0.0
-        found = score_shift(calibration, scores, level=RATE / 2, least=self.least_shift, slack=unlike)
+        sample, slack, everything = self._sample, 0.0, is_mostly_flagged(self.flagged, self.scored)
+        if not everything:
+            sample = [part.where(~part.flagged) for part in sample]
+            slack = max(detector.threshold.promise.high for detector in self.detector.detectors)
+        found = self._score_shift(everything)
         if not sample:
             return ()
         values = {name: np.concatenate([part.values[name] for part in sample]) for name in sample[0].values}
         columns = column_shifts(self.detector, values, level=RATE / 2, slack=slack, least=self.least_shift)
         return (found, *columns) if found else columns
+
+    def _score_shift(self, everything: bool) -> Shift | None:
+        """The farthest shift of a detector's scores from those of its own calibration, for those of several are no one
+        scale; the detectors that scored something share the rate evenly."""
+        used = [i for i, kept in enumerate(self._scores) if len(kept.values)]
+        shifts = []
+        for i in used:
+            detector, scores = self.detector.detectors[i], self._scores[i].values
+            threshold, calibration = detector.threshold, detector.threshold.calibration
+            if not everything:
+                calibration, scores = calibration[: len(calibration) - threshold.rank], scores[~threshold.flag(scores)]
+            unlike = detector.held_out.unlike if detector.held_out else 0.0
+            level = RATE / 2 / len(used)
+            if found := score_shift(calibration, scores, level=level, least=self.least_shift, slack=unlike):
+                of = f" of {self.detector.names[i] or 'the others'}" if self.detector.segments else ""
+                shifts.append(replace(found, now=f"{found.now}{of}"))
+        return max(shifts, key=lambda shift: shift.distance, default=None)
 
     def _mute(self, flagged: Records, rows: np.ndarray) -> None:
         """Look for feedback on the like of ``flagged``; a storm, which is news, is not looked at to its end."""
@@ -180,8 +199,8 @@ class BatchSummary:
 
     @property
     def scores(self) -> np.ndarray:
-        """The batch's scores; every second, fourth, ... of them where there are many."""
-        return self._scores.values
+        """The batch's scores, detector by detector; every second, fourth, ... of them where there are many."""
+        return np.concatenate([kept.values for kept in self._scores])
 
     def report(
         self,
@@ -196,9 +215,8 @@ class BatchSummary:
         precision: Precision | None = None,
     ) -> Report:
         """The report of everything that was taken in; ``notes`` are said first."""
-        threshold = self.detector.threshold
-        parts = [(part, int(n)) for part, n in zip(threshold.parts, self.by_part[1], strict=True) if n]
-        parts = parts or [(threshold, 0)]
+        threshold, several = self.detector.decider, bool(self.detector.segments)
+        parts = threshold.shared(self.by_part[1])
         expected, low, high = false_alarms(parts)
         promise = threshold.promise
         held_out = self.detector.held_out or _assumed(self.detector)
@@ -216,11 +234,12 @@ class BatchSummary:
             batch_p_value=batch_p_value(self.flagged, parts),
             alpha=threshold.alpha,
             alpha_range=(promise.low, promise.high),
-            threshold_value=threshold.value if threshold.rank else math.nan,
+            threshold_value=threshold.value if threshold.rank and not several else math.nan,
             calibration_records=promise.calibration_records,
             score_name=self.detector.score_part.kind,
             columns=tuple(map(self._column, self.detector.preprocessor.all_states, self._quality, held_out.cells)),
-            histogram=ScoreHistogram.of(threshold.calibration.tolist(), self.scores.tolist()),
+            # scores of several detectors are no one scale
+            histogram=ScoreHistogram.of([] if several else threshold.calibration.tolist(), self.scores.tolist()),
             records=self._records(),
             notes=(*notes, *self._notes()),
             extra_columns=tuple(extra_columns),
@@ -230,6 +249,7 @@ class BatchSummary:
             muted=self.muted,
             precision=precision,
             discovery_rate=threshold.discovery_rate,
+            detectors=len(self.detector.detectors),
         )
 
     def _records(self) -> tuple[FlaggedRecord, ...]:
@@ -297,15 +317,21 @@ def flagged_records(detector: Detector, strangest: Strangest) -> tuple[FlaggedRe
     if strangest.top is None:
         return ()
     records, (scores, rows, *_) = strangest.top
-    p_values = detector.decided(records, records.status, scores).p_value
+    found = detector.decided(records, records.status, scores)
+    routes = zip(detector.detectors, detector.routed(records), strict=True)
+    # each by the detector that scored it
+    explained = {
+        i: (own, explanation)
+        for own, mine in routes
+        for i, explanation in zip(mine.tolist(), explain(own, records.take(mine)), strict=True)
+    }
     out = []
-    for i, explanation in enumerate(explain(detector, records)):
+    for i, (own, explanation) in sorted(explained.items()):
         shown = explanation.reasons[:CONTRIBUTIONS]
         columns = [reason.column for reason in shown]
-        ids = detector.reference.record_ids
+        ids = own.reference.record_ids
         neighbours = tuple(
-            Neighbour(ids[at], distance, reference_values(detector, at, columns))
-            for at, distance in explanation.neighbours
+            Neighbour(ids[at], distance, reference_values(own, at, columns)) for at, distance in explanation.neighbours
         )
         label = None if records.labels is None else ("anomalous" if records.labels[i] else "normal")
         out.append(
@@ -313,13 +339,14 @@ def flagged_records(detector: Detector, strangest: Strangest) -> tuple[FlaggedRe
                 row_index=int(rows[i]),
                 record_id=shortened(str(records.record_ids[i])),
                 score=float(scores[i]),
-                p_value=float(p_values[i]),
+                p_value=float(found.p_value[i]),
                 label=label,
                 contributions=shown,
                 rest_nats=float(sum(r.nats for r in explanation.reasons[CONTRIBUTIONS:])),
                 neighbours=neighbours,
                 picture=explanation.picture,
                 tokens=explanation.tokens,
+                detector=detector.names[found.part[i]] if detector.segments and found.part is not None else "",
             )
         )
     return tuple(out)

@@ -76,6 +76,7 @@ class Threshold:
     ``cut`` is one of the scores of ``calibration`` and was not measured. With a :attr:`discovery_rate` it is each
     batch that decides what alpha is (:meth:`for_batch`); before that it is 1 / (n + 1), the strictest. With ``labels``,
     the segment of each calibration record (None where it is not known), ``segments`` have thresholds of their own.
+    Without labels these are thresholds of other detectors (:meth:`joined`).
     """
 
     method: str
@@ -90,7 +91,7 @@ class Threshold:
     @cached_property
     def parts(self) -> tuple[Threshold, ...]:
         """The thresholds that decide: this one; or that of all records, for those without another, and segments'."""
-        if self.labels is None:
+        if self.labels is None and not self.segments:
             return (self,)
         return (Threshold("conformal", self.alpha, self.calibration), *self.segments.values())
 
@@ -124,12 +125,23 @@ class Threshold:
             (part, round(records * size / n)) for part, size in zip(self.parts, [n - sum(sizes), *sizes], strict=True)
         ]
 
+    def shared(self, counts: np.ndarray) -> list[tuple[Threshold, int]]:
+        """Those of the :attr:`parts` that decide on some records, with how many; ``counts`` has all of these."""
+        return [(part, int(n)) for part, n in zip(self.parts, counts, strict=True) if n] or [(self, 0)]
+
     @property
     def version(self) -> str:
         """Short digest of the method, alpha and the calibration scores."""
         head = json.dumps({"method": self.method, "alpha": self.alpha, **self._asked}, sort_keys=True).encode()
-        codes = b"" if self.labels is None else self.codes.tobytes()
+        # the segments' own thresholds follow from the labels, or are others'
+        own = "".join(part.version for part in self.segments.values()).encode()
+        codes = own if self.labels is None else self.codes.tobytes()
         return "t-" + hashlib.sha256(head + self.calibration.tobytes() + codes).hexdigest()[:12]
+
+    def joined(self, by: str, segments: Mapping[str, Threshold]) -> Threshold:
+        """The threshold of all records of a batch of which those ``segments`` of the column ``by`` have other
+        detectors, and so these thresholds; those of none have this one."""
+        return replace(self, options={"by": by}, segments=segments)
 
     @property
     def names(self) -> list[str]:

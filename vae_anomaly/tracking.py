@@ -636,7 +636,7 @@ def _digests(detector: Detector, monitor: MonitorConfig, data: Mapping[str, str]
         MODEL_DIGEST: detector.digest,
         "digest.schema": detector.schema.digest,
         "digest.config": config_digest(monitor),
-        "digest.threshold": detector.threshold.version,
+        "digest.threshold": detector.decider.version,
         "digest.data": _listing_digest(data),
     }
 

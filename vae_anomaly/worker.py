@@ -313,12 +313,13 @@ class Scorer:
                 self._write(path, read_records(delivery, self.ws), tell)
                 known = partial(_batches, [path])
             detector = self.detector if known is None else self._for_batch(known())
-            threshold = _reference(detector.threshold)
-            versions = np.array([part.version for part in detector.threshold.parts], dtype=object)
+            threshold = _reference(detector.decider)
+            versions = np.array([part.version for part in detector.decider.parts], dtype=object)
+            names = np.array(detector.names, dtype=object)
             origin = self._origin(ref, threshold)
             summary = BatchSummary(detector, self.ws.monitor.drift.distance, self.muting)
             chunks = read_records(delivery, self.ws)
-            writer = stack.enter_context(ScoreWriter(ledger.store, origin))
+            writer = stack.enter_context(ScoreWriter(ledger.store, origin, segments=bool(detector.segments)))
             for records, found in self._detected(chunks) if known is None else _decided(detector, known(), chunks):
                 summary.add(records, found)
                 writer.write(
@@ -332,12 +333,13 @@ class Scorer:
                         is_anomaly=found.is_anomaly,
                         model_version=self.model.version,
                         threshold_version=threshold.version if found.part is None else versions[found.part],
+                        segment=names[found.part] if detector.segments else None,
                     )
                 )
                 tell(summary.rows)
             scores = writer.close()
             delivery.assert_unchanged()
-            standing = [*_standing(detector.threshold, summary), *superseding]
+            standing = [*_standing(detector, summary), *superseding]
             report = summary.report(
                 monitor=self.ws.monitor.name,
                 batch_id=ref.id,
@@ -426,7 +428,7 @@ def registered(ws: Workspace, model: ModelRef, folder: Path) -> Detector:
 def serving(ws: Workspace, model: ModelRef, folder: Path) -> Detector:
     """The verified detector in ``folder``, decided by the present ``threshold`` of monitor.yml.
 
-    Warns where monitor.yml asks for another model or score than it has.
+    Warns where monitor.yml asks for another model, score or segments than it has.
 
     Raises
     ------
@@ -438,6 +440,11 @@ def serving(ws: Workspace, model: ModelRef, folder: Path) -> Detector:
         _log.warning(
             "champion %s has %s and %s, and scores with them; monitor.yml asks for %s and %s: fit and promote for that",
             *(model.version, detector.model, detector.score_part, recipe.model, recipe.score),
+        )
+    if (asked := recipe.segments.by if recipe.segments else "") != detector.by:
+        _log.warning(
+            "champion %s has segments by %r, and scores by them; monitor.yml asks for %r: fit and promote for that",
+            *(model.version, detector.by, asked),
         )
     return detector
 
@@ -481,11 +488,22 @@ def spoken_of(ws: Workspace, entry: Feedback) -> Records:
 def decided_now(ws: Workspace, detector: Detector) -> Detector:
     """The detector with the present ``threshold`` of monitor.yml, set on its own calibration scores.
 
-    Raises :class:`ConfigError` where that divides the records by a column that the calibration does not know.
+    Raises :class:`ConfigError` where that divides the records by a column that the calibration does not know, or a
+    detector for segments cannot have it.
     """
     from vae_anomaly.thresholds import calibrated
 
     threshold = ws.recipe.threshold
+    if detector.segments:
+        if threshold.kind != "conformal":
+            raise ConfigError(
+                f"threshold.method must be conformal for a detector with segments. Got {threshold.kind!r}. Fit, review"
+                " and promote a detector without, or restore threshold."
+            )
+        own = {name: decided_now(ws, of) for name, of in detector.segments.items()}
+        general = decided_now(ws, detector.detectors[0])
+        same = all(own[name] is of for name, of in detector.segments.items()) and general is detector.detectors[0]
+        return detector if same else dataclasses.replace(detector, threshold=general.threshold, segments=own)
     by, known = (options.get("by") for options in (threshold.options, detector.threshold.options))
     if by not in (None, known):
         raise ConfigError(
@@ -571,8 +589,16 @@ def _earlier(ledger: Ledger, ref: BatchRef, before: Sequence[Commit]) -> Commit 
     return max(left, key=lambda c: (store.commits / f"{c.batch_id}.json").stat().st_mtime_ns, default=None)
 
 
-def _standing(threshold: Threshold, summary: BatchSummary) -> Iterator[str]:
+def _standing(detector: Detector, summary: BatchSummary) -> Iterator[str]:
     """What the report says of the threshold: where a lone anomaly could not be flagged, and who has one of its own."""
+    threshold = detector.threshold
+    if detector.segments:
+        flagged, scored = summary.by_part
+        yield (
+            f"{scored[1:].sum():,} records are of the {len(detector.segments):,} values of {detector.by!r} with a"
+            f" detector of their own; {scored[0]:,} others, {flagged[0]:,} of them flagged, are the general detector's."
+            " The numbers of false alarms to expect add up; their range and the batch's p-value are bounds."
+        )
     if (fewest := threshold.fewest_flagged(summary.scored)) > 1:
         yield (
             f"Fewer than {fewest:,} anomalies could not be flagged, however far out: {len(threshold.calibration):,}"

@@ -89,7 +89,7 @@ class Workspace:
     def recipe(self) -> Recipe:
         """What is fitted, from the configuration."""
         from vae_anomaly.detector import Part
-        from vae_anomaly.fitting import Recipe
+        from vae_anomaly.fitting import Recipe, Segments
 
         m = self.monitor
         return Recipe(
@@ -103,6 +103,7 @@ class Workspace:
             seed=m.seed,
             threads=m.execution.threads,
             device=m.execution.device,
+            segments=Segments(m.segments.by, m.segments.least) if m.segments else None,
         ).resolved(self.schema)
 
 

@@ -15,9 +15,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 import pytest
-from pipeline_samples import MONITOR, broken, cli, copy, deliver, shared_by, table, write_monitor
+from pipeline_samples import MONITOR, broken, cli, committed, copy, deliver, scores, shared_by, table, write_monitor
 from store_samples import tree
 from tracking_samples import without_figures
 
@@ -27,9 +26,7 @@ from vae_anomaly.pyfunc_model import DetectorModel
 from vae_anomaly.scoring import read_report
 from vae_anomaly.store import sources
 from vae_anomaly.store.check import check
-from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.files import Store
-from vae_anomaly.store.records import Commit
 from vae_anomaly.thresholds import conformal, fdr
 
 FDR = "threshold: {method: fdr, q: 0.2}"
@@ -41,17 +38,6 @@ def monitor(to: Path, threshold: str = FDR, more: str = "{engine: inline}") -> P
     text = text.replace("threshold: {alpha: 0.05}", threshold).replace("{engine: inline}", more)
     (folder / "monitor.yml").write_text(text)
     return folder
-
-
-def committed(folder: Path) -> dict[str, Commit]:
-    """The commits that stand, by the name of their file."""
-    commits = list(Ledger(Store(folder / "output")).commits())
-    gone = {commit.supersedes for commit in commits}
-    return {commit.name: commit for commit in commits if commit.batch_id not in gone}
-
-
-def scores(folder: Path, commit: Commit) -> pa.Table:
-    return pq.read_table(folder / "output" / commit.scores.file)
 
 
 def discovered(p: np.ndarray, q: Fraction, n: int) -> np.ndarray:

@@ -252,3 +252,53 @@ def test_where_records_repeat_normal_batches_are_no_shift(quick: pytest.MonkeyPa
             twin += bool(report_of(wrong, batch).shifts)
     assert shifted == 0
     assert twin > 30
+
+
+# ---------------------------------------------------------------- detectors by segment
+
+
+PARTS = {"": (60, 20), "loud": (100, 200), "quiet": (300, 150)}  # calibration records and records of a batch
+
+
+def part_scores(g: np.random.Generator, name: str, rows: int, shift: float = 0.0) -> np.ndarray:
+    """Normal scores of a detector; those of one are of another scale than those of the others."""
+    scores = g.normal(shift, size=rows)
+    return 50.0 + 10.0 * scores if name == "loud" else scores
+
+
+def several_told(base: Detector, repeats: int, shift: float = 0.0, *, pooled: bool = False) -> float:
+    """How often the scores of a batch of several detectors, fresh ones each time, are called shifted; those of the
+    quiet ones are, by so many standard deviations. ``pooled``: the twin that compares all of them at once."""
+    g, found = np.random.default_rng(6), 0
+    for _ in range(repeats):
+        made = {name: conformal(part_scores(g, name, n), alpha=0.02) for name, (n, _) in PARTS.items()}
+        own = {name: replace(base, threshold=threshold) for name, threshold in made.items() if name}
+        batch = BatchSummary(replace(base, threshold=made[""], by="shop", segments=own), 0.0)
+        scores = [part_scores(g, name, m, shift * (name == "quiet")) for name, (_, m) in PARTS.items()]
+        for kept, part in zip(batch._scores, scores, strict=True):
+            kept.add(part)
+        if pooled:
+            known = np.concatenate([threshold.calibration for threshold in made.values()])
+            found += score_shift(known, np.concatenate(scores), level=LEVEL, least=0.0) is not None
+        else:
+            found += batch._score_shift(False) is not None
+    return found / repeats
+
+
+@pytest.mark.statistics
+def test_normal_scores_of_several_detectors_are_called_shifted_as_seldom_as_stated(
+    detector: Detector, quick: pytest.MonkeyPatch
+) -> None:
+    assert several_told(detector, 2 * REPEATS) <= at_most(LEVEL, 2 * REPEATS)
+    assert several_told(detector, 300, 0.5) > 0.8  # and what has shifted is found
+
+
+@pytest.mark.statistics
+def test_scores_of_several_detectors_taken_for_one_scale_are_seen(detector: Detector) -> None:
+    assert several_told(detector, 300, pooled=True) > 0.9
+
+
+@pytest.mark.statistics
+def test_detectors_that_do_not_share_the_rate_are_seen(detector: Detector, quick: pytest.MonkeyPatch) -> None:
+    quick.setattr(summary, "RATE", 2 * LEVEL * len(PARTS))
+    assert several_told(detector, 2 * REPEATS) > at_most(LEVEL, 2 * REPEATS)

@@ -341,7 +341,7 @@ def _far(report: Report, record: FlaggedRecord) -> str:
     """How far beyond the threshold, measured by the distance from the usual score to the threshold."""
     middle = report.histogram.calibration_median()
     spread = report.threshold_value - middle if middle is not None else 0.0
-    if not spread > 0:
+    if not spread > 0:  # nor where there are several detectors
         return "beyond the threshold"
     excess = (record.score - report.threshold_value) / spread
     return f"{'far' if excess >= 1 else 'clearly' if excess >= 0.25 else 'just'} beyond the threshold"
@@ -349,6 +349,8 @@ def _far(report: Report, record: FlaggedRecord) -> str:
 
 def _rarity(report: Report, record: FlaggedRecord) -> str:
     n = report.calibration_records
+    if report.detectors > 1:  # each with calibration records of its own
+        return ""
     beaten = round(n + 1 - record.p_value * (n + 1)) if math.isfinite(record.p_value) else 0
     if not 0 < beaten <= n:
         return ""

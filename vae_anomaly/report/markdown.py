@@ -109,6 +109,7 @@ def _shift(shift: Shift) -> str:
 def _record(record: FlaggedRecord, unit: str) -> str:
     label = f", labelled {code(record.label)}" if record.label else ""
     label += f", muted by {code(record.muted, 20)}" if record.muted else ""
+    label += f", detector of {code(record.detector, 40)}" if record.detector else ""
     why = "; ".join(_contribution(c, record) for c in record.contributions[:3])
     head = f"{code(record.record_id)}{label}: score {number(record.score)} {sentence(unit)}".rstrip()
     return f"{head}, p {p_value(record.p_value, relation=True)}{f'. {why}' if why else ''}{_shown(record)}"
@@ -144,6 +145,11 @@ def _promise(report: Report) -> list[str]:
         return [
             f"{name}, set on {report.calibration_records:,} calibration records for this batch, so that on average at "
             f"most {share} of what is flagged are false alarms"
+        ]
+    if report.detectors > 1:
+        return [
+            f"{report.detectors:,} detectors ({sentence(report.score_name)}), each with a threshold for"
+            f" {percent(report.alpha)} false alarms; {count(report.expected_flagged)} expected in this batch"
         ]
     low, high = (percent(a) for a in report.alpha_range)
     return [

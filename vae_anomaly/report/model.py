@@ -76,7 +76,8 @@ class Token:
 @dataclass(frozen=True)
 class FlaggedRecord:
     """One flagged record: its largest contributions first, and ``rest_nats`` for all the others together; the
-    ``picture`` of an image, the ``tokens`` of a line of text; the feedback that it is ``muted`` by, if any."""
+    ``picture`` of an image, the ``tokens`` of a line of text; the feedback that it is ``muted`` by, if any; the segment
+    whose ``detector`` scored it, empty for that of all."""
 
     row_index: int
     record_id: str
@@ -89,6 +90,7 @@ class FlaggedRecord:
     picture: Picture | None = None
     tokens: tuple[Token, ...] = ()
     muted: str = ""
+    detector: str = ""
 
     @property
     def surprising(self) -> tuple[int, ...]:
@@ -244,6 +246,7 @@ class Report:
     discovery_rate : share of false alarms among the flagged that is kept on average, if that is the promise. Then the
         threshold is this batch's, NaN where it flags nothing; ``alpha`` is what it comes to, and what is said of the
         number of false alarms is an upper bound.
+    detectors : how many there are. Of several each has a threshold and a scale of scores: none of them is shown.
     """
 
     monitor: str
@@ -274,6 +277,7 @@ class Report:
     muted: tuple[Muted, ...] = ()
     precision: Precision | None = None
     discovery_rate: float | None = None
+    detectors: int = 1
 
     @property
     def drifted(self) -> bool:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from vae_anomaly.report import codec, formatting
 from vae_anomaly.report.model import COMBINATION, FlaggedRecord
@@ -81,11 +81,6 @@ class LatentMap:
         return usual, odd
 
 
-class _Threshold(Protocol):
-    def false_alarms(self, records: int) -> tuple[float, int, int]:
-        """Expected false alarms among so many normal records, and their 95 % range."""
-
-
 @dataclass(frozen=True)
 class Alerts:
     """How many of ``scored`` records are flagged, and the 95 % range of that number among normal records."""
@@ -95,11 +90,33 @@ class Alerts:
     low: int
     high: int
 
-    @staticmethod
-    def of(threshold: _Threshold, scored: int, flagged: int) -> Alerts:
-        """With the range that ``threshold`` gives."""
-        _, low, high = threshold.false_alarms(scored)
-        return Alerts(scored, flagged, low, high)
+
+@dataclass(frozen=True)
+class Served:
+    """What the detector of a ``segment``, empty for the general one, does with the validation records that it scores.
+
+    ``active`` of its ``latent`` dimensions tell records apart; ``recall`` is the median share of corrupted records that
+    it flags, None where nothing could be corrupted.
+    """
+
+    segment: str
+    calibration_records: int
+    active: int
+    latent: int
+    alerts: Alerts
+    recall: float | None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The figures as a reader sees them."""
+        units = f"{self.active:,} of {self.latent:,}" if self.active else "collapsed"
+        chance = f"{self.alerts.low:,} to {self.alerts.high:,}"
+        recall = "" if self.recall is None else shown(self.recall, "share")
+        return (
+            f"{self.calibration_records:,}",
+            f"{self.alerts.flagged:,} of {self.alerts.scored:,}",
+            *(chance, recall, units),
+        )
 
 
 @dataclass(frozen=True)
@@ -227,6 +244,7 @@ class Review:
     verdict : what the fit said of itself.
     measures : the candidate beside the champion; ``agreement`` and ``rank_correlation`` are of both together.
     recall : share of corrupted records that is flagged, by column or region; ``champion_recall`` by the champion.
+    served : each detector of a version that has one for each of some segments, by itself.
     latent, champion_latent : the validation records in the latent space of either.
     replay : committed batches scored again; None where none was asked for.
     facts, champion_facts : where either comes from.
@@ -252,6 +270,7 @@ class Review:
     latent: LatentMap | None = None
     champion_latent: LatentMap | None = None
     replay: Replay | None = None
+    served: tuple[Served, ...] = ()
     page: Path | None = None
 
     @property

@@ -33,7 +33,7 @@ from vae_anomaly.store.commits import standing
 from vae_anomaly.store.feedback import read_entry, record_of
 from vae_anomaly.store.files import INDEX, Store, content_of, is_alive, names, owner_of, safe_id, sha256_of
 from vae_anomaly.store.records import Attempts, Commit, FileRef, Incident, Pruned, Quarantine, read_record
-from vae_anomaly.store.score_files import SCORE_SCHEMA, read_scores, score_schema
+from vae_anomaly.store.score_files import SCORE_SCHEMA, SEGMENT_SCHEMA, read_scores, score_schema
 
 _SUFFIXES = {
     "scores": (".parquet",),
@@ -239,7 +239,7 @@ def _scores(store: Store, commit: Commit) -> Iterator[Finding]:
 
 def _content(commit: Commit, path: Path) -> Iterator[Problem]:
     schema = score_schema(path)
-    if not schema.equals(SCORE_SCHEMA):
+    if not (schema.equals(SCORE_SCHEMA) or schema.equals(SEGMENT_SCHEMA)):
         yield "I5", f"The columns must be {SCORE_SCHEMA.names} with their types. Got {schema.names}."
         return
     stated = {k.decode(errors="replace"): v.decode(errors="replace") for k, v in (schema.metadata or {}).items()}
@@ -265,6 +265,18 @@ def _constants(commit: Commit, group: pa.Table) -> Iterator[Problem]:
         if not set(group[name].cast(pa.string()).unique().to_pylist()) <= set(values):
             stated = " or ".join(map(repr, values))
             yield "I5", f"Column {name!r} must be {stated}, as in the commit, in every row. It is not."
+    if "segment" in group.column_names:
+        served = group.filter(pc.equal(group["status"].cast(pa.string()), OK)).select(["threshold_version", "segment"])
+        pairs = served.cast(pa.schema([(name, pa.string()) for name in served.column_names])).group_by(
+            served.column_names
+        )
+        found = pairs.aggregate([])
+        named = group.num_rows - group["segment"].null_count - (served.num_rows - served["segment"].null_count)
+        if named or len(found["threshold_version"].unique()) < len(found):
+            yield (
+                "I5",
+                "Column 'segment' must go with threshold_version, and be null iff unscorable or general. It is not.",
+            )
 
 
 def _decisions(commit: Commit, group: pa.Table, first: int) -> Iterator[Problem]:

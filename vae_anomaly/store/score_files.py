@@ -35,6 +35,8 @@ SCORE_SCHEMA = pa.schema(
     ]
 )
 """One row for each record of the batch, in its order; score and p-value are null where the record is unscorable."""
+SEGMENT_SCHEMA = SCORE_SCHEMA.append(pa.field("segment", _WORD))
+"""With the segment whose detector scored the row, null where it was the general one or the record is unscorable."""
 
 
 def score_table(
@@ -48,10 +50,12 @@ def score_table(
     is_anomaly: np.ndarray,
     model_version: str,
     threshold_version: str | np.ndarray,
+    segment: np.ndarray | None = None,
 ) -> pa.RecordBatch:
     """Rows ``first_row`` ... of a score file from arrays (B,); score and p-value of unscorable rows become null.
 
-    ``threshold_version`` is one for all rows, or (B,).
+    ``threshold_version`` is one for all rows, or (B,); ``segment`` (B,), empty for the general detector, gives a column
+    more.
     """
     rows = len(status)
     unscorable = np.asarray(status != OK, dtype=bool)
@@ -68,7 +72,10 @@ def score_table(
         if isinstance(threshold_version, str)
         else pa.array(threshold_version, pa.string()).dictionary_encode(),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=SCORE_SCHEMA)
+    if segment is None:
+        return pa.RecordBatch.from_arrays(columns, schema=SCORE_SCHEMA)
+    named = pa.array(segment, pa.string(), mask=unscorable | (segment == "")).dictionary_encode()
+    return pa.RecordBatch.from_arrays([*columns, named], schema=SEGMENT_SCHEMA)
 
 
 class ScoreFile(NamedTuple):
@@ -83,13 +90,15 @@ class ScoreFile(NamedTuple):
 class ScoreWriter:
     """Stream batches of :func:`score_table` into a temporary Parquet file; its bytes depend on the rows only.
 
-    Leaving the ``with`` block without :meth:`close`, or by an error, deletes the file.
+    With ``segments`` they have that column. Leaving the ``with`` block without :meth:`close`, or by an error, deletes
+    the file.
     """
 
-    def __init__(self, store: Store, provenance: Mapping[str, str]) -> None:
+    def __init__(self, store: Store, provenance: Mapping[str, str], *, segments: bool = False) -> None:
         self._tmp, self._rows, self._held = store.new_temporary(), 0, 0
         self._waiting: list[pa.RecordBatch] = []
-        self._schema = SCORE_SCHEMA.with_metadata({k: v.encode() for k, v in sorted(provenance.items())})
+        self._plain = SEGMENT_SCHEMA if segments else SCORE_SCHEMA
+        self._schema = self._plain.with_metadata({k: v.encode() for k, v in sorted(provenance.items())})
 
     def __enter__(self) -> ScoreWriter:
         with explained(self._tmp):
@@ -131,7 +140,7 @@ class ScoreWriter:
             return ScoreFile(self._tmp, sha256_of(self._tmp), self._tmp.stat().st_size, found)
 
     def _flush(self, rows: int) -> None:
-        table = pa.Table.from_batches(self._waiting, SCORE_SCHEMA)
+        table = pa.Table.from_batches(self._waiting, self._plain)
         with explained(self._tmp):
             for start in range(0, rows, ROW_GROUP):
                 group = _canonical(table.slice(start, min(ROW_GROUP, rows - start)), self._schema)
@@ -174,7 +183,7 @@ def _parquet_writer(sink: io.RawIOBase, schema: pa.Schema) -> pq.ParquetWriter:
         version="2.6",
         compression="zstd",
         compression_level=1,
-        use_dictionary=[f.name for f in SCORE_SCHEMA if f.type == _WORD],
+        use_dictionary=[f.name for f in schema if f.type == _WORD],
         write_page_checksum=True,
     )
 
