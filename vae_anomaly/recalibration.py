@@ -219,13 +219,13 @@ def recalibrated(
     Raises
     ------
     ConfigError
-        So many records cannot hold what the threshold promises, or the detector is one of several segments.
+        So many records cannot hold what the threshold promises, or there is a detector for each segment.
     DataError
         None of them is left, or a file changes while it is read.
     """
     if detector.segments:
         raise ConfigError(
-            f"the champion must be one detector to be calibrated again. Got one for each {detector.by}. Fit it again, as"
+            f"the champion must be one detector to be calibrated again. Got one for each {detector.by}. Fit again, as"
             " `vae-anomaly refit` does."
         )
     require_segments(ws.recipe, ws.schema)
