@@ -1004,7 +1004,7 @@ def _show_look(look: Look, as_json: bool) -> None:
         say_json({**look.facts, "files": [str(path) for path in look.files]})
         return
     of = f", records of {shown(Path(look.facts['file']))}" if "file" in look.facts else ""
-    say(f"Model version {look.facts['version']}{of}")
+    say(f"Model version {look.facts['version']}{of}{' (the general detector)' if 'detector' in look.facts else ''}")
     for path in look.files:
         say(shown(path))
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import math
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -164,47 +166,56 @@ def fit_detector(
         fit = _fit(records, schema, recipe, splits, on_epoch, count, doubted)
     if recipe.segments is None:
         return fit
-    own: dict[str, Detector] = {}
-    unserved: dict[str, str] = {}
-    sizes = Counter(segments(records, recipe.segments.by).drop_null().to_pylist())
-    for name, size in sorted(sizes.items()):
-        if size < recipe.segments.least:
-            unserved[name] = f"{size:,} records"
-    enough = [name for name in sorted(sizes) if name not in unserved]
-    for done, (name, made) in enumerate(_fits(records, schema, recipe, splits, count, doubted, enough), 1):
-        if on_segment is not None:
-            on_segment(done, len(enough))
-        if isinstance(made, Detector):
-            own[name] = made
-        else:
-            unserved[name] = str(made)
-    return replace(fit, detector=replace(fit.detector, by=recipe.segments.by, segments=own), unserved=unserved)
+    made, unserved = _of_segments(records, schema, recipe, splits, count, doubted, on_segment)
+    return replace(fit, detector=replace(fit.detector, by=recipe.segments.by, segments=made), unserved=unserved)
 
 
-def _fits(
+def _of_segments(
     records: Records,
     schema: Schema,
     recipe: Recipe,
     splits: Mapping[str, np.ndarray],
     normal: int,
     doubted: np.ndarray,
-    names: Sequence[str],
-) -> Iterator[tuple[str, Detector | VaeAnomalyError]]:
-    """Each segment and its detector, or why there is none."""
+    on_segment: Callable[[int, int], None] | None,
+) -> tuple[dict[str, Detector], dict[str, str]]:
+    """The detectors of the segments that have one, and why each of the others has none, by name."""
     assert recipe.segments is not None
     labels = np.array(segments(records, recipe.segments.by).to_pylist(), dtype=object)
-    for name in names:
+    sizes = dict(sorted(Counter(label for label in labels if label is not None).items()))
+    unserved = {name: f"{size:,} records" for name, size in sizes.items() if size < recipe.segments.least}
+    names, stopped = [name for name in sizes if name not in unserved], threading.Event()
+
+    def go_on(log: EpochLog, total: int) -> None:
+        if stopped.is_set():
+            raise CancelledError
+
+    def fit(name: str) -> Detector | VaeAnomalyError:
         mine = np.flatnonzero(labels == name)
         own = {part: np.searchsorted(mine, index[labels[index] == name]) for part, index in splits.items()}
-        with limited_threads(recipe.threads):
-            try:
-                _require_parts(own, len(mine), len(mine))
-                count = int((mine < normal).sum())
-                made = _fit(records.take(mine), schema, recipe, own, None, count, doubted[mine]).detector
-            except (ConfigError, DataError, TrainingError) as error:
-                yield name, error
-            else:
-                yield name, made
+        single = replace(recipe, threads=1)
+        try:
+            _require_parts(own, len(mine), len(mine))
+            count = int((mine < normal).sum())
+            return _fit(records.take(mine), schema, single, own, go_on, count, doubted[mine]).detector
+        except (ConfigError, DataError, TrainingError) as error:
+            return error
+
+    found: dict[str, Detector] = {}
+    # a thread for each detector, and one for what is in it: so the bits do not depend on their number
+    with limited_threads(1), ThreadPoolExecutor(recipe.threads) as pool:
+        try:
+            for done, (name, made) in enumerate(zip(names, pool.map(fit, names), strict=True), 1):
+                if isinstance(made, Detector):
+                    found[name] = made
+                else:
+                    unserved[name] = str(made)
+                if on_segment is not None:
+                    on_segment(done, len(names))
+        finally:
+            stopped.set()  # who interrupts waits for an epoch, not for a fit
+            pool.shutdown(cancel_futures=True)
+    return found, unserved
 
 
 def _fit(

@@ -735,7 +735,8 @@ def _looked_through(ws: Workspace, version: str | None) -> tuple[Detector, dict[
         except ArtifactError:
             which = "candidate"
     detector, model = load_version(ws, tracker, which)
-    return detector, {"version": model.version}
+    general = {"detector": f"the general one, beside {len(detector.segments)} of segments"} if detector.segments else {}
+    return detector, {"version": model.version, **general}
 
 
 def _viewed(ws: Workspace, batch: str | None, version: str | None, column: str = "") -> _Viewed:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -35,6 +36,7 @@ from vae_anomaly.objectives import BetaElbo
 from vae_anomaly.vae import VAE, Inputs, elbo_terms, evaluate
 
 CHUNK = 1024
+_SEEDED = threading.Lock()
 UNTRIMMED = 0.1  # of the training: before, what is unlikely is what has not been learned yet
 ACTIVE_VARIANCE = 0.01  # Burda, Grosse and Salakhutdinov, arXiv 1509.00519, section 5.2
 
@@ -123,8 +125,11 @@ def device_of(name: str) -> torch.device:
 
 
 def build_seeded(builder: Callable[[], VAE], seed: int) -> VAE:
-    """Call ``builder`` with torch's generator seeded; the caller's random state is untouched."""
-    with torch.random.fork_rng(devices=[]):
+    """Call ``builder`` with torch's generator seeded; the caller's random state is untouched.
+
+    One call at a time, for all threads share that generator.
+    """
+    with _SEEDED, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return builder()
 

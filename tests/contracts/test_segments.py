@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pyarrow as pa
 import pytest
 import safetensors.torch
 import scipy.stats
+import torch
 
 from vae_anomaly import fitting
 from vae_anomaly.artifact import FILES
@@ -27,6 +30,7 @@ from vae_anomaly.report.markdown import to_markdown
 from vae_anomaly.schema import Column, Schema
 from vae_anomaly.summary import BatchSummary
 from vae_anomaly.thresholds import false_alarms
+from vae_anomaly.training import EpochLog, build_seeded
 
 RECIPE = Recipe(
     model=Part("mlp", {"hidden": (32, 16), "latent": 4}),
@@ -80,6 +84,66 @@ def test_the_general_detector_is_the_one_without_segments(
     alone = fit_detector(make_records(900), schema, replace(RECIPE, segments=None))
     assert alone.detector.digest == fit.detector.detectors[0].digest != fit.detector.digest
     assert fit_detector(make_records(900), schema, RECIPE).detector.digest == fit.detector.digest
+
+
+def test_the_bits_do_not_depend_on_how_many_are_fitted_at_a_time(
+    fit: Fit, make_records: Callable[..., Records], schema: Schema
+) -> None:
+    told: list[tuple[int, int]] = []
+    many = fit_detector(make_records(900), schema, replace(RECIPE, threads=3), on_segment=lambda *n: told.append(n))
+    assert [own.digest for own in many.detector.segments.values()] == [
+        own.digest for own in fit.detector.segments.values()
+    ]
+    assert told == [(1, 2), (2, 2)]
+
+
+def test_models_that_are_built_at_the_same_time_do_not_share_their_random_numbers() -> None:
+    def slow() -> list[float]:
+        drawn = []
+        for _ in range(5):
+            drawn.append(float(torch.rand(1)))
+            time.sleep(0.002)
+        return drawn
+
+    def together(build: Callable[[Callable[[], Any], int], Any]) -> list[Any]:
+        with ThreadPoolExecutor(8) as pool:
+            return list(pool.map(lambda seed: build(slow, seed), range(8)))
+
+    def unlocked(builder: Callable[[], Any], seed: int) -> Any:
+        torch.manual_seed(seed)
+        return builder()
+
+    with torch.random.fork_rng(devices=[]):
+        alone = [unlocked(slow, seed) for seed in range(8)]
+        assert together(build_seeded) == alone
+        assert together(unlocked) != alone
+
+
+def test_who_interrupts_a_fit_waits_for_an_epoch_only(
+    make_records: Callable[..., Records], schema: Schema, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs: list[int] = []
+
+    def endless(*_: Any) -> Iterator[EpochLog]:
+        for epoch in range(10**6):
+            epochs.append(epoch)
+            time.sleep(0.001)
+            yield EpochLog(epoch, 1.0, 1.0, 1.0, 1.0, 1.0, True)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    made = fitting._fit
+
+    def second_is_endless(records: Records, *rest: Any) -> Fit:
+        if len(records) < 300:  # the smaller segment trains for ever
+            monkeypatch.setattr(fitting, "train", endless)
+        return made(records, *rest)
+
+    monkeypatch.setattr(fitting, "_fit", second_is_endless)
+    with pytest.raises(KeyboardInterrupt):
+        fit_detector(make_records(900), schema, RECIPE, on_segment=interrupt)
+    assert len(epochs) < 10_000
 
 
 def test_what_is_held_out_is_held_out_from_all(
