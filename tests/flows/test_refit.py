@@ -30,6 +30,7 @@ from vae_anomaly.refit import Due, Refit, due, refit, refit_if_due
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.files import Store
 from vae_anomaly.store.records import Commit, FileRef, Incident, ModelRef
+from vae_anomaly.thresholds import conformal
 from vae_anomaly.tracking import REFIT_BATCHES, Resolved, Tracker
 from vae_anomaly.watch import stale_ids
 from vae_anomaly.workspace import Workspace
@@ -423,6 +424,18 @@ def test_what_nobody_has_vouched_for_teaches_nothing_and_is_calibrated_with(
     assert careful["training"] == careful["validation"] == careful["neighbours"] == set()
     assert careful["calibration"] == trusting["calibration"] != set()
     assert trusting["training"] and trusting["neighbours"]  # what a fit without that would learn
+
+
+def rate(kept: Callable[[np.ndarray], np.ndarray], alpha: float = 0.05, repeats: int = 400) -> float:
+    """The mean false-alarm rate of calibrations on 300 uniform scores of which so many are ``kept``."""
+    g = np.random.default_rng(0)
+    calibrations = (g.uniform(size=300) for _ in range(repeats))
+    return float(np.mean([1 - conformal(scores[kept(scores)], alpha=alpha).value for scores in calibrations]))
+
+
+def test_a_calibration_without_what_was_flagged_would_flag_twice_as_many_as_promised() -> None:
+    assert 0.04 < rate(lambda scores: scores > -1) <= 0.05
+    assert rate(lambda scores: scores <= 0.95) > 0.09  # without what a champion flags at the same rate
 
 
 def test_the_flagged_records_of_a_shifted_batch_teach_and_a_confirmed_anomaly_is_left_out(
