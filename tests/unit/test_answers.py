@@ -19,6 +19,7 @@ from vae_anomaly import pages
 from vae_anomaly.answers import Came, Group, Reply, Window, answer, groups
 from vae_anomaly.errors import ConfigError, StoreError
 from vae_anomaly.grouping import waiting
+from vae_anomaly.report import to_html
 from vae_anomaly.report.groups import group_id, in_words
 from vae_anomaly.store import commits
 from vae_anomaly.store.answers import Answer, add, entries
@@ -334,6 +335,14 @@ def test_an_id_is_short_and_that_of_its_cause() -> None:
     ids = {group_id(cause) for cause in causes}
     assert len(ids) == len(causes) and all(len(id) == 10 and id.isascii() for id in ids)
     assert group_id("drift") == "g-0b7a461f"  # on a page of yesterday, and tomorrow
+
+
+def test_the_report_of_a_batch_names_its_group(store: Store) -> None:
+    commit = scored_batch(store, 0, "day.csv", flagged=17, batch_p_value=1e-8)
+    report = pages.read_report(store, commit.batch_id)
+    assert f"{group_id('far_more')}: far more flags than chance</bdi>" in to_html(report)
+    quiet = scored_batch(store, 1, "quiet.csv", flagged=0, flagged_range=(0, 5))
+    assert "group of alerts" not in to_html(pages.read_report(store, quiet.batch_id))
 
 
 @pytest.mark.parametrize(
