@@ -179,7 +179,7 @@ def answer(ws: Workspace, reply: Reply, now: datetime) -> tuple[Group, Answer]:
     until = _last_day(reply, now.date())
     by, note = words("--by", reply.by), words("--note", reply.note) if reply.note else ""
     ledger = Ledger(ws.store.existing().prepare(ws.monitor.name))
-    found = {group.id: group for group in groups(ledger, ledger.causes())}
+    found = {group.id: group for group in groups(ledger, ledger.causes(ledger.written()))}
     if reply.group not in found:
         raise ConfigError(
             f"GROUP must be the id of a group of alerts. Got {reply.group!r:.40}.{suggestion(reply.group, found)}"

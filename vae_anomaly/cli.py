@@ -635,7 +635,7 @@ def alerts(
         if until or note:
             raise ConfigError("--until and --note must come with GROUP and --as. Got them alone.")
         window, ledger = window_of(ws), Ledger(ws.store.existing())
-        written = ledger.causes()
+        written = ledger.causes(ledger.written())
         found = answers.groups(ledger, written if everything else window.of(written))
         alive = [one for one in found if everything or one.state(window) in ("open", "acknowledged")]
         _show_groups(ws, alive, window, everything=everything, as_json=as_json)

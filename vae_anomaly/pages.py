@@ -66,7 +66,7 @@ def overview(ledger: Ledger, monitor: str, written: Sequence[Written], window: W
     pages = set(names(ledger.store.reports))
     lines = [_line(ledger.store, at, record, pages) for at, record in islice(ledger.latest(written), SHOWN)]
     contents = {batch.rpartition("-")[2] for _, batch, _ in written}  # the heads of their digests
-    alive = [group.line(window) for group in groups(ledger, window.of(ledger.causes()))]
+    alive = [group.line(window) for group in groups(ledger, window.of(ledger.causes(written)))]
     shown = [line for line in alive if line.state in ("open", "acknowledged")]
     shown.sort(key=lambda line: line.state, reverse=True)  # the open ones first
     return Overview(monitor, tuple(reversed(lines)), len(contents), tuple(_incidents(ledger)), tuple(shown))
@@ -183,7 +183,7 @@ def _mark(ledger: Ledger, monitor: str, written: Sequence[Written], window: Wind
     pages = [name for name in names(ledger.store.reports) if name != INDEX]
     seen: list[object] = [code_version(), monitor, records, pages, names(ledger.store.incidents)]
     said = entries(ledger.store)
-    seen += [len(window.of(ledger.causes())), [(answer.id, answer.holds(window.today)) for answer in said]]
+    seen += [len(window.of(ledger.causes(written))), [(answer.id, answer.holds(window.today)) for answer in said]]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 

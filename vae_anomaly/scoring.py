@@ -590,7 +590,7 @@ def _unknown(ledger: Ledger, due: list[PendingAlert], said: Mapping[str, Answer]
     answered = [alert for alert in due if alert.group in said]
     if not answered:
         return due
-    came = {one.batch_id: moment(one.at) for one in ledger.causes()}
+    came = {one.batch_id: moment(one.at) for one in ledger.causes(ledger.written())}
     times = ((alert, came.get(alert.record.batch_id)) for alert in answered)
     known = [alert for alert, at in times if at and said[alert.group].closes(at)]
     with ledger.store.lock(ledger.store.outbox):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,15 +18,16 @@ import pytest
 from overview_samples import refused_batch, scored_batch, written
 from store_samples import MONITOR, put, refusal
 
-from vae_anomaly import pages
+from vae_anomaly import pages, scoring
 from vae_anomaly.answers import Came, Group, Reply, Window, answer, groups
 from vae_anomaly.errors import ConfigError, StoreError
 from vae_anomaly.grouping import waiting
+from vae_anomaly.report import to_html
 from vae_anomaly.report.groups import group_id, in_words
 from vae_anomaly.store import commits
 from vae_anomaly.store.answers import Answer, add, entries
 from vae_anomaly.store.check import check
-from vae_anomaly.store.commits import Ledger
+from vae_anomaly.store.commits import Ledger, PendingAlert, Written
 from vae_anomaly.store.files import INDEX, Store
 from vae_anomaly.store.records import Incident
 
@@ -181,11 +185,111 @@ def test_what_is_over_is_what_was_there_when_it_was_resolved() -> None:
     assert over.closes(START) and not over.closes(START + late) and not looked_at.closes(START)
 
 
+class Outbox:
+    """What a scoring run asks of its ledger when it tells people, in memory."""
+
+    def __init__(self) -> None:
+        self.came: dict[str, datetime] = {}
+        self.told: dict[str, tuple[float, str]] = {}  # batch id -> when, and under which group
+        self.now, self.store, self.outbox = 0.0, self, None
+
+    def lock(self, folder: None) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def written(self) -> Sequence[Written]:
+        return []
+
+    def causes(self, written: Sequence[Written]) -> Sequence[Written]:
+        return [Written(int(at.timestamp()) * 10**9, id, Path()) for id, at in self.came.items()]
+
+    def is_told(self, alert: PendingAlert) -> bool:
+        return alert.record.batch_id in self.told
+
+    def mark_delivered(self, batch: str, sink: str, *, idempotency_key: str, group: str = "") -> None:
+        self.told[batch] = self.now, group
+
+    def groups_told(self, sink: str, *, since: float) -> dict[str, float]:
+        return {group: at for at, group in sorted(self.told.values()) if at > since}
+
+    def run(self, at: datetime, answers: Sequence[Answer]) -> list[list[str]]:
+        """The messages of a run at that time."""
+        self.now = at.timestamp()
+        alerts = SimpleNamespace(quiet_hours=None, cool_down_hours=24 * 5)
+        ws: Any = SimpleNamespace(monitor=SimpleNamespace(alerts=alerts, schedule=SimpleNamespace(timezone="UTC")))
+        records: list[Any] = [SimpleNamespace(batch_id=id, group="drift") for id in self.came if id not in self.told]
+        due = [PendingAlert(record, "slack", "key") for record in records]
+        said = {answer.cause: answer for answer in answers}
+        ledger: Any = self
+        due = scoring._unknown(ledger, due, said)
+        together = scoring._together(ws, ledger, "slack", due, said)
+        for alert in chain.from_iterable(together):
+            self.mark_delivered(alert.record.batch_id, "slack", idempotency_key="key", group=alert.group)
+        return [[alert.record.batch_id for alert in message] for message in together]
+
+
+def noted_as_told(box: Outbox, batch: str) -> None:
+    """What was resolved is noted under its group, as if people had been told of it."""
+    box.told[batch] = box.now, "drift"
+
+
+def broken_laws(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """What goes wrong when a run follows each event, and one comes long after the last of them."""
+    wrong: Counter[str] = Counter()
+    for history in sorted({history for history, _ in histories()}):
+        box, told, before = Outbox(), Counter[str](), ""
+        (group, _), day = group_of(history), 0
+        for i, (event, gap) in enumerate([*history, ("", 60)]):
+            day += gap
+            at = START + timedelta(day)
+            box.came = {one.name: one.at for one in group.came if one.at <= at}
+            answers = [answer for answer in group.said if answer.said_at <= at]
+            monkeypatch.setattr(scoring.time, "time", lambda at=at: at.timestamp() + 60)
+            messages = box.run(at + timedelta(minutes=1), answers)
+            told.update(chain.from_iterable(messages))
+            wrong["more than a message"] += len(messages) > 1
+            if event:
+                state = by_definition(history[: i + 1], 0)
+                wrong["told while somebody looks at it"] += bool(messages) and state == "acknowledged"
+                wrong["not told at once"] += event == "alert" and before == "resolved" and not messages
+            before = event
+        over = max((answer.last_seen for answer in group.said if answer.verdict == "resolved"), default=START)
+        wrong["twice"] += max(told.values()) > 1
+        wrong["lost"] += any(one.name not in told and one.at > over for one in group.came)
+    return +wrong
+
+
+def test_people_are_told_of_each_alert_once_unless_it_was_resolved_and_not_while_somebody_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert broken_laws(monkeypatch) == {}
+
+
+@pytest.mark.parametrize(
+    ("of", "name", "wrong", "law"),
+    [
+        (Answer, "closes", lambda self, came: self.verdict == "resolved", "lost"),
+        (Answer, "closes", lambda self, came: came <= self.last_seen, "lost"),  # what is acknowledged is over
+        (Answer, "holds", lambda self, day: False, "told while somebody looks at it"),
+        (scoring, "waiting", lambda told, said, today: {*told, *waiting(told, said, today)}, "not told at once"),
+        (Outbox, "mark_delivered", lambda box, id, sink, **key: noted_as_told(box, id), "not told at once"),
+    ],
+)
+def test_another_rule_of_telling_is_caught(
+    monkeypatch: pytest.MonkeyPatch, of: Any, name: str, wrong: Any, law: str
+) -> None:
+    monkeypatch.setattr(of, name, wrong)
+    assert broken_laws(monkeypatch)[law] > 0
+
+
 # ---------------------------------------------------------------- the groups of a store
 
 
+def causes(store: Store) -> Sequence[Written]:
+    return Ledger(store).causes(Ledger(store).written())
+
+
 def found(store: Store) -> dict[str, Group]:
-    return {group.cause: group for group in groups(Ledger(store), Ledger(store).causes())}
+    return {group.cause: group for group in groups(Ledger(store), causes(store))}
 
 
 def test_a_group_is_what_has_one_cause_and_an_incident_is_one_of_its_own(store: Store) -> None:
@@ -229,10 +333,10 @@ def test_only_the_window_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) 
     real = commits.read_record
     monkeypatch.setattr(commits, "read_record", lambda path, kind: read.append(path) or real(path, kind))
     ledger = Ledger(store)
-    assert len(groups(ledger, window(29).of(ledger.causes()))) == len(read) == DAYS
+    assert len(groups(ledger, window(29).of(causes(store)))) == len(read) == DAYS
     read.clear()
-    assert len(groups(ledger, ledger.causes())) == len(read) == 30  # what a page must not do
-    assert list(window(99).of(ledger.causes())) == [] and len(window(29, 99).of(ledger.causes())) == 30
+    assert len(groups(ledger, causes(store))) == len(read) == 30  # what a page must not do
+    assert list(window(99).of(causes(store))) == [] and len(window(29, 99).of(causes(store))) == 30
 
 
 # ---------------------------------------------------------------- the ledger
@@ -334,6 +438,14 @@ def test_an_id_is_short_and_that_of_its_cause() -> None:
     ids = {group_id(cause) for cause in causes}
     assert len(ids) == len(causes) and all(len(id) == 10 and id.isascii() for id in ids)
     assert group_id("drift") == "g-0b7a461f"  # on a page of yesterday, and tomorrow
+
+
+def test_the_report_of_a_batch_names_its_group(store: Store) -> None:
+    commit = scored_batch(store, 0, "day.csv", flagged=17, batch_p_value=1e-8)
+    report = pages.read_report(store, commit.batch_id)
+    assert f"{group_id('far_more')}: far more flags than chance</bdi>" in to_html(report)
+    quiet = scored_batch(store, 1, "quiet.csv", flagged=0, flagged_range=(0, 5))
+    assert "group of alerts" not in to_html(pages.read_report(store, quiet.batch_id))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vae_anomaly.report import formatting
 from vae_anomaly.report.formatting import text
+from vae_anomaly.report.groups import group_id, in_words
 from vae_anomaly.report.model import COMBINATION, MAX_PNG, SCORE, FlaggedRecord, Picture, Report, ScoreHistogram
 
 _MAX_RECORDS, _MAX_PARTS, _MAX_NEIGHBOURS, _MAX_COLUMNS, _MAX_LINES, _OPEN_CARDS, _OPEN_SHIFTS = 50, 8, 3, 200, 30, 3, 8
@@ -114,6 +115,7 @@ def _view(report: Report) -> dict[str, Any]:
         "said": said[:_MAX_COLUMNS],
         "quiet": quiet[: _MAX_COLUMNS - len(said[:_MAX_COLUMNS])],
         "more_columns": max(len(report.columns) - _MAX_COLUMNS, 0),
+        "group": f"{group_id(report.group)}: {in_words(report.group)}" if report.has_something_to_say else "",
         "provenance": [(k.replace("_", " "), v) for k, v in sorted(report.provenance.items())][:_MAX_LINES],
         "limit": _MAX_LINES,
     }

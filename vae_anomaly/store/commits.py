@@ -245,9 +245,10 @@ class Ledger:
         """Commits, refusals and attempts in the order in which they were written; none of them is read."""
         return self._listed(self.store.commits, self.store.quarantine, self.store.attempts)
 
-    def causes(self) -> list[Written]:
-        """Commits, refusals and incidents, of which some are alerts, in the order in which they were written."""
-        return self._listed(self.store.commits, self.store.quarantine, self.store.incidents)
+    def causes(self, written: Sequence[Written]) -> list[Written]:
+        """What alerts are made of: the commits and refusals of these, and incidents, in the order of their times."""
+        found = [one for one in written if one.folder != self.store.attempts]
+        return sorted(found + self._listed(self.store.incidents))
 
     def _listed(self, *folders: Path) -> list[Written]:
         found = []
