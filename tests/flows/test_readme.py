@@ -108,6 +108,7 @@ def test_every_option_that_is_named_exists() -> None:
         ("overview",),
         ("init",),
         ("demo",),
+        ("recalibrate",),
         ("latent", "generate"),
         (),
     )
