@@ -216,11 +216,11 @@ class BatchSummary:
             batch_p_value=batch_p_value(self.flagged, parts),
             alpha=threshold.alpha,
             alpha_range=(promise.low, promise.high),
-            threshold_value=threshold.value if threshold.rank else math.nan,
+            threshold_value=threshold.value if math.isfinite(threshold.value) else math.nan,
             calibration_records=promise.calibration_records,
             score_name=self.detector.score_part.kind,
             columns=tuple(map(self._column, self.detector.preprocessor.all_states, self._quality, held_out.cells)),
-            histogram=ScoreHistogram.of(threshold.calibration.tolist(), self.scores.tolist()),
+            histogram=ScoreHistogram.of(threshold.calibration.tolist(), self.scores.tolist(), reach=threshold.value),
             records=self._records(),
             notes=(*notes, *self._notes()),
             extra_columns=tuple(extra_columns),
@@ -230,6 +230,7 @@ class BatchSummary:
             muted=self.muted,
             precision=precision,
             discovery_rate=threshold.discovery_rate,
+            extrapolated=threshold.tail is not None,
         )
 
     def _records(self) -> tuple[FlaggedRecord, ...]:
