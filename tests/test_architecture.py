@@ -24,6 +24,7 @@ ROWS = (
     ("nn", "views"),
     ("likelihoods",),
     ("vae",),
+    ("tail",),
     ("models", "preprocessing", "objectives", "scores", "thresholds", "drift"),
     ("training",),
     ("detector",),

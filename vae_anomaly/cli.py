@@ -216,8 +216,9 @@ def promised(threshold: Threshold) -> Iterator[str]:
 
     promise = threshold.promise
     yield (
-        f"False-alarm rate: {threshold.target or f'target {promise.alpha:.2%}'}, expected {promise.expected:.2%}, "
-        f"95 % range {promise.low:.2%} to {promise.high:.2%} with {promise.calibration_records:,} calibration records."
+        f"False-alarm rate: {threshold.target or f'target {promise.alpha:.2%}'}, expected {_rate(promise.expected)},"
+        f" 95 % range {_rate(promise.low)} to {_rate(promise.high)} with {promise.calibration_records:,} calibration"
+        " records."
     )
     for name, segment in threshold.segments.items():
         own = segment.promise
@@ -231,6 +232,11 @@ def promised(threshold: Threshold) -> Iterator[str]:
     for records in (1_000, 10_000, 100_000):
         if (fewest := threshold.fewest_flagged(records)) > 1:
             yield f"  of {records:,} records none is flagged unless {fewest:,} score above all calibration records"
+
+
+def _rate(rate: float) -> str:
+    """Two decimals of a percentage, or more where a small rate has no digits among them."""
+    return f"{100 * rate:.2g}%" if 1e-6 < rate < 1e-3 else f"{rate:.2%}"
 
 
 @app.command()

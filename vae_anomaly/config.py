@@ -467,6 +467,15 @@ class MondrianConfig(_MethodConfig):
     )
 
 
+class PotConfig(_MethodConfig):
+    """As conformal where there are enough calibration records; else extrapolated to a tenth of what they hold."""
+
+    method: Literal["pot"] = Field(default="pot", description="Name of the threshold method.")
+    alpha: OpenShare = Field(
+        description="Target false-alarm rate: share of normal records, in (0, 1), at least 1 / (10 (n + 1)) of n.",
+    )
+
+
 class DriftConfig(_Section):
     """When a batch has changed as a whole, and its flagged records are no news one by one."""
 
@@ -521,7 +530,7 @@ def _with_method(value: object) -> object:
 
 
 ThresholdConfig = Annotated[
-    ConformalConfig | PacConfig | BudgetConfig | FixedConfig | FdrConfig | MondrianConfig,
+    ConformalConfig | PacConfig | BudgetConfig | FixedConfig | FdrConfig | MondrianConfig | PotConfig,
     Field(discriminator="method"),
     BeforeValidator(_with_method),
 ]

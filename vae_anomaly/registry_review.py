@@ -114,7 +114,7 @@ def evaluate_gates(
     Those that compare with a champion, or with its alerts on replayed batches, are there where there is such a thing.
     """
     n = min(len(own.threshold.measured) for own in detector.detectors)  # what the weakest of several holds, all do
-    alpha, ratio = detector.threshold.alpha, limits.max_false_alarm_ratio
+    alpha, tail, ratio = detector.threshold.alpha, detector.threshold.tail, limits.max_false_alarm_ratio
     scores, flagged, recall = (evidence.scores, evidence.flagged, evidence.median_recall) if evidence else (None,) * 3
     known = champion.median_recall if champion else None
     drop = known - recall if known is not None and recall is not None else None
@@ -122,8 +122,9 @@ def evaluate_gates(
     gates = (
         Gate("calibration records", n, "at least", limits.min_calibration_records,
              "Normal records behind the threshold.", "count"),
-        Gate("supported alpha", alpha, "at least", 1 / (n + 1),
-             f"The smallest false-alarm rate that {n:,} calibration records can hold.", "share"),
+        Gate("supported alpha", alpha, "at least", max(own.threshold.smallest_alpha for own in detector.detectors),
+             f"The smallest false-alarm rate that {n:,} calibration records can hold"
+             f"{', or that is extrapolated from them' if tail else ''}.", "share"),
         Gate("active latent units", min(len(active(own)) for own in detector.detectors), "at least",
              limits.min_active_units,
              "Latent dimensions that tell records apart; none means that the encoder collapsed.", "count"),
@@ -331,12 +332,14 @@ def is_as_fitted(tags: Mapping[str, str], monitor: MonitorConfig, detector: Dete
 
 
 def _warnings(detector: Detector, evidence: Evidence | None) -> list[str]:
+    threshold = detector.threshold
+    found = [f"The threshold lies beyond its calibration records: {threshold.promise}."] if threshold.tail else []
     if evidence is None:
-        return ["No records were given: nothing was measured on them."]
+        return [*found, "No records were given: nothing was measured on them."]
     blind = weak(evidence.recall, detector.threshold.alpha)
     more = f" and {len(blind) - 8} more" if len(blind) > 8 else ""
     text = f"It hardly notices when one of these is corrupted: {', '.join(blind[:8])}{more}."
-    return [text] if blind else []
+    return [*found, text] if blind else found
 
 
 MEASURES: tuple[tuple[str, Literal["count", "share", "number"]], ...] = (

@@ -220,6 +220,7 @@ class BatchSummary:
         expected, low, high = false_alarms(parts)
         promise = threshold.promise
         held_out = self.detector.held_out or _assumed(self.detector)
+        value = threshold.value if math.isfinite(threshold.value) and not several else math.nan
         return Report(
             monitor=monitor,
             batch_id=batch_id,
@@ -234,12 +235,14 @@ class BatchSummary:
             batch_p_value=batch_p_value(self.flagged, parts),
             alpha=threshold.alpha,
             alpha_range=(promise.low, promise.high),
-            threshold_value=threshold.value if threshold.rank and not several else math.nan,
+            threshold_value=value,
             calibration_records=promise.calibration_records,
             score_name=self.detector.score_part.kind,
             columns=tuple(map(self._column, self.detector.preprocessor.all_states, self._quality, held_out.cells)),
             # scores of several detectors are no one scale
-            histogram=ScoreHistogram.of([] if several else threshold.calibration.tolist(), self.scores.tolist()),
+            histogram=ScoreHistogram.of(
+                [] if several else threshold.calibration.tolist(), self.scores.tolist(), reach=value
+            ),
             records=self._records(),
             notes=(*notes, *self._notes()),
             extra_columns=tuple(extra_columns),
@@ -250,6 +253,7 @@ class BatchSummary:
             precision=precision,
             discovery_rate=threshold.discovery_rate,
             detectors=len(self.detector.detectors),
+            extrapolated=threshold.tail is not None,
         )
 
     def _records(self) -> tuple[FlaggedRecord, ...]:

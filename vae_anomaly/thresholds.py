@@ -18,6 +18,9 @@ A method of ``THRESHOLDS`` chooses b, and with it the level alpha that p-values 
   of the batch (Benjamini and Hochberg): the most records R that can be flagged so that the R-th smallest p-value is at
   most q R / m, and :math:`b = \lfloor q R (n + 1) / m \rfloor`, 0 where nothing is flagged.
 
+Only :func:`pot` can decide by a rate below 1 / (n + 1), by extrapolation (:mod:`vae_anomaly.tail`), which is an
+estimate and no promise: whatever exceeds its threshold has the p-value alpha, and other p-values are as above.
+
 With :func:`mondrian` each segment, a value of a column, has a calibration set and a conformal threshold of its own
 where it has enough records.
 
@@ -45,6 +48,7 @@ import numpy as np
 
 from vae_anomaly.errors import ConfigError
 from vae_anomaly.registry import build
+from vae_anomaly.tail import FARTHEST, LEAST_RECORDS, Tail, extrapolated
 
 # customary ones, the smallest of which that n supports is chosen for who names none
 ALPHAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
@@ -77,6 +81,7 @@ class Threshold:
     batch that decides what alpha is (:meth:`for_batch`); before that it is 1 / (n + 1), the strictest. With ``labels``,
     the segment of each calibration record (None where it is not known), ``segments`` have thresholds of their own.
     Without labels these are thresholds of other detectors (:meth:`joined`).
+    With a ``tail`` the threshold is extrapolated, and alpha less than 1 / (n + 1).
     """
 
     method: str
@@ -87,6 +92,7 @@ class Threshold:
     cut: float | None = None
     labels: np.ndarray | None = None
     segments: Mapping[str, Threshold] = field(default_factory=dict)
+    tail: Tail | None = None
 
     @cached_property
     def parts(self) -> tuple[Threshold, ...]:
@@ -105,17 +111,27 @@ class Threshold:
     @property
     def rank(self) -> int:
         """b: how many calibration scores lie at or above the threshold."""
+        if self.tail is not None:
+            return int(self._as_high(np.asarray(self.tail.value)))
         return allowed_exceedances(self.alpha, len(self.calibration))
 
     @property
     def value(self) -> float:
-        """The b-th largest calibration score; a record is flagged when its score is greater. Infinite where b is 0."""
+        """A record is flagged when its score is greater. The b-th largest calibration score, infinite where b is 0, or
+        extrapolated."""
+        if self.tail is not None:
+            return self.tail.value
         return float(self.calibration[len(self.calibration) - self.rank]) if self.rank else math.inf
 
     @property
     def discovery_rate(self) -> float | None:
         """q: the share of false alarms among what is flagged in a batch, where that is what is promised."""
         return self.options.get("q")
+
+    @property
+    def smallest_alpha(self) -> float:
+        """The smallest alpha that so many calibration records can hold, or that may be extrapolated from them."""
+        return 1 / ((len(self.measured) + 1) * (1 if self.tail is None else FARTHEST))
 
     def divided(self, records: int) -> list[tuple[Threshold, int]]:
         """Each of the :attr:`parts` with how many of so many ``records`` are its, if they are as in the calibration."""
@@ -155,9 +171,12 @@ class Threshold:
         return np.array([place.get(label, -1) for label in (() if self.labels is None else self.labels)], np.int64)
 
     def p_value(self, scores: np.ndarray) -> np.ndarray:
-        """Conformal p-values in (0, 1]; NaN where the score is NaN."""
+        """Conformal p-values in (0, 1]; NaN where the score is NaN. With a ``tail`` alpha above the threshold."""
         scores = np.asarray(scores, dtype=np.float64)
-        return np.where(np.isnan(scores), np.nan, (1.0 + self._as_high(scores)) / (len(self.calibration) + 1.0))
+        known = (1.0 + self._as_high(scores)) / (len(self.calibration) + 1.0)
+        if self.tail is not None:
+            known = np.where(scores > self.tail.value, self.alpha, known)
+        return np.where(np.isnan(scores), np.nan, known)
 
     def _as_high(self, scores: np.ndarray) -> np.ndarray:
         return np.asarray(len(self.calibration) - np.searchsorted(self.calibration, scores, side="left"))
@@ -178,12 +197,17 @@ class Threshold:
 
     @property
     def promise(self) -> Promise:
-        """Target, expected false-alarm rate b / (n + 1), and its central 95 % Beta(b, n + 1 - b) range."""
+        """Target, expected false-alarm rate b / (n + 1), and its central 95 % Beta(b, n + 1 - b) range.
+
+        With a ``tail`` the rate and the range are those of the tails that fit the highest scores.
+        """
         from scipy.special import betaincinv  # imported late: the command line must start quickly
 
-        b, n = self.rank, len(self.calibration)
-        low, high = betaincinv(b, n + 1 - b, [0.025, 0.975]) if b else (0.0, 0.0)
+        b, n, tail = self.rank, len(self.calibration), self.tail
         target = self.target or f"target {self.alpha:.4g}"
+        if tail is not None:
+            return Promise(target, self.alpha, tail.expected, tail.quantile(0.025), tail.quantile(0.975), n)
+        low, high = betaincinv(b, n + 1 - b, [0.025, 0.975]) if b else (0.0, 0.0)
         return Promise(target, self.alpha, b / (n + 1), float(low), float(high), len(self.measured))
 
     def false_alarms(self, records: int) -> tuple[float, int, int]:
@@ -192,7 +216,9 @@ class Threshold:
         With a :attr:`discovery_rate` these are the largest that may be, of a batch of so many.
         """
         q, n = self.discovery_rate, len(self.calibration)
-        if q is None:
+        if self.tail is not None:
+            expected = records * self.tail.expected
+        elif q is None:
             expected = records * self.rank / (n + 1)
         else:
             expected = sum(most * chance for most, chance in _clean_batch(1, records, q, n))
@@ -205,8 +231,11 @@ class Threshold:
     def batch_p_value(self, flagged: int, records: int) -> float:
         """P(at least ``flagged`` false alarms among ``records`` normal records), beta-binomial.
 
-        With a :attr:`discovery_rate` an upper bound of it, of a batch of so many, that is at most q.
+        With a :attr:`discovery_rate` an upper bound of it, of a batch of so many, that is at most q; with a ``tail``
+        over the tails that fit the highest scores.
         """
+        if self.tail is not None:
+            return self.tail.at_least(flagged, records)
         q, n = self.discovery_rate, len(self.calibration)
         if q is None or not flagged:
             return at_least(flagged, records, self.rank, n)
@@ -505,6 +534,34 @@ def mondrian(scores: np.ndarray, *, by: str, alpha: float = 0.01, least: int | N
     return replace(made, method="mondrian", options={"by": by, "alpha": alpha, "least": least or needed}, target=target)
 
 
+def pot(scores: np.ndarray, *, alpha: float) -> Threshold:
+    """As :func:`conformal` where n ``scores`` hold ``alpha``; down to a tenth of 1 / (n + 1) by extrapolation.
+
+    An estimate of what is not there: the tail of the scores is taken to go on as it begins (:func:`extrapolated`).
+
+    Raises
+    ------
+    ConfigError
+        ``alpha`` is not in (0, 1), a score is not finite, n is too small; or the highest scores are of no use, being
+        equal to each other or too far apart.
+    """
+    scores = _ascending(scores)
+    _require_share("alpha", alpha)
+    n = len(scores)
+    if allowed_exceedances(alpha, n):
+        return replace(conformal(scores, alpha=alpha), method="pot")
+    if n < LEAST_RECORDS or alpha < 1 / (FARTHEST * (n + 1)):
+        held, farthest = (math.ceil(1 / (times * _exact(alpha))) - 1 for times in (1, FARTHEST))
+        needed = min(held, max(LEAST_RECORDS, farthest))
+        raise ConfigError(
+            f"threshold.method pot with alpha {alpha!r} must have {needed:,} calibration records or more. Got {n:,}."
+            " Raise alpha, or calibrate on more normal records."
+        )
+    tail = extrapolated(scores, alpha)
+    target = f"target {alpha:.4g}, extrapolated from the {tail.excesses:,} highest scores and not guaranteed"
+    return Threshold("pot", alpha, scores, target=target, tail=tail)
+
+
 def _segmented(made: Threshold, scores: np.ndarray, labels: np.ndarray) -> Threshold:
     """``made`` from ``scores`` (n,) with the ``labels`` (n,) of their segments, str or None."""
     words, missing = np.array([label or "" for label in labels]), np.array([label is None for label in labels])
@@ -531,6 +588,7 @@ THRESHOLDS: dict[str, Callable[..., Threshold]] = {
     "fixed": fixed,
     "fdr": fdr,
     "mondrian": mondrian,
+    "pot": pot,
 }
 
 

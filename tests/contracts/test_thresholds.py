@@ -33,6 +33,7 @@ from vae_anomaly.thresholds import (
     fixed,
     mondrian,
     pac,
+    pot,
     rebuilt,
 )
 from vae_anomaly.thresholds import false_alarms as false_alarms_of
@@ -44,6 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fixed": {"value": 1.25},
     "fdr": {"q": 0.1},
     "mondrian": {"alpha": 0.05, "by": "shop"},
+    "pot": {"alpha": 0.0005},
 }
 each_method = pytest.mark.parametrize("method", THRESHOLDS)
 fixed_settings = settings(deadline=None, derandomize=True, max_examples=300)
@@ -299,6 +301,119 @@ def test_what_is_said_of_several_thresholds_is_a_bound_for_their_sum():
     assert batch_p_value(40, parts[2:]) == made[2].batch_p_value(40, 500)
 
 
+# ---- beyond the calibration records
+
+
+def tailed(n: int = 1000, seed: int = 5) -> np.ndarray:
+    return np.random.default_rng(seed).exponential(size=n)
+
+
+@settings(fixed_settings, max_examples=60)
+@given(
+    n=st.integers(250, 600),
+    times=st.floats(1.001, 10),
+    seed=st.integers(0, 9),
+    scale=st.sampled_from([1e-300, 1e-3, 1.0, 1e300]),
+    shift=st.sampled_from([0.0, -50.0, 1e6]),
+)
+def test_what_exceeds_an_extrapolated_threshold_has_the_p_value_alpha(n, times, seed, scale, shift):
+    calibration, alpha = (tailed(n, seed) + shift) * scale, 1 / (times * (n + 1))
+    made = pot(calibration, alpha=alpha)
+    around = np.r_[calibration, made.value, np.nextafter(made.value, [-np.inf, np.inf]), -np.inf, np.inf]
+    p = made.p_value(around)
+    assert ((p > 0) & (p <= 1)).all()
+    assert (made.flag(around) == (p <= made.alpha)).all()
+    assert (made.flag(around) == (around > made.value)).all()
+    below = around <= made.value
+    assert (p[below] == conformal(calibration, alpha=0.5).p_value(around[below])).all()
+    assert set(p[~below]) == {alpha}
+    assert (np.diff(p[np.argsort(around)]) <= 0).all()
+    assert made.rank == (calibration >= made.value).sum()
+    assert made.alpha >= made.smallest_alpha
+
+
+def test_an_extrapolated_threshold_moves_and_stretches_with_the_scores():
+    made = pot(tailed(), alpha=0.0003)
+    for scale, shift in ((1.0, 100.0), (1e3, 0.0), (1e-9, 1.0)):
+        other = pot(tailed() * scale + shift, alpha=0.0003)
+        assert other.value == pytest.approx(made.value * scale + shift, rel=1e-5)
+        assert other.promise.high == pytest.approx(made.promise.high, rel=1e-3)
+    values = [pot(tailed(), alpha=alpha).value for alpha in (0.00099, 0.0007, 0.0003, 0.0001)]
+    assert values == sorted(values)
+
+
+@pytest.mark.parametrize("alpha", [0.0001, 0.0005])
+def test_what_an_extrapolated_threshold_says_agrees_with_itself(alpha):
+    made = pot(tailed(), alpha=alpha)
+    promise = made.promise
+    assert promise.expected == pytest.approx(alpha, rel=1e-4)
+    assert promise.low < alpha < promise.high
+    for records in (1, 100, 30_000, 10**7):
+        expected, low, high = made.false_alarms(records)
+        assert expected == pytest.approx(alpha * records, rel=1e-4)
+        chances = [made.batch_p_value(k, records) for k in (0, 1, 2, low, high, high + 1, records, records + 1)]
+        assert chances[0] == 1.0 and chances[-1] == 0.0
+        assert sorted(chances, reverse=True) == chances or low == 0
+        assert chances[5] <= 0.025 < chances[4] or high == 0
+    # the mean of the number is the sum of the chances that it is at least 1, 2, ...
+    total = sum(made.batch_p_value(k, 2000) for k in range(1, 2001))
+    assert total == pytest.approx(2000 * alpha, rel=1e-4)
+    # of very many records the share is the rate
+    assert made.false_alarm_quantile(10**9, 0.975) / 1e9 == pytest.approx(promise.high, rel=0.05)
+    assert made.fewest_flagged(1000) == 1 and made.for_batch(made.counts(tailed())) is made
+
+
+def test_the_tails_that_fit_are_those_of_a_finer_grid(monkeypatch):
+    """Against sums over the likelihood of scipy's distribution, finer and without what is grouped."""
+    made, scores, alpha = pot(tailed(), alpha=0.0002), np.sort(tailed()), 0.0002
+    u, excesses = scores[-101], scores[-100:] - scores[-101]
+    shapes, scales = np.arange(-0.4875, 1.0, 0.025), excesses.mean() * np.exp(np.linspace(-1, 1, 201))
+    law = scipy.stats.genpareto(shapes[:, None, None], scale=scales[:, None])
+    logs = law.logpdf(excesses).sum(-1) - 0.5 * ((shapes[:, None] - 0.1) / 0.25) ** 2
+    chances = np.exp(logs - logs.max())
+    beyond = scipy.stats.genpareto(shapes[:, None], scale=scales).sf(made.value - u)
+    above = 101 / 1001
+    assert above * (chances * beyond).sum() / chances.sum() == pytest.approx(alpha, rel=0.01)
+    g = np.random.default_rng(1)
+    drawn = g.choice(beyond.ravel(), 200_000, p=chances.ravel() / chances.sum()) * g.beta(101, 900, 200_000)
+    for probability, stated in ((0.025, made.promise.low), (0.975, made.promise.high)):
+        assert np.quantile(drawn, probability) == pytest.approx(stated, rel=0.05)
+
+
+def test_an_extrapolated_threshold_is_the_same_where_the_last_digits_of_a_logarithm_differ(monkeypatch):
+    made = pot(tailed(), alpha=0.0003)
+    real = np.log
+    monkeypatch.setattr("vae_anomaly.tail.np.log", lambda x: real(x) * (1 + 1e-15))
+    assert pot(tailed(), alpha=0.0003).to_dict() == made.to_dict()
+
+
+def test_where_the_records_hold_alpha_nothing_is_extrapolated():
+    made, known = pot(tailed(), alpha=0.001), conformal(tailed(), alpha=0.001)
+    assert made.tail is None
+    assert (made.value, made.promise) == (known.value, known.promise)
+    assert made.version != known.version
+    assert pot(np.arange(19.0), alpha=0.05).value == 18.0
+
+
+@pytest.mark.parametrize(("alpha", "needed"), [(0.0001, 999), (0.00002, 4999), (0.001, 250), (0.02, 49)])
+def test_extrapolation_names_the_smallest_number_of_records_that_suffices(alpha, needed):
+    assert pot(np.arange(float(needed)), alpha=alpha).alpha == alpha
+    with pytest.raises(ConfigError, match=f"must have {needed:,} calibration records or more. Got {needed - 1:,}"):
+        pot(np.arange(needed - 1.0), alpha=alpha)
+
+
+def test_scores_that_say_nothing_of_a_tail_are_refused():
+    g = np.random.default_rng(1)
+    with pytest.raises(ConfigError, match=r"scores that differ\. Got 1 different ones among the 51 highest"):
+        pot(np.zeros(250), alpha=0.001)
+    with pytest.raises(ConfigError, match="calibration scores that differ"):
+        pot(discrete(g, 1000), alpha=0.0005)
+    with pytest.raises(ConfigError, match=r"tail of scores of shape 0\.5 or less.*Look for anomalies"):
+        pot(g.pareto(0.7, size=1000), alpha=0.0005)
+    with pytest.raises(ConfigError, match="Look for anomalies"):  # one in a hundred is of another kind
+        pot(np.append(g.normal(size=9900), 1000 + g.normal(size=100)), alpha=0.00005)
+
+
 @pytest.mark.parametrize("n", range(1, 201))
 def test_the_number_of_exceedances_is_exact(n):
     for text in ALPHAS:
@@ -342,7 +457,13 @@ def test_other_methods_name_the_smallest_number_of_records_that_suffices(method,
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5, math.nan, math.inf, -math.inf])
 def test_a_share_outside_of_0_and_1_is_refused(share):
-    for method, name in (("conformal", "alpha"), ("pac", "alpha"), ("pac", "delta"), ("budget", "confidence")):
+    for method, name in (
+        ("conformal", "alpha"),
+        ("pot", "alpha"),
+        ("pac", "alpha"),
+        ("pac", "delta"),
+        ("budget", "confidence"),
+    ):
         with pytest.raises(ConfigError, match="greater than 0 and less than 1"):
             calibrated(method, np.arange(100.0), {**OPTIONS[method], name: share})
 
@@ -385,7 +506,7 @@ def test_calibration_scores_must_be_finite(method, bad):
 
 @each_method
 def test_what_is_not_a_number_is_flagged_and_has_no_p_value(method):
-    made = threshold(np.arange(100.0), method)
+    made = threshold(np.arange(300.0), method)
     assert made.flag(np.array([math.nan])).all()
     assert np.isnan(made.p_value(np.array([math.nan, 1.0]))).tolist() == [True, False]
     assert made.flag(np.array([])).shape == (0,)
@@ -629,4 +750,5 @@ def test_what_a_method_promises_is_said():
         "fixed": "fixed at 1.25",
         "fdr": "at most a share 0.1 of what is flagged in a batch, on average; of the highest calibration score alone",
         "mondrian": "target 0.05 for each shop of at least 19 calibration records; of all together",
+        "pot": "target 0.0005, extrapolated from the 100 highest scores and not guaranteed",
     }

@@ -136,7 +136,7 @@ def test_the_sections_of_the_documentation_load() -> None:
     thresholds = re.findall(r"\| `(threshold: .*?)` \|", (ROOT / "docs" / "thresholds.md").read_text())
     base = BASE.replace("{amount:", "{shop: {kind: category}, amount:")
     methods = [monitor(text, base=base).threshold.method for text in thresholds]
-    assert methods == ["conformal", "pac", "budget", "fixed", "mondrian", "fdr"]
+    assert methods == ["conformal", "pac", "budget", "fixed", "mondrian", "fdr", "pot"]
 
 
 def test_every_field_is_described() -> None:
@@ -186,9 +186,10 @@ def test_import_is_light() -> None:
         ("alpha: 0.1", "unknown key 'alpha' (at the top level). Did you mean 'threshold.alpha'?"),
         (
             "threshold: {method: conformol}",
-            "threshold must be of method 'conformal', 'pac', 'budget', 'fixed', 'fdr', 'mondrian'. Got"
+            "threshold must be of method 'conformal', 'pac', 'budget', 'fixed', 'fdr', 'mondrian', 'pot'. Got"
             " 'conformol'. Did you mean 'conformal'?",
         ),
+        ("threshold: {method: pot}", "threshold.alpha must be given."),
         ("threshold: {method: pac, delta: 1}", "threshold.delta must be less than 1. Got 1."),
         ("threshold: {delta: 0.1}", "unknown key 'delta' (in threshold)."),
         ("threshold: {method: budget, alerts: 3}", "threshold.records must be given."),

@@ -354,7 +354,7 @@ def _rarity(report: Report, record: FlaggedRecord) -> str:
     if report.detectors > 1:  # each with calibration records of its own
         return ""
     beaten = round(n + 1 - record.p_value * (n + 1)) if math.isfinite(record.p_value) else 0
-    if not 0 < beaten <= n:
+    if report.extrapolated or not 0 < beaten <= n:  # the p-value of what is flagged is no place among them
         return ""
     return f"stranger than {'all' if beaten == n else f'{beaten:,} of'} {n:,} normal records"
 

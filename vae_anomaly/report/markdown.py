@@ -152,9 +152,11 @@ def _promise(report: Report) -> list[str]:
             f" {percent(report.alpha)} false alarms; {count(report.expected_flagged)} expected in this batch"
         ]
     low, high = (percent(a) for a in report.alpha_range)
+    set_on = "extrapolated from" if report.extrapolated else "set on"
+    unsure = ", not guaranteed" if report.extrapolated else ""
     return [
-        f"{name}, set on {report.calibration_records:,} calibration records for {percent(report.alpha)} false alarms "
-        f"(95 % range {low} to {high}); {count(report.expected_flagged)} expected in this batch"
+        f"{name}, {set_on} {report.calibration_records:,} calibration records for {percent(report.alpha)} false alarms "
+        f"(95 % range {low} to {high}{unsure}); {count(report.expected_flagged)} expected in this batch"
     ]
 
 

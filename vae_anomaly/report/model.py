@@ -184,10 +184,12 @@ class ScoreHistogram:
             )
 
     @classmethod
-    def of(cls, calibration: Sequence[float], batch: Sequence[float], *, bins: int = 48) -> ScoreHistogram:
+    def of(
+        cls, calibration: Sequence[float], batch: Sequence[float], *, reach: float = -math.inf, bins: int = 48
+    ) -> ScoreHistogram:
         """Bins even over the bulk of the calibration scores and logarithmic beyond; the outermost hold the rest.
 
-        The bulk keeps at least a quarter of the width, however far out a score lies.
+        The bulk keeps at least a quarter of the width, however far out a score lies. A finite ``reach`` is on the axis.
         """
         import numpy as np
 
@@ -197,7 +199,8 @@ class ScoreHistogram:
             return cls()
         middle, spread = float(np.median(known)), float(np.quantile(known, 0.95) - np.median(known))
         spread = 2 * spread or max(abs(middle), 1.0)
-        ends = [f(np.concatenate([known, new])) for f in (np.min, np.max)]
+        shown = np.concatenate([known, new, [reach] if math.isfinite(reach) else []])
+        ends = [f(shown) for f in (np.min, np.max)]
         low, high = np.clip(np.arcsinh((np.array(ends) - middle) / spread), -3.5, 3.5)
         edges = middle + spread * np.sinh(np.linspace(low, high if high > low else low + 1.0, bins + 1))
         edges[0], edges[-1] = min(edges[0], ends[0]), max(edges[-1], ends[1])  # rounding must lose no record
@@ -247,6 +250,8 @@ class Report:
         threshold is this batch's, NaN where it flags nothing; ``alpha`` is what it comes to, and what is said of the
         number of false alarms is an upper bound.
     detectors : how many there are. Of several each has a threshold and a scale of scores: none of them is shown.
+    extrapolated : the threshold lies beyond what the calibration records hold, and so does all that is said of its
+        false alarms.
     """
 
     monitor: str
@@ -278,6 +283,7 @@ class Report:
     precision: Precision | None = None
     discovery_rate: float | None = None
     detectors: int = 1
+    extrapolated: bool = False
 
     @property
     def drifted(self) -> bool:
