@@ -14,7 +14,15 @@ import pandas as pd
 from vae_anomaly.batch import Detections, Records, concatenate
 from vae_anomaly.detector import Detector, HeldOut
 from vae_anomaly.drift import DISTANCE, RATE, SAMPLE, spread
-from vae_anomaly.explain import column_shifts, compared, explain, reference_values, score_shift, shortened
+from vae_anomaly.explain import (
+    column_shifts,
+    compared,
+    counterfactuals,
+    explain,
+    reference_values,
+    score_shift,
+    shortened,
+)
 from vae_anomaly.muting import LOOKED_AT, Muting, most_muted
 from vae_anomaly.preprocessing.tabular import ColumnState
 from vae_anomaly.report.model import (  # fmt: skip
@@ -297,9 +305,12 @@ def flagged_records(detector: Detector, strangest: Strangest) -> tuple[FlaggedRe
     if strangest.top is None:
         return ()
     records, (scores, rows, *_) = strangest.top
-    p_values = detector.decided(records, records.status, scores).p_value
+    decided = detector.decided(records, records.status, scores)
+    thresholds = np.array([part.value for part in detector.threshold.parts])
+    explanations = explain(detector, records)
+    changes = counterfactuals(detector, records, explanations)
     out = []
-    for i, explanation in enumerate(explain(detector, records)):
+    for i, explanation in enumerate(explanations):
         shown = explanation.reasons[:CONTRIBUTIONS]
         columns = [reason.column for reason in shown]
         ids = detector.reference.record_ids
@@ -313,13 +324,15 @@ def flagged_records(detector: Detector, strangest: Strangest) -> tuple[FlaggedRe
                 row_index=int(rows[i]),
                 record_id=shortened(str(records.record_ids[i])),
                 score=float(scores[i]),
-                p_value=float(p_values[i]),
+                p_value=float(decided.p_value[i]),
                 label=label,
                 contributions=shown,
                 rest_nats=float(sum(r.nats for r in explanation.reasons[CONTRIBUTIONS:])),
                 neighbours=neighbours,
                 picture=explanation.picture,
                 tokens=explanation.tokens,
+                threshold=float(thresholds[0 if decided.part is None else decided.part[i]]),
+                counterfactual=changes[i],
             )
         )
     return tuple(out)

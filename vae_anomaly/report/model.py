@@ -74,9 +74,32 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Replacement:
+    """A part of a record (a column, a token of a line, a region of an image) whose value ``found`` is replaced by a
+    ``normal`` one; a missing cell is the empty string, and so are both of a region."""
+
+    part: str
+    found: str
+    normal: str
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """A small change that makes a flagged record normal, and the ``score`` that the detector gave the changed record.
+
+    No proper subset of the ``replacements`` does. Where there are none, no change of up to ``most`` parts was found.
+    """
+
+    replacements: tuple[Replacement, ...]
+    score: float | None
+    most: int
+
+
+@dataclass(frozen=True)
 class FlaggedRecord:
     """One flagged record: its largest contributions first, and ``rest_nats`` for all the others together; the
-    ``picture`` of an image, the ``tokens`` of a line of text; the feedback that it is ``muted`` by, if any."""
+    ``picture`` of an image, the ``tokens`` of a line of text; the feedback that it is ``muted`` by, if any; the
+    ``threshold`` that decided on it and the change that would make it normal, where these were looked for."""
 
     row_index: int
     record_id: str
@@ -89,6 +112,8 @@ class FlaggedRecord:
     picture: Picture | None = None
     tokens: tuple[Token, ...] = ()
     muted: str = ""
+    threshold: float | None = None
+    counterfactual: Counterfactual | None = None
 
     @property
     def surprising(self) -> tuple[int, ...]:
