@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
 from vae_anomaly.batch import Detections, Records, concatenate
 from vae_anomaly.detector import Detector, HeldOut
@@ -23,11 +24,13 @@ from vae_anomaly.explain import (
     score_shift,
     shortened,
 )
+from vae_anomaly.latent import framed, latent_means, projection
 from vae_anomaly.muting import LOOKED_AT, Muting, most_muted
 from vae_anomaly.preprocessing.tabular import ColumnState
 from vae_anomaly.report.model import (  # fmt: skip
     ColumnQuality,
     FlaggedRecord,
+    LatentMap,
     Muted,
     Neighbour,
     Precision,
@@ -42,6 +45,7 @@ SHOWN = 50
 CONTRIBUTIONS = 8
 KEPT_SCORES = 200_000
 COUNTED_IDS = 2_000_000
+MAPPED = 300  # normal records beside the flagged ones on a map
 
 
 class _Sampled(NamedTuple):
@@ -210,6 +214,7 @@ class BatchSummary:
         expected, low, high = false_alarms(parts)
         promise = threshold.promise
         held_out = self.detector.held_out or _assumed(self.detector)
+        records = self._records()
         return Report(
             monitor=monitor,
             batch_id=batch_id,
@@ -229,7 +234,7 @@ class BatchSummary:
             score_name=self.detector.score_part.kind,
             columns=tuple(map(self._column, self.detector.preprocessor.all_states, self._quality, held_out.cells)),
             histogram=ScoreHistogram.of(threshold.calibration.tolist(), self.scores.tolist()),
-            records=self._records(),
+            records=records,
             notes=(*notes, *self._notes()),
             extra_columns=tuple(extra_columns),
             provenance=dict(provenance),
@@ -238,7 +243,30 @@ class BatchSummary:
             muted=self.muted,
             precision=precision,
             discovery_rate=threshold.discovery_rate,
+            latent=self._latent([record.row_index for record in records]),
         )
+
+    def _latent(self, shown: Sequence[int]) -> LatentMap | None:
+        """The strangest records, in the order of the rows that are ``shown``, among normal ones in a plane that is
+        fitted to these."""
+        if self._strangest.top is None:
+            return None
+        records, (_, rows, *_) = self._strangest.top
+        flagged = records.take(np.array([rows.tolist().index(row) for row in shown]))
+        known = self.detector.reference.inputs
+        # evenly spread over the reference: its order is that of the files
+        some = torch.linspace(0, len(known) - 1, min(MAPPED, len(known))).round().long()
+        normal, odd = (
+            latent_means(self.detector, inputs).double().numpy()
+            for inputs in (known[some], self.detector.encode(flagged))
+        )
+        plane = projection(normal)
+        cloud, found = plane.points(normal), plane.points(odd)
+        low, high = cloud.min(0), cloud.max(0)
+        # with more than a width of the cloud on either side the frame would be about the farthest record alone
+        within = np.concatenate([cloud, np.clip(found, low - (high - low), high + (high - low))])
+        points = framed(np.concatenate([cloud, found]), within.min(0), within.max(0))
+        return LatentMap(tuple((x, y) for x, y in points.tolist()), tuple(range(len(cloud), len(points))), plane.axes)
 
     def _records(self) -> tuple[FlaggedRecord, ...]:
         """The strangest, those that are muted last."""
@@ -306,7 +334,7 @@ def flagged_records(detector: Detector, strangest: Strangest) -> tuple[FlaggedRe
         return ()
     records, (scores, rows, *_) = strangest.top
     decided = detector.decided(records, records.status, scores)
-    thresholds = np.array([part.value for part in detector.threshold.parts])
+    part = np.zeros(len(records), np.int64) if decided.part is None else decided.part
     explanations = explain(detector, records)
     changes = counterfactuals(detector, records, explanations)
     out = []
@@ -318,6 +346,7 @@ def flagged_records(detector: Detector, strangest: Strangest) -> tuple[FlaggedRe
             Neighbour(ids[at], distance, reference_values(detector, at, columns))
             for at, distance in explanation.neighbours
         )
+        threshold = detector.threshold.parts[part[i]]
         label = None if records.labels is None else ("anomalous" if records.labels[i] else "normal")
         out.append(
             FlaggedRecord(
@@ -331,7 +360,8 @@ def flagged_records(detector: Detector, strangest: Strangest) -> tuple[FlaggedRe
                 neighbours=neighbours,
                 picture=explanation.picture,
                 tokens=explanation.tokens,
-                threshold=float(thresholds[0 if decided.part is None else decided.part[i]]),
+                threshold=threshold.value,
+                calibration_records=len(threshold.measured),
                 counterfactual=changes[i],
             )
         )

@@ -10,7 +10,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from vae_anomaly.report import codec
 from vae_anomaly.report.formatting import count, p_value
@@ -99,7 +99,8 @@ class Counterfactual:
 class FlaggedRecord:
     """One flagged record: its largest contributions first, and ``rest_nats`` for all the others together; the
     ``picture`` of an image, the ``tokens`` of a line of text; the feedback that it is ``muted`` by, if any; the
-    ``threshold`` that decided on it and the change that would make it normal, where these were looked for."""
+    ``threshold`` that decided on it, set on so many ``calibration_records``, and the change that would make it
+    normal, where one was looked for."""
 
     row_index: int
     record_id: str
@@ -113,7 +114,13 @@ class FlaggedRecord:
     tokens: tuple[Token, ...] = ()
     muted: str = ""
     threshold: float | None = None
+    calibration_records: int | None = None
     counterfactual: Counterfactual | None = None
+
+    @property
+    def kind(self) -> Literal["column", "region", "token"]:
+        """What a part of the record is that may be changed."""
+        return "region" if self.picture else "token" if self.tokens else "column"
 
     @property
     def surprising(self) -> tuple[int, ...]:
@@ -163,6 +170,24 @@ class Precision:
             missed = self.anomalies_in_all - self.anomalies
             said.append(f"{missed:,} confirmed {'anomaly was' if missed == 1 else 'anomalies were'} not flagged.")
         return " ".join(said)
+
+
+@dataclass(frozen=True)
+class LatentMap:
+    """Records in a plane of their detector's latent space: ``points`` from 0 to 1000, to the right and down, which of
+    them are ``flagged``, and what the two ``axes`` are."""
+
+    points: tuple[tuple[int, int], ...]
+    flagged: tuple[int, ...]
+    axes: tuple[str, str]
+
+    @property
+    def paths(self) -> tuple[str, str]:
+        """Those that are not flagged and those that are, as SVG paths of dots."""
+        flagged = set(self.flagged)
+        kinds = ([p for i, p in enumerate(self.points) if (i in flagged) == kind] for kind in (False, True))
+        usual, odd = ("".join(f"M{x:d} {y:d}h0" for x, y in kind) for kind in kinds)
+        return usual, odd
 
 
 @dataclass(frozen=True)
@@ -269,6 +294,7 @@ class Report:
     discovery_rate : share of false alarms among the flagged that is kept on average, if that is the promise. Then the
         threshold is this batch's, NaN where it flags nothing; ``alpha`` is what it comes to, and what is said of the
         number of false alarms is an upper bound.
+    latent : where ``records`` lie among normal ones: its flagged points are they, in their order.
     """
 
     monitor: str
@@ -299,6 +325,7 @@ class Report:
     muted: tuple[Muted, ...] = ()
     precision: Precision | None = None
     discovery_rate: float | None = None
+    latent: LatentMap | None = None
 
     @property
     def drifted(self) -> bool:
