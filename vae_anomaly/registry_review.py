@@ -21,11 +21,12 @@ from vae_anomaly.decisions import REVIEW_JSON, Decision, record, utc
 from vae_anomaly.detector import Detector, schema_changes
 from vae_anomaly.errors import ArtifactError
 from vae_anomaly.fitting import Recipe, split
-from vae_anomaly.latent import active, latent_means, plane, units
+from vae_anomaly.latent import active, framed, latent_means, plane, units
 from vae_anomaly.metrics import corruption_recall, weak
 from vae_anomaly.replay import alerts_of, rank_correlation
 from vae_anomaly.report.card import to_card
-from vae_anomaly.report.review import Gate, LatentMap, Measure, OnFeedback, Replay, Review, Served, to_html
+from vae_anomaly.report.model import LatentMap
+from vae_anomaly.report.review import Gate, Measure, OnFeedback, Replay, Review, Served, to_html
 from vae_anomaly.tracking import REGISTERED_BY, Resolved, Tracker
 
 __all__ = ["Evidence", "Gate", "Review", "evaluate_gates", "review"]
@@ -33,7 +34,6 @@ __all__ = ["Evidence", "Gate", "Review", "evaluate_gates", "review"]
 CHANCE = 0.999
 REVIEW_HTML, CARD = "review.html", "card.md"
 MAPPED = 400  # records of a latent map
-SIDE = 1000  # of a latent map, in its units
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,8 @@ def _latent_map(means: np.ndarray, flagged: np.ndarray) -> LatentMap:
     """The first records, and as many flagged ones, in the plane of the first principal components."""
     shown = np.unique(np.r_[np.arange(len(means))[:MAPPED], np.flatnonzero(flagged)[:MAPPED]])
     found = plane(means, "pca")
-    low, high = found.points.min(0), found.points.max(0)
-    places = np.rint(SIDE * (found.points - low) / np.maximum(high - low, 1e-12)).astype(int)[shown].tolist()
-    points = tuple((x, SIDE - y) for x, y in places)
-    return LatentMap(points, tuple(np.flatnonzero(flagged[shown]).tolist()), found.axes)
+    points = framed(found.points, found.points.min(0), found.points.max(0))[shown]
+    return LatentMap(tuple(map(tuple, points.tolist())), tuple(np.flatnonzero(flagged[shown]).tolist()), found.axes)
 
 
 def evaluate_gates(

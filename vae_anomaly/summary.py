@@ -10,16 +10,29 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
 from vae_anomaly.batch import Detections, Records, concatenate
 from vae_anomaly.detector import Detector, HeldOut
 from vae_anomaly.drift import DISTANCE, RATE, SAMPLE, spread
-from vae_anomaly.explain import column_shifts, compared, explain, reference_values, score_shift, shortened
+from vae_anomaly.explain import (
+    Explanation,
+    column_shifts,
+    compared,
+    counterfactuals,
+    explain,
+    reference_values,
+    score_shift,
+    shortened,
+)
+from vae_anomaly.latent import framed, latent_means, projection
 from vae_anomaly.muting import LOOKED_AT, Muting, most_muted
 from vae_anomaly.preprocessing.tabular import ColumnState
 from vae_anomaly.report.model import (  # fmt: skip
     ColumnQuality,
+    Counterfactual,
     FlaggedRecord,
+    LatentMap,
     Muted,
     Neighbour,
     Precision,
@@ -34,6 +47,7 @@ SHOWN = 50
 CONTRIBUTIONS = 8
 KEPT_SCORES = 200_000
 COUNTED_IDS = 2_000_000
+MAPPED = 300  # normal records beside the flagged ones on a map
 
 
 class _Sampled(NamedTuple):
@@ -221,6 +235,7 @@ class BatchSummary:
         promise = threshold.promise
         held_out = self.detector.held_out or _assumed(self.detector)
         value = threshold.value if math.isfinite(threshold.value) and not several else math.nan
+        records = self._records()
         return Report(
             monitor=monitor,
             batch_id=batch_id,
@@ -243,7 +258,7 @@ class BatchSummary:
             histogram=ScoreHistogram.of(
                 [] if several else threshold.calibration.tolist(), self.scores.tolist(), reach=value
             ),
-            records=self._records(),
+            records=records,
             notes=(*notes, *self._notes()),
             extra_columns=tuple(extra_columns),
             provenance=dict(provenance),
@@ -254,7 +269,30 @@ class BatchSummary:
             discovery_rate=threshold.discovery_rate,
             detectors=len(self.detector.detectors),
             extrapolated=threshold.tail is not None,
+            latent=self._latent([record.row_index for record in records]),
         )
+
+    def _latent(self, shown: Sequence[int]) -> LatentMap | None:
+        """The strangest records, in the order of the rows that are ``shown``, among normal ones in a plane that is
+        fitted to these."""
+        if self._strangest.top is None:
+            return None
+        records, (_, rows, *_) = self._strangest.top
+        flagged = records.take(np.array([rows.tolist().index(row) for row in shown]))
+        known = self.detector.reference.inputs
+        # evenly spread over the reference: its order is that of the files
+        some = torch.linspace(0, len(known) - 1, min(MAPPED, len(known))).round().long()
+        normal, odd = (
+            latent_means(self.detector, inputs).double().numpy()
+            for inputs in (known[some], self.detector.encode(flagged))
+        )
+        plane = projection(normal)
+        cloud, found = plane.points(normal), plane.points(odd)
+        low, high = cloud.min(0), cloud.max(0)
+        # with more than a width of the cloud on either side the frame would be about the farthest record alone
+        within = np.concatenate([cloud, np.clip(found, low - (high - low), high + (high - low))])
+        points = framed(np.concatenate([cloud, found]), within.min(0), within.max(0))
+        return LatentMap(tuple((x, y) for x, y in points.tolist()), tuple(range(len(cloud), len(points))), plane.axes)
 
     def _records(self) -> tuple[FlaggedRecord, ...]:
         """The strangest, those that are muted last."""
@@ -322,21 +360,24 @@ def flagged_records(detector: Detector, strangest: Strangest) -> tuple[FlaggedRe
         return ()
     records, (scores, rows, *_) = strangest.top
     found = detector.decided(records, records.status, scores)
-    routes = zip(detector.detectors, detector.routed(records), strict=True)
+    part = np.zeros(len(records), np.int64) if found.part is None else found.part
     # each by the detector that scored it
-    explained = {
-        i: (own, explanation)
-        for own, mine in routes
-        for i, explanation in zip(mine.tolist(), explain(own, records.take(mine)), strict=True)
-    }
+    explained: dict[int, tuple[Detector, Explanation, Counterfactual | None]] = {}
+    for own, mine in zip(detector.detectors, detector.routed(records), strict=True):
+        routed = records.take(mine)
+        explanations = explain(own, routed)
+        changes = counterfactuals(own, routed, explanations)
+        for i, explanation, change in zip(mine.tolist(), explanations, changes, strict=True):
+            explained[i] = own, explanation, change
     out = []
-    for i, (own, explanation) in sorted(explained.items()):
+    for i, (own, explanation, change) in sorted(explained.items()):
         shown = explanation.reasons[:CONTRIBUTIONS]
         columns = [reason.column for reason in shown]
         ids = own.reference.record_ids
         neighbours = tuple(
             Neighbour(ids[at], distance, reference_values(own, at, columns)) for at, distance in explanation.neighbours
         )
+        threshold = detector.decider.parts[part[i]]
         label = None if records.labels is None else ("anomalous" if records.labels[i] else "normal")
         out.append(
             FlaggedRecord(
@@ -350,7 +391,10 @@ def flagged_records(detector: Detector, strangest: Strangest) -> tuple[FlaggedRe
                 neighbours=neighbours,
                 picture=explanation.picture,
                 tokens=explanation.tokens,
-                detector=detector.names[found.part[i]] if detector.segments and found.part is not None else "",
+                detector=detector.names[part[i]] if detector.segments else "",
+                threshold=threshold.value,
+                calibration_records=len(threshold.measured),
+                counterfactual=change,
             )
         )
     return tuple(out)

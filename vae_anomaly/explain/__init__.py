@@ -12,14 +12,17 @@ from typing import NamedTuple
 from vae_anomaly.batch import Records
 from vae_anomaly.detector import Detector
 from vae_anomaly.explain import image, tabular, text
+from vae_anomaly.explain.counterfactual import MOST, Parts, smallest_changes
 from vae_anomaly.explain.shared import Explanation, latent_shares, shortened
 from vae_anomaly.explain.shifts import column_shifts, compared, score_shift
+from vae_anomaly.report.model import Counterfactual
 from vae_anomaly.training import limited_threads
 
 __all__ = [
     "Explanation",
     "column_shifts",
     "compared",
+    "counterfactuals",
     "explain",
     "latent_shares",
     "reference_values",
@@ -29,14 +32,16 @@ __all__ = [
 
 
 class Explainer(NamedTuple):
-    """How scorable records are explained, and what a reference record's values in some columns are."""
+    """How scorable records are explained, what a reference record's values in some columns are, and which parts of
+    explained records can be replaced."""
 
     explain: Callable[[Detector, Records], list[Explanation]]
     reference_values: Callable[[Detector, int, Sequence[str]], tuple[str, ...]]
+    parts: Callable[[Detector, Records, Sequence[Explanation]], Parts] | None = None
 
 
 EXPLAINERS: dict[str, Explainer] = {
-    "table": Explainer(tabular.explain, tabular.reference_values),
+    "table": Explainer(tabular.explain, tabular.reference_values, tabular.Columns),
     "image": Explainer(image.explain, image.reference_values),
     "text": Explainer(text.explain, text.reference_values),
 }
@@ -49,6 +54,23 @@ def explain(detector: Detector, records: Records) -> list[Explanation]:
     # one thread, as in scoring: the bits of a report must not depend on the machine's number of processors
     with limited_threads(1):
         return EXPLAINERS[detector.preprocessor.layout.modality].explain(detector, records)
+
+
+def counterfactuals(
+    detector: Detector, records: Records, explanations: Sequence[Explanation]
+) -> list[Counterfactual | None]:
+    """The smallest change found that makes each of flagged ``records`` normal; None where none is looked for."""
+    parts_of = EXPLAINERS[detector.preprocessor.layout.modality].parts
+    if parts_of is None or not len(records):
+        return [None] * len(records)
+    with limited_threads(1):
+        parts = parts_of(detector, records, explanations)
+        return [
+            Counterfactual((), None, MOST)
+            if change is None
+            else Counterfactual(parts.replacements(row, change.parts, change.changed), change.score, MOST)
+            for row, change in enumerate(smallest_changes(detector, parts))
+        ]
 
 
 def reference_values(detector: Detector, row: int, columns: Sequence[str]) -> tuple[str, ...]:

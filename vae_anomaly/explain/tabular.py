@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from vae_anomaly.batch import Records
@@ -20,8 +25,15 @@ from vae_anomaly.explain.shared import (
     paired,
     strongest,
 )
-from vae_anomaly.preprocessing.tabular import DAY, ColumnState, TabularPreprocessor, decode_number
-from vae_anomaly.report.model import COMBINATION, Contribution
+from vae_anomaly.preprocessing.tabular import (
+    DAY,
+    ColumnState,
+    TabularPreprocessor,
+    decode_minutes,
+    decode_number,
+    decode_numbers,
+)
+from vae_anomaly.report.model import COMBINATION, Contribution, Replacement
 from vae_anomaly.vae import Evaluation, Inputs
 
 
@@ -139,3 +151,150 @@ def reference_values(detector: Detector, row: int, columns: Sequence[str]) -> tu
         out[state.column] = display_inputs(state, inputs.x[row, part].numpy(), observed)
         at += state.size
     return tuple(out.get(c, "") for c in columns)
+
+
+# ---------------------------------------------------------------- what would make a record normal
+
+ROUNDS = 2  # of a reconstruction of the changed record, after the one that does not see what is replaced
+WEEK = 7 * 1440  # minutes
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of flagged ``records`` as parts that can be replaced; see :mod:`vae_anomaly.explain.counterfactual`.
+
+    There are two kinds of replacement for a set of columns: what the model expects given the other columns (the mean,
+    or the likeliest value, of a reconstruction that does not see them, and is then repeated with what it gave), and the
+    values of the nearest normal record. Both are values that a file can hold: within the range of training, counts as
+    integers, categories that training knew, times nearest to the one found. The context, and the column that chooses
+    the threshold, stay as they are, and so does a missing time, of which nobody knows the date. A cell is made missing
+    only where that is the rule in training.
+    """
+
+    detector: Detector
+    records: Records
+    explanations: Sequence[Explanation]
+
+    @property
+    def states(self) -> tuple[ColumnState, ...]:
+        """The columns."""
+        return _table(self.detector).states
+
+    @property
+    def count(self) -> int:
+        """Their number."""
+        return len(self.states)
+
+    @property
+    def order(self) -> list[list[int]]:
+        """The columns of each record that may change, the one that adds most to its score first."""
+        by = self.detector.threshold.options.get("by")
+        place = {state.column: i for i, state in enumerate(self.states) if state.column != by}
+        return [[place[r.column] for r in e.reasons if r.column in place] for e in self.explanations]
+
+    @cached_property
+    def _found(self) -> Inputs:
+        return self.detector.encode(self.records)
+
+    def donors(self, rows: np.ndarray, chosen: np.ndarray) -> list[Records]:
+        """What the model expects, and what the nearest normal record has."""
+        return [self._expected(rows, chosen), self._of_nearest(rows, chosen)]
+
+    def _expected(self, rows: np.ndarray, chosen: np.ndarray) -> Records:
+        inputs = self._found[torch.from_numpy(rows)]
+        unseen = torch.from_numpy(1.0 - np.repeat(chosen, [s.size for s in self.states], axis=1)).float()
+        observed = unseen if inputs.observed is None else inputs.observed * unseen
+        changed = self._changed_to(rows, chosen, replace(inputs, x=inputs.x * unseen, observed=observed))
+        for _ in range(ROUNDS):
+            changed = self._changed_to(rows, chosen, self.detector.encode(changed))
+        return changed
+
+    def _changed_to(self, rows: np.ndarray, chosen: np.ndarray, seen: Inputs) -> Records:
+        """The records ``rows`` with what is expected of the records ``seen`` in the ``chosen`` columns."""
+        return self._with(rows, chosen, _mean(self.detector, seen, lambda e: e.expected()), None)
+
+    def _of_nearest(self, rows: np.ndarray, chosen: np.ndarray) -> Records:
+        near = torch.tensor([e.neighbours[0][0] for e in self.explanations])[torch.from_numpy(rows)]
+        normal = self.detector.reference.inputs[near]
+        return self._with(rows, chosen, normal.x.numpy(), None if normal.observed is None else normal.observed.numpy())
+
+    def _with(self, rows: np.ndarray, chosen: np.ndarray, x: np.ndarray, observed: np.ndarray | None) -> Records:
+        """The records ``rows`` with the values of features ``x`` (N, F) in the ``chosen`` columns (N, P)."""
+        records, found, at = self.records.take(rows), self._found.x.numpy()[rows], 0
+        values = dict(records.values)
+        for i, state in enumerate(self.states):
+            part, own = slice(at, at + state.size), records.values[state.column]
+            there = np.ones(len(rows), bool) if observed is None else observed[:, at] > 0
+            normal, known = _normal(state, x[:, part].astype(np.float64), found[:, part].astype(np.float64), own)
+            values[state.column] = _where(chosen[:, i] & there & known, normal, own)
+            if state.present_nats:
+                values[state.column] = _where(chosen[:, i] & ~there, _nothing(own), values[state.column])
+            at += state.size
+        return replace(records, values=values)
+
+    def changed(self, rows: np.ndarray, chosen: np.ndarray, donors: Records, at: np.ndarray) -> Records:
+        """The records ``rows`` with the ``chosen`` columns of ``donors``."""
+        records, others = self.records.take(rows), donors.take(at)
+        values: dict[str, Any] = dict(records.values)
+        for i, state in enumerate(self.states):
+            values[state.column] = _where(chosen[:, i], others.values[state.column], values[state.column])
+        return replace(records, values=values)
+
+    def replacements(self, row: int, parts: Sequence[int], changed: Records) -> tuple[Replacement, ...]:
+        """Both values of each column as an analyst reads them; a number is shown as it was scored."""
+        before = self.records.take(np.array([row]))
+        return tuple(_replacement(self.states[i], before, changed) for i in parts)
+
+
+def _where(mask: np.ndarray, values: np.ndarray | pa.Array, others: np.ndarray | pa.Array) -> np.ndarray | pa.Array:
+    if isinstance(others, pa.Array):
+        return pc.if_else(pa.array(mask), values, others)
+    return np.where(mask, values, others)
+
+
+def _nothing(like: np.ndarray | pa.Array) -> np.ndarray | pa.Array:
+    """As many missing cells as ``like`` has cells."""
+    if isinstance(like, pa.Array):
+        return pa.nulls(len(like), like.type)
+    return np.full(len(like), np.datetime64("NaT") if like.dtype.kind == "M" else np.nan, like.dtype)
+
+
+def _normal(
+    state: ColumnState, x: np.ndarray, found: np.ndarray, own: np.ndarray | pa.Array
+) -> tuple[np.ndarray | pa.Array, np.ndarray]:
+    """The values (N,) of features ``x`` (N, size) as a file holds them, in place of ``own`` (N,), whose features are
+    ``found``; and where (N,) there is one."""
+    known: np.ndarray = np.ones(len(x), bool)
+    if state.kind == "category":
+        return pa.array(np.array(state.categories, dtype=object)[x.argmax(1)], pa.string()), np.asarray(x.any(1))
+    if state.kind == "timestamp":
+        assert isinstance(own, np.ndarray)
+        known &= ~np.isnat(own)
+        later = (decode_minutes(state, x) - decode_minutes(state, found) + WEEK // 2) % WEEK - WEEK // 2
+        return own.astype("datetime64[m]").astype(own.dtype) + later.astype("timedelta64[m]"), known
+    if state.kind == "boolean":
+        return (x[:, 0] >= 0.5).astype(float), known
+    assert state.low is not None and state.high is not None
+    if state.kind == "binary":
+        return np.where(x[:, 0] >= 0.5, state.high, state.low), known
+    values = decode_numbers(state, x[:, 0]).clip(state.low, state.high)
+    return np.array([float(_digits(state, value)) for value in values.tolist()]), known
+
+
+def _digits(state: ColumnState, value: float) -> str:
+    """A number to a hundredth of the column's scale, four significant digits on a logarithmic one; counts in full."""
+    if not state.integral and state.unit:
+        value = float(f"{value:.4g}")
+    elif state.scale:
+        value = float(round(value, 0 if state.integral else 2 - math.floor(math.log10(state.scale[0]))))
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.12g}"
+
+
+def _replacement(state: ColumnState, before: Records, changed: Records) -> Replacement:
+    """Of the only records of both; a number is shown in as many digits as tell it apart."""
+    found, normal = display(state, before)[0], display(state, changed)[0]
+    if state.kind == "number" and normal:
+        normal = _digits(state, float(changed.values[state.column][0]))
+        if found == normal:
+            found = f"{float(before.values[state.column][0]):.12g}"
+    return Replacement(state.column, found, normal)

@@ -26,6 +26,7 @@ from vae_anomaly.vae import VAE, Inputs
 
 Method = Literal["auto", "latent", "pca", "umap"]
 UMAP_NEIGHBOURS = 15
+SIDE = 1000  # of a latent map in a report, in its units
 
 
 class Colour(NamedTuple):
@@ -129,26 +130,60 @@ def plane(mean: np.ndarray, method: Method = "auto", *, seed: int = 0) -> Plane:
         raise ConfigError(f"method must be one of {known}. Got {method!r}.{suggestion(str(method), known)}")
     if method == "umap":
         return Plane(_umap(mean, seed), ("UMAP 1", "UMAP 2"))
-    if method == "pca" or (method == "auto" and mean.shape[1] > 2):
+    found = projection(mean, method)
+    return Plane(found.points(mean), found.axes)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The plane through ``centre`` (K,) along ``directions`` (K, 2), which is the same for whatever is looked at."""
+
+    centre: np.ndarray
+    directions: np.ndarray
+    axes: tuple[str, str]
+
+    def points(self, mean: np.ndarray) -> np.ndarray:
+        """(B, 2) of posterior means (B, K)."""
+        there: np.ndarray = (mean - self.centre) @ self.directions
+        return there
+
+
+def projection(mean: np.ndarray, method: Literal["auto", "latent", "pca"] = "auto") -> Projection:
+    """The plane of :func:`plane` that is fitted to posterior means ``mean`` (B, K)."""
+    size = mean.shape[1]
+    if method == "pca" or (method == "auto" and size > 2):
         return _principal(mean)
-    chosen = np.sort(np.argsort(-mean.var(0), kind="stable")[:2]) if len(mean) else np.arange(mean.shape[1])[:2]
-    if len(chosen) == 1:
-        return Plane(np.column_stack([mean, np.zeros(len(mean))]), ("latent mean 1", ""))
-    return Plane(mean[:, chosen], (f"latent mean {chosen[0] + 1}", f"latent mean {chosen[1] + 1}"))
+    chosen = np.sort(np.argsort(-mean.var(0), kind="stable")[:2]) if len(mean) else np.arange(size)[:2]
+    names = [f"latent mean {i + 1}" for i in chosen]
+    return Projection(np.zeros(size, mean.dtype), _two(np.eye(size, dtype=mean.dtype)[chosen]), (*names, "")[:2])  # type: ignore[arg-type]
 
 
-def _principal(points: np.ndarray) -> Plane:
-    if points.shape[1] == 1:
-        points = np.column_stack([points, np.zeros(len(points))])
-    centred = points - points.mean(0)
-    _, scale, directions = np.linalg.svd(centred, full_matrices=False)
+def _principal(points: np.ndarray) -> Projection:
+    centre = points.mean(0)
+    _, scale, directions = np.linalg.svd(points - centre, full_matrices=False)
     share = np.zeros(2)
-    share[: len(scale)] = (scale**2 / max(float((scale**2).sum()), 1e-300))[:2]
-    # one record alone has one direction
-    there = np.zeros((len(points), 2))
-    there[:, : len(directions[:2])] = centred @ directions[:2].T
+    share[: len(scale[:2])] = (scale**2 / max(float((scale**2).sum()), 1e-300))[:2]
+    # of the two directions of an axis the one whose largest entry is positive, whatever the library took
+    directions = _two(directions[:2])
+    largest = np.take_along_axis(directions, np.abs(directions).argmax(0)[None], 0)
     names = [f"principal component {i + 1} ({100 * share[i]:.3g} % of the variance)" for i in (0, 1)]
-    return Plane(there, (names[0], names[1]))
+    return Projection(centre, np.where(largest < 0, -directions, directions), (names[0], names[1]))
+
+
+def _two(directions: np.ndarray) -> np.ndarray:
+    """(K, 2) of up to two ``directions``, by rows; those that are lacking are 0."""
+    both = np.zeros((directions.shape[1], 2), directions.dtype)
+    both[:, : len(directions)] = directions.T
+    return both
+
+
+def framed(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """(B, 2) integers from 0 to ``SIDE``, to the right and down, of ``points`` (B, 2) in the frame from ``low`` to
+    ``high`` (2,); what lies beyond it is at its edge, and where it has no width in its middle."""
+    width = high - low
+    share = np.where(width > 0, (points - low) / np.where(width > 0, width, 1.0), 0.5).clip(0.0, 1.0)
+    places: np.ndarray = np.rint(SIDE * np.column_stack([share[:, 0], 1.0 - share[:, 1]])).astype(int)
+    return places
 
 
 def _umap(mean: np.ndarray, seed: int) -> np.ndarray:

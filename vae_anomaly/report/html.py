@@ -4,9 +4,10 @@ This module works out what the template shows (bars, axes, words); the template 
 attribute, a style or a script, so whatever a record holds, the page has the same elements. The one exception is the
 picture of an image: what stands in its ``src`` is base64 that this module wrote, of bytes that begin as a PNG.
 
-The bound: 50 records x (8 contributions x (60 + 3 x 48) characters, 3 neighbours x 8 x 28), 200 columns x (60 + 120); a
-character is at most 5 bytes once escaped. A record of an image or of a line shows 4 contributions instead, so that its
-pictures and tokens, 400 kB for the whole page, add less than that. The worst case, 1.9 MB, is a test.
+The bound: 50 records x (8 contributions x (60 + 3 x 48) characters, 3 neighbours x 8 x 28, 3 changed parts x 3 x 28),
+200 columns x (60 + 120); a character is at most 5 bytes once escaped. A record of an image or of a line shows 4
+contributions instead, so that its pictures and tokens, 290 kB for the whole page, add less than that. The worst case,
+1.9 MB, is a test.
 """
 
 from __future__ import annotations
@@ -25,13 +26,23 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from vae_anomaly.report import formatting
 from vae_anomaly.report.formatting import text
 from vae_anomaly.report.groups import group_id, in_words
-from vae_anomaly.report.model import COMBINATION, MAX_PNG, SCORE, FlaggedRecord, Picture, Report, ScoreHistogram
+from vae_anomaly.report.model import (
+    COMBINATION,
+    MAX_PNG,
+    SCORE,
+    FlaggedRecord,
+    LatentMap,
+    Picture,
+    Report,
+    ScoreHistogram,
+)
 
 _MAX_RECORDS, _MAX_PARTS, _MAX_NEIGHBOURS, _MAX_COLUMNS, _MAX_LINES, _OPEN_CARDS, _OPEN_SHIFTS = 50, 8, 3, 200, 30, 3, 8
-_MAX_PARTS_BESIDE, _MAX_SHOWN = 4, 400_000  # beside a picture or a line; bytes of pictures and lines on the page
+_MAX_PARTS_BESIDE, _MAX_SHOWN = 4, 290_000  # beside a picture or a line; bytes of pictures and lines on the page
 _MAX_SIDE, _DRAWN = 1024, 168  # pixels on the longer side of a PNG, and of a picture on the page
 _PNG_HEAD, _SMALL = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", f"{MAX_PNG // 1000} kB"
 _MAX_TOKENS, _MAX_TOKEN, _MAX_NOTED, _TOKEN_BYTES = 200, 40, 4, 96
+_MAX_CHANGED, _MAX_CLOUD, _SIDE = 3, 400, 1000  # parts of a change; points of the map, and its size
 _SHADES = (1, 2, 3, 4, 6, 8, 12)  # nats at which a token's shade changes
 _SHARES = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -104,6 +115,7 @@ def _view(report: Report) -> dict[str, Any]:
         "advice": advice,
         "strip": _strip(report),
         "chart": _chart(report),
+        "map": _map(report.latent) if report.latent and report.records else None,
         "cards": list(_cards(report)),
         "score": SCORE,
         "muted": report.muted[:_MAX_LINES],
@@ -207,6 +219,30 @@ def _y_ticks(top: float) -> list[tuple[str, str]]:
     return ticks
 
 
+# ---- the map of the latent space -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Map:
+    """Dots of normal records, as a path in a box of 1000 x 1000, and each flagged record's number and place, the
+    strangest last, so that it is drawn on top; whether one of them is at the edge."""
+
+    normal: int
+    cloud: str
+    numbered: list[tuple[int, int, int]]
+    at_edge: bool
+
+
+def _map(latent: LatentMap) -> _Map:
+    places = [(min(max(x, 0), _SIDE), min(max(y, 0), _SIDE)) for x, y in latent.points]
+    flagged = set(latent.flagged)
+    cloud = [place for i, place in enumerate(places) if i not in flagged][:_MAX_CLOUD]
+    ranked = enumerate(latent.flagged[:_MAX_RECORDS], start=1)
+    numbered = [(rank, *places[i]) for rank, i in ranked if 0 <= i < len(places)]
+    at_edge = any({x, y} & {0, _SIDE} for _, x, y in numbered)
+    return _Map(len(cloud), "".join(f"M{x:d} {y:d}h0" for x, y in cloud), numbered[::-1], at_edge)
+
+
 # ---- one flagged record --------------------------------------------------------------------------------------------
 
 
@@ -243,6 +279,8 @@ def _card(report: Report, rank: int, record: FlaggedRecord) -> dict[str, Any]:
         "why": list(dict.fromkeys(record.tokens[i].text for i in record.surprising)),
         "far": _far(report, record),
         "rarity": _rarity(report, record),
+        "change": record.counterfactual,
+        "changed": record.counterfactual.replacements[:_MAX_CHANGED] if record.counterfactual else (),
         "parts": list(zip(parts, drawn, strict=True)),
         "rest": rest if table or abs(rest) > 1e-6 * max(1.0, abs(record.score)) else None,
         "rest_bar": rest_bar,
@@ -342,17 +380,16 @@ def _decimals(values: Sequence[float]) -> int:
 def _far(report: Report, record: FlaggedRecord) -> str:
     """How far beyond the threshold, measured by the distance from the usual score to the threshold."""
     middle = report.histogram.calibration_median()
-    spread = report.threshold_value - middle if middle is not None else 0.0
+    threshold = report.threshold_value if record.threshold is None else record.threshold
+    spread = threshold - middle if middle is not None else 0.0
     if not spread > 0:  # nor where there are several detectors
         return "beyond the threshold"
-    excess = (record.score - report.threshold_value) / spread
+    excess = (record.score - threshold) / spread
     return f"{'far' if excess >= 1 else 'clearly' if excess >= 0.25 else 'just'} beyond the threshold"
 
 
 def _rarity(report: Report, record: FlaggedRecord) -> str:
-    n = report.calibration_records
-    if report.detectors > 1:  # each with calibration records of its own
-        return ""
+    n = report.calibration_records if record.calibration_records is None else record.calibration_records
     beaten = round(n + 1 - record.p_value * (n + 1)) if math.isfinite(record.p_value) else 0
     if report.extrapolated or not 0 < beaten <= n:  # the p-value of what is flagged is no place among them
         return ""

@@ -18,11 +18,12 @@ from vae_anomaly.report.model import (
     IncidentNotice,
     Others,
     QuarantineNotice,
+    Replacement,
     Report,
     Shift,
 )
 
-_MAX_RECORDS, _MAX_LINES, _MAX_TOKENS = 10, 20, 64
+_MAX_RECORDS, _MAX_LINES, _MAX_TOKENS, _MAX_CHANGED = 10, 20, 64, 3
 _SPECIAL = re.compile(r"([\\`*_\[\]|~!{}#]|[<>&:](?=\S)|(?<=[^\W\d])\.(?=\w))")  # figures stay readable unrendered
 
 
@@ -112,7 +113,27 @@ def _record(record: FlaggedRecord, unit: str) -> str:
     label += f", detector of {code(record.detector, 40)}" if record.detector else ""
     why = "; ".join(_contribution(c, record) for c in record.contributions[:3])
     head = f"{code(record.record_id)}{label}: score {number(record.score)} {sentence(unit)}".rstrip()
-    return f"{head}, p {p_value(record.p_value, relation=True)}{f'. {why}' if why else ''}{_shown(record)}"
+    said = f"{head}, p {p_value(record.p_value, relation=True)}{f'. {why}' if why else ''}"
+    return said + _shown(record) + _change(record)
+
+
+def _change(record: FlaggedRecord) -> str:
+    """What would make it normal, in a sentence."""
+    change = record.counterfactual
+    if change is None:
+        return ""
+    if not change.replacements:
+        return f". No change of up to {change.most:,} {record.kind}s makes it normal"
+    parts = " and ".join(_replaced(one, record) for one in change.replacements[:_MAX_CHANGED])
+    limit = f", threshold {number(record.threshold)}" if record.threshold is not None else ""
+    return f". {parts} would make it normal (score {number(change.score)}{limit})"
+
+
+def _replaced(one: Replacement, record: FlaggedRecord) -> str:
+    if record.kind == "region":
+        return f"{code(one.part, 60)} as expected"
+    values = " → ".join(code(value, 60) if value else "missing" for value in (one.found, one.normal))
+    return values if record.kind == "token" else f"{code(one.part, 60)} {values}"
 
 
 def _shown(record: FlaggedRecord) -> str:

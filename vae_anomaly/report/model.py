@@ -10,7 +10,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from vae_anomaly.report import codec
 from vae_anomaly.report.formatting import count, p_value
@@ -74,10 +74,33 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Replacement:
+    """A part of a record (a column, a token of a line, a region of an image) whose value ``found`` is replaced by a
+    ``normal`` one; a missing cell is the empty string, and so are both of a region."""
+
+    part: str
+    found: str
+    normal: str
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """A small change that makes a flagged record normal, and the ``score`` that the detector gave the changed record.
+
+    No proper subset of the ``replacements`` does. Where there are none, no change of up to ``most`` parts was found.
+    """
+
+    replacements: tuple[Replacement, ...]
+    score: float | None
+    most: int
+
+
+@dataclass(frozen=True)
 class FlaggedRecord:
     """One flagged record: its largest contributions first, and ``rest_nats`` for all the others together; the
     ``picture`` of an image, the ``tokens`` of a line of text; the feedback that it is ``muted`` by, if any; the segment
-    whose ``detector`` scored it, empty for that of all."""
+    whose ``detector`` scored it, empty for that of all; the ``threshold`` that decided on it, set on so many
+    ``calibration_records``, and the change that would make it normal, where one was looked for."""
 
     row_index: int
     record_id: str
@@ -91,6 +114,14 @@ class FlaggedRecord:
     tokens: tuple[Token, ...] = ()
     muted: str = ""
     detector: str = ""
+    threshold: float | None = None
+    calibration_records: int | None = None
+    counterfactual: Counterfactual | None = None
+
+    @property
+    def kind(self) -> Literal["column", "region", "token"]:
+        """What a part of the record is that may be changed."""
+        return "region" if self.picture else "token" if self.tokens else "column"
 
     @property
     def surprising(self) -> tuple[int, ...]:
@@ -140,6 +171,24 @@ class Precision:
             missed = self.anomalies_in_all - self.anomalies
             said.append(f"{missed:,} confirmed {'anomaly was' if missed == 1 else 'anomalies were'} not flagged.")
         return " ".join(said)
+
+
+@dataclass(frozen=True)
+class LatentMap:
+    """Records in a plane of their detector's latent space: ``points`` from 0 to 1000, to the right and down, which of
+    them are ``flagged``, and what the two ``axes`` are."""
+
+    points: tuple[tuple[int, int], ...]
+    flagged: tuple[int, ...]
+    axes: tuple[str, str]
+
+    @property
+    def paths(self) -> tuple[str, str]:
+        """Those that are not flagged and those that are, as SVG paths of dots."""
+        flagged = set(self.flagged)
+        kinds = ([p for i, p in enumerate(self.points) if (i in flagged) == kind] for kind in (False, True))
+        usual, odd = ("".join(f"M{x:d} {y:d}h0" for x, y in kind) for kind in kinds)
+        return usual, odd
 
 
 @dataclass(frozen=True)
@@ -252,6 +301,7 @@ class Report:
     detectors : how many there are. Of several each has a threshold and a scale of scores: none of them is shown.
     extrapolated : the threshold lies beyond what the calibration records hold, and so does all that is said of its
         false alarms.
+    latent : where ``records`` lie among normal ones: its flagged points are they, in their order.
     """
 
     monitor: str
@@ -284,6 +334,7 @@ class Report:
     discovery_rate: float | None = None
     detectors: int = 1
     extrapolated: bool = False
+    latent: LatentMap | None = None
 
     @property
     def drifted(self) -> bool:

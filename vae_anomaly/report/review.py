@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vae_anomaly.report import codec, formatting
-from vae_anomaly.report.model import COMBINATION, FlaggedRecord
+from vae_anomaly.report.model import COMBINATION, FlaggedRecord, LatentMap
 
 MAX_COLUMNS, MAX_BATCHES, MAX_REASONS = 200, 50, 4
 
@@ -61,24 +61,6 @@ class Measure:
     def texts(self) -> tuple[str, str]:
         """Both as a reader sees them."""
         return tuple("" if v is None else shown(v, self.unit) for v in (self.candidate, self.champion))  # type: ignore[return-value]
-
-
-@dataclass(frozen=True)
-class LatentMap:
-    """Validation records in a plane of their detector's latent space: ``points`` from 0 to 1000, to the right and down,
-    which of them are ``flagged``, and what the two ``axes`` are."""
-
-    points: tuple[tuple[int, int], ...]
-    flagged: tuple[int, ...]
-    axes: tuple[str, str]
-
-    @property
-    def paths(self) -> tuple[str, str]:
-        """Those that are not flagged and those that are, as SVG paths of dots."""
-        flagged = set(self.flagged)
-        kinds = ([p for i, p in enumerate(self.points) if (i in flagged) == kind] for kind in (False, True))
-        usual, odd = ("".join(f"M{x:d} {y:d}h0" for x, y in kind) for kind in kinds)
-        return usual, odd
 
 
 @dataclass(frozen=True)
