@@ -356,7 +356,8 @@ def test_a_chat_is_told_in_a_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         deliver(ALERT, "slack", url_env="THE_URL", private=True)
     ((path, headers, body),) = found.requests
     assert (path, headers["content-type"]) == ("/services/T0/B0", "application/json")
-    assert json.loads(body)["blocks"][0]["text"]["text"] == f"payments: {ALERT.title}\nbatch {ALERT.batch_id}"
+    how = f"to answer: vae-anomaly alerts MONITOR {ALERT.group} --as acknowledged"
+    assert json.loads(body)["blocks"][0]["text"]["text"] == f"payments: {ALERT.title}\nbatch {ALERT.batch_id}\n{how}"
 
 
 # ---------------------------------------------------------------- e-mail
