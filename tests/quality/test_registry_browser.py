@@ -67,7 +67,7 @@ def test_a_version_says_in_the_registry_what_a_reviewer_needs(server: str, tmp_p
     said = text_of(f"{server}/#/models/vae-anomaly.shops/versions/1", tmp_path)
     for words in ("vae-anomaly.shops , version 1", "Gates", "calibration records", "Provenance", "model digest"):
         assert words in said, said
-    assert re.search(r"Reviewed at [\d-]{10} [\d:]{8} UTC: every gate holds\.", said), said
+    assert re.search(r"Reviewed at [\d-]{10}T[\d:]{8} UTC: every gate holds\.", said), said
     assert re.search(r"promoted by ann : first \(review [0-9a-f]{12}", said), said
     assert "champion" in said and "candidate" in said
     assert "\\" not in said  # of what was escaped for Markdown nothing is left

@@ -50,8 +50,7 @@ def _state(review: Review) -> str:
     against = f", beside version {sentence(review.champion['version'])}" if review.champion else ""
     held = sum(gate.passed for gate in review.gates)
     verdict = "every gate holds" if review.passed else f"{held} of {len(review.gates)} gates hold"
-    at = review.reviewed_at[:19].replace("T", " ")
-    return f"**Reviewed at {at} UTC{against}: {verdict}.**"
+    return f"**Reviewed at {code(review.reviewed_at[:19])} UTC{against}: {verdict}.**"
 
 
 def _batches(review: Review) -> str:
