@@ -107,6 +107,7 @@ def test_every_option_that_is_named_exists() -> None:
         ("overview",),
         ("init",),
         ("demo",),
+        ("refit",),
         ("latent", "generate"),
         (),
     )
