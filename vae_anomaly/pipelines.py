@@ -188,12 +188,19 @@ def _absurd(records: Records) -> Iterator[tuple[str, np.ndarray]]:
             yield column, np.abs(values) > LARGEST
 
 
-def read_recent(ws: Workspace, commits: Sequence[Commit], last: int, progress: Progress = silent) -> Recent:
+def read_recent(
+    ws: Workspace,
+    commits: Sequence[Commit],
+    last: int,
+    progress: Progress = silent,
+    *,
+    left_out: Mapping[str, int] = MappingProxyType({}),
+) -> Recent:
     """Read the records of the first ``last`` of ``commits`` (the last committed first) whose files are still there.
 
     Confirmed anomalies are left out. Doubtful is what was flagged in a batch that has not shifted as a whole and what
     nobody has called a false alarm; where the batch has shifted, whether that is the new normal is for the review to
-    ask. A record is named by its batch and its id.
+    ask. A record is named by its batch and its id. ``left_out`` says why others are not among ``commits``.
 
     Raises
     ------
@@ -204,10 +211,10 @@ def read_recent(ws: Workspace, commits: Sequence[Commit], last: int, progress: P
     """
     from vae_anomaly.replay import delivered_batches
 
-    left_out: Counter[str] = Counter()
+    others: Counter[str] = Counter(left_out)
     used: list[Commit] = []
     parts: list[tuple[Records, np.ndarray]] = []
-    for commit, delivery in delivered_batches(ws, [c for c in commits if c.scored], left_out, last=last):
+    for commit, delivery in delivered_batches(ws, [c for c in commits if c.scored], others, last=last):
         progress("reading recent batches", len(used), last)
         flags = [part["is_anomaly"].to_numpy() for part in read_scores(ws.store.root / commit.scores.file, FLAGS)]
         records = concatenate(list(read_records(delivery, ws)))
@@ -219,10 +226,10 @@ def read_recent(ws: Workspace, commits: Sequence[Commit], last: int, progress: P
         parts.append((replace(records, record_ids=names), doubtful))
         used.append(commit)
     if len(used) < last:
-        others = "".join(f"; {count:,} {why}" for why, count in sorted(left_out.items()))
+        why = "".join(f"; {count:,} are {reason}" for reason, count in sorted(others.items()))
         raise DataError(
             "too_few_batches",
-            f"{last:,} committed batches that can be read again are needed. Got {len(used):,}{others}.",
+            f"{last:,} committed batches that can be read again are needed. Got {len(used):,}{why}.",
             remedy="Wait for more batches, put their files back into source.inbox, or ask for fewer in refit.batches.",
         )
     commits, parts = used[::-1], parts[::-1]

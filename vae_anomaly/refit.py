@@ -49,18 +49,16 @@ class Refit:
 
 @dataclass(frozen=True)
 class Due:
-    """Whether a detector is to be fitted again, why or why not, and to no batch that was committed before ``since``, in
-    seconds since 1970."""
+    """Whether a detector is to be fitted again, and why or why not."""
 
     holds: bool
     why: str
-    since: float = 0.0
 
 
-def refit(ws: Workspace, progress: Progress = silent, *, since: float = 0.0) -> Refit:
+def refit(ws: Workspace, progress: Progress = silent) -> Refit:
     """Fit a detector to the last ``refit.batches`` committed batches, register it as the candidate and review it.
 
-    None of them was committed before the time ``since``, in seconds since 1970. The champion stays what it is. The same
+    After a shift that was told only batches since it began are fitted to. The champion stays what it is. The same
     batches again give the same detector, which is registered once and reviewed once.
 
     Raises
@@ -71,6 +69,8 @@ def refit(ws: Workspace, progress: Progress = silent, *, since: float = 0.0) -> 
         As in :func:`~vae_anomaly.pipelines.read_recent`.
     TrainingError
         As in :func:`~vae_anomaly.fitting.fit_detector`; nothing is registered then, as after the others.
+    ArtifactError
+        There is no champion, or the registry does not answer.
     """
     how = ws.monitor.refit
     if how is None:
@@ -78,11 +78,13 @@ def refit(ws: Workspace, progress: Progress = silent, *, since: float = 0.0) -> 
             f"{ws.monitor.path} must say in a section refit to how many batches a detector is fitted again, as in"
             " `refit: {batches: 14}`. Got none."
         )
-    ledger = Ledger(ws.store.prepare(ws.monitor.name))
-    commits = [commit for commit in ledger.newest() if _written(ws, commit) >= since]
-    recent = pipelines.read_recent(ws, commits, how.batches, progress)
+    tracker = Tracker(ws.mlflow)
+    ws.store.prepare(ws.monitor.name)
+    commits, before = _usable(ws, tracker.resolve(ws.monitor.name).digest)
+    left_out = {"before the batches shifted, or without a scored record": before} if before else {}
+    recent = pipelines.read_recent(ws, commits, how.batches, progress, left_out=left_out)
     fitted = pipelines.fit_on(ws, recent.training, progress, _tags(recent))
-    return _finished(ws, Tracker(ws.mlflow), fitted.registered.version, progress, fitted)
+    return _finished(ws, tracker, fitted.registered.version, progress, fitted)
 
 
 def refit_if_due(ws: Workspace, progress: Progress = silent) -> Refit | Due:
@@ -91,7 +93,7 @@ def refit_if_due(ws: Workspace, progress: Progress = silent) -> Refit | Due:
     if candidate := _unfinished(ws, tracker):
         return _finished(ws, tracker, candidate.version, progress)
     found = due(ws, time.time())
-    return refit(ws, progress, since=found.since) if found.holds else found
+    return refit(ws, progress) if found.holds else found
 
 
 def due(ws: Workspace, now: float) -> Due:
@@ -105,22 +107,25 @@ def due(ws: Workspace, now: float) -> Due:
     how = ws.monitor.refit
     if how is None or not (how.cron or how.on_stale):
         return Due(False, "monitor.yml asks for it neither by refit.cron nor by refit.on_stale")
-    tracker, ledger = Tracker(ws.mlflow), Ledger(ws.store.prepare(ws.monitor.name))
+    tracker = Tracker(ws.mlflow)
+    ws.store.prepare(ws.monitor.name)
     champion = tracker.resolve(ws.monitor.name)
     candidate = _candidate(tracker, ws)
     with tracker.explained():
         made = max(tracker.registered_at(one) for one in (champion, candidate or champion))
         known = {tracker.tags(one).get(REFIT_BATCHES, "") for one in (champion, candidate or champion)}
-    asked = [_stale(ws, ledger, champion.digest, made) if how.on_stale else _NOT_STALE, _scheduled(ws, how, made, now)]
+    told = _told(ws, champion.digest)
+    asked = [_stale(told, made) if how.on_stale else _NOT_STALE, _scheduled(ws, how, made, now)]
     if not any(one.holds for one in asked):
         return Due(False, "; ".join(one.why for one in asked))
     # what was registered before the calibration grew stale is no answer to that; but a date displaces no candidate
     if not asked[0].holds and candidate and not _is_answered(ws, candidate):
         return Due(False, f"version {candidate.version} waits for a decision: promote or reject it")
-    last = [commit for commit in ledger.newest() if commit.scored][: how.batches]
+    last, _ = _usable(ws, champion.digest)
     if len(last) < how.batches:
-        return Due(False, f"of the {how.batches:,} batches that are needed {len(last):,} are there")
-    if _heads(last[::-1]) in known:
+        since = " since the batches shifted" if told[1] is not None else ""
+        return Due(False, f"of the {how.batches:,} batches that are needed {len(last):,} have come{since}")
+    if _heads(last[: how.batches][::-1]) in known:
         return Due(False, "no batch has come since it was done")
     return next(one for one in asked if one.holds)
 
@@ -128,30 +133,39 @@ def due(ws: Workspace, now: float) -> Due:
 _NOT_STALE = Due(False, "a stale calibration is not asked for")
 
 
-def _stale(ws: Workspace, ledger: Ledger, champion: str, made: float) -> Due:
-    """Whether the champion's calibration is stale, and no version was registered since that might be the answer.
-
-    After a shift the batches that are fitted to must all have come after it began: a calibration on those before and
-    after would hold for neither.
-    """
-    assert ws.monitor.refit is not None
+def _told(ws: Workspace, champion: str) -> tuple[float | None, float | None]:
+    """When the calibration of the model of this digest was told to be too old, and no longer to fit the batches."""
     paths = [ws.store.file(ws.store.incidents, id, ".json") for id in stale_ids(ws.monitor.name, champion)]
     age, drift = (path.stat().st_mtime if path.exists() else None for path in paths)
-    told = min((at for at in (age, drift) if at is not None), default=None)
-    if told is None:
+    return age, drift
+
+
+def _stale(told: Sequence[float | None], made: float) -> Due:
+    """Whether a calibration is stale, and no version was registered since that might be the answer."""
+    known = [at for at in told if at is not None]
+    if not known:
         return Due(False, "the calibration of the champion is not stale")
-    if made > told:
+    if made > min(known):
         return Due(False, "a version has been registered since the calibration of the champion grew stale")
-    if age is not None or drift is None:
-        return Due(True, "the calibration of the champion is older than it may be")
-    written = ledger.written()
+    return Due(True, "the calibration of the champion is stale")
+
+
+def _usable(ws: Workspace, champion: str) -> tuple[list[Commit], int]:
+    """The commits that may be learned from, the last first, and how many may not, from before a shift that was told.
+
+    A calibration on batches before and after a shift would hold for neither.
+    """
+    ledger = Ledger(ws.store)
+    written, (_, drift) = ledger.written(), _told(ws, champion)
     seen = ledger.last(written, len(written))
-    then = [(commit, at) for commit, at in seen if at <= drift and commit.model.digest == champion][-OF_LAST:]
-    began = next((at for commit, at in then if commit.drifted), drift)
-    after = len(standing([commit for commit, at in seen if at >= began and commit.scored]))
-    if after < ws.monitor.refit.batches:
-        return Due(False, f"{after:,} of {ws.monitor.refit.batches:,} batches have come since the batches shifted")
-    return Due(True, "the batches have shifted: the calibration of the champion no longer fits", began)
+    began = 0.0
+    if drift is not None:
+        then = [(commit, at) for commit, at in seen if at <= drift and commit.model.digest == champion][-OF_LAST:]
+        began = next((at for commit, at in then if commit.drifted), drift)
+    stand = standing([commit for commit, _ in seen])
+    after = {commit.batch_id for commit, at in seen if at >= began}
+    kept = [commit for commit in reversed(stand) if commit.scored and commit.batch_id in after]
+    return kept, len(stand) - len(kept)
 
 
 def _scheduled(ws: Workspace, how: RefitConfig, made: float, now: float) -> Due:
@@ -180,10 +194,6 @@ def _is_answered(ws: Workspace, candidate: Resolved) -> bool:
     about = candidate.version, candidate.digest
     found = decisions.history(ws.monitor, ws.mlflow)
     return any((one.version, one.digest) == about and one.action in ANSWERS for one in found)
-
-
-def _written(ws: Workspace, commit: Commit) -> float:
-    return ws.store.file(ws.store.commits, commit.batch_id, ".json").stat().st_mtime
 
 
 def _tags(recent: Recent) -> dict[str, str]:

@@ -109,6 +109,7 @@ def test_every_option_that_is_named_exists() -> None:
         ("init",),
         ("demo",),
         ("recalibrate",),
+        ("refit",),
         ("latent", "generate"),
         (),
     )

@@ -18,6 +18,7 @@ from vae_anomaly.config import (
     FileSinkConfig,
     MlflowConfig,
     MonitorConfig,
+    RefitConfig,
     config_digest,
     load_mlflow,
     load_monitor,
@@ -130,9 +131,11 @@ def test_the_sections_of_the_documentation_load() -> None:
     sinks, alerts = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "alerts.md").read_text(), re.M | re.S)
     assert monitor(alerts).alerts.quiet_hours == (22, 6)
     assert [sink.kind for sink in monitor(sinks).sinks] == ["log", "file", "webhook", "slack", "email"]
-    drift, watch = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "monitoring.md").read_text(), re.M | re.S)
+    monitoring = (ROOT / "docs" / "monitoring.md").read_text()
+    drift, watch, refit = re.findall(r"^```yaml\n(.*?)^```$", monitoring, re.M | re.S)
     assert monitor(drift).drift.distance == 0.3
     assert (monitor(watch).watch.every_hours, monitor(watch).watch.stale_days) == (24, 90)
+    assert monitor(refit).refit == RefitConfig(batches=14, cron="0 3 * * 0", on_stale=True)
     thresholds = re.findall(r"\| `(threshold: .*?)` \|", (ROOT / "docs" / "thresholds.md").read_text())
     base = BASE.replace("{amount:", "{shop: {kind: category}, amount:")
     methods = [monitor(text, base=base).threshold.method for text in thresholds]
