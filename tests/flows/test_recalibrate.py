@@ -119,7 +119,7 @@ def registered(folder: Path) -> tuple[list[str], str, int]:
 
 
 def test_the_same_again_registers_nothing_new(folder: Path) -> None:
-    said = "--from", DRIFTED[1], "--to", ODD[0], "--except", ODD[0]
+    said = *DRIFT, "--except", DRIFTED[0]
     first = json.loads(ok(recalibrate(folder, *said, "--json")).out)
     before = registered(folder)
     again = json.loads(ok(recalibrate(folder, *said, "--json")).out)
@@ -129,7 +129,7 @@ def test_the_same_again_registers_nothing_new(folder: Path) -> None:
     assert "is registered already as" in plain and "The new calibration" in plain
     for name in DRIFTED[1:]:
         assert name in plain
-    assert ODD[0] not in plain
+    assert DRIFTED[0] not in plain
     assert "3 of 3 batches were called shifted as a whole" in plain
     for line in (
         "Records: 450; left out: 0 unscorable",
