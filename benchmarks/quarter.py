@@ -5,6 +5,8 @@ twice a day by the functions behind the command line; only the clock is simulate
 that counts what it is sent, an analyst who answers some alerts, and an operator who fits again when told to. What was
 planted and what came of it is printed as the scorecard of docs/monitoring.md; the exit code is 1 where a line does
 not hold.
+
+A third monitor, of payments whose fees rise a little, is calibrated again; ``--only tariff`` runs that alone.
 """
 
 from __future__ import annotations
@@ -63,6 +65,8 @@ WARMER, A_DAY = range(44, 54), 0.2  # cold rooms: all temperatures rise by so mu
 THINKING = 5  # days that the operator takes to find out why
 BAD = 70  # payments: a candidate that was fitted to shuffled fees
 ORDERS = 2  # of a day of the sale
+TARIFF, DEARER = 5, 1.2  # of a third monitor: from that day on all fees are so many times as large
+CONFIRMED, LOOKED, END = range(5, 12), 12, 24  # calibrated again on these days, looked at until that day
 
 
 @dataclass
@@ -156,6 +160,14 @@ def at(day: int, hour: float) -> float:
     return datetime(FIRST.year, FIRST.month, FIRST.day, tzinfo=UTC).timestamp() + day * 24 * HOUR + hour * HOUR
 
 
+def tariff_day(day: int) -> pa.Table:
+    """The payments of a day with a new tariff, and six anomalies on every third day that is not called normal."""
+    anomalous = 6 if day % 3 == 0 and day not in CONFIRMED else 0
+    table = payments_of(random_stream(9, day), day_of(day), PAYMENTS - anomalous, anomalous, after=100_000 + 1000 * day)
+    fees = table["fee"].to_numpy() * (DEARER if day >= TARIFF else 1.0)
+    return table.set_column(table.column_names.index("fee"), "fee", pa.array(fees))
+
+
 def payments_day(day: int) -> pa.Table | None:
     """The payments of a day, with what is planted."""
     if day == MISSING:
@@ -229,6 +241,39 @@ def simulate(folder: Path, port: int, told: list[dict[str, object]]) -> list[Lin
             progress(f"day {day + 1}: {len(told)} messages")
 
     return list(_scorecard(payments, rooms, story))
+
+
+def new_tariff(folder: Path, port: int) -> Iterator[Line]:
+    """Fees settle a little higher, and somebody who knows why has the champion calibrated again: its scorecard."""
+    monitor = _prepared(folder / "tariff", write_payments, tariff_day, port, batches=0)
+    (folder / "mlflow.yml").write_text('server: {tracking_uri: "sqlite:///state/mlflow.db"}\n')
+    progress("tariff: fit, review, promote")
+    monitor.replace_champion("ann", "first model")
+    for day in range(END):
+        if day == LOOKED:
+            names = [_file(day) for day in (CONFIRMED[0], CONFIRMED[-1])]
+            made = pipelines.recalibrate(
+                monitor.ws, first=names[0], last=names[1], by="bea", reason="the new tariff, checked with the bank"
+            ).made
+            passed = pipelines.review(monitor.ws, by="ann").passed
+            pipelines.promote(monitor.ws, by="ann", reason="the new tariff")
+        monitor.deliver(day)
+        monitor.run(at(day, 6.0))
+    commits = monitor.commits()
+    detector, _ = load_champion(monitor.ws, Tracker(monitor.ws.mlflow))
+    before, after = ([commits[day] for day in days] for days in (CONFIRMED, range(LOOKED, END)))
+    records = sum(c.scored - c.labelled.anomalies for c in after if c.labelled)
+    alarms = sum(c.flagged - c.labelled.found for c in after if c.labelled)
+    _, low, high = detector.threshold.false_alarms(records)
+    found, planted = (sum(getattr(c.labelled, name) for c in after) for name in ("found", "anomalies"))
+    yield Line(
+        f"a new tariff: fees {DEARER:g} times as large from one day on, {len(before)} days of which are called normal",
+        f"{made.shifted} of {len(before)} called shifted, {sum(c.flagged for c in before)} of"
+        f" {sum(c.scored for c in before):,} flagged; calibrated again, review {'passed' if passed else 'NOT passed'};"
+        f" then {alarms} of {records:,} normal ones flagged (95 % range {low} to {high}), {found} of {planted}"
+        f" anomalies, {sum(c.drifted for c in after)} of {len(after)} days shifted",
+        passed and low <= alarms <= high and not any(c.drifted for c in after),
+    )
 
 
 def _prepared(
@@ -419,12 +464,15 @@ def _quiet(monitor: Monitor, commits: dict[int, Commit]) -> Line:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, help="where the stores and reports stay; by default they are deleted")
+    parser.add_argument("--only", choices=["quarter", "tariff"], help="this part alone")
     options = parser.parse_args(arguments)
     began = time.monotonic()
     with TemporaryDirectory() as temporary, people() as found:
         folder = options.folder or Path(temporary)
-        lines = simulate(folder, found.server.server_port, found.told)
-    print(f"{DAYS} days of two monitors in {time.monotonic() - began:.0f} s, {processor()}\n")
+        port = found.server.server_port
+        lines = [] if options.only == "tariff" else simulate(folder, port, found.told)
+        lines += [] if options.only == "quarter" else new_tariff(folder / "again", port)
+    print(f"{options.only or 'quarter and tariff'} in {time.monotonic() - began:.0f} s, {processor()}\n")
     print("| planted | what came of it | |\n|---|---|---|")
     for line in lines:
         print(f"| {line.planted} | {line.came} | {'held' if line.holds else 'MISSED'} |")

@@ -293,8 +293,9 @@ class Recalibration:
         records, at, content = records.take(usual), at[usual], content[usual]
         self._used += len(records)
         self._cells += self.detector.preprocessor.quality(records, np.ones(len(records), bool))
-        chosen = records.take(np.flatnonzero(np.isin(at, self._sample, assume_unique=True)))
-        self._usual.append(compared(self.detector, self.detector.encode(chosen)))
+        chosen = np.flatnonzero(np.isin(at, self._sample, assume_unique=True))
+        if len(chosen):
+            self._usual.append(compared(self.detector, self.detector.encode(records.take(chosen))))
         self._count(records, content)
 
     def _count(self, records: Records, content: np.ndarray) -> None:
@@ -317,6 +318,8 @@ class Recalibration:
         """(B,) nats; NaN of a record that is equal to one that trained."""
         scores = np.full(len(records), np.nan)
         fresh = np.flatnonzero(~np.isin(content, self._trained))
+        if not len(fresh):
+            return scores
         inputs = self.detector.encode(records.take(fresh))
         own = self.detector.reference.places(inputs)
         scores[fresh] = self.detector.scores(inputs, own if bool((own >= 0).any()) else None)
@@ -342,7 +345,7 @@ class Recalibration:
             )
         usual = {
             column: (values := np.concatenate([part[column] for part in self._usual]))[np.isfinite(values)]
-            for column in self._usual[0]
+            for column in (self._usual[0] if self._usual else ())
         }
         cells = tuple((int(a), int(b), int(c)) for a, b, c in self._cells)
         labels = None if self._by is None else self._labels[kept]

@@ -119,12 +119,25 @@ def registered(folder: Path) -> tuple[list[str], str, int]:
 
 
 def test_the_same_again_registers_nothing_new(folder: Path) -> None:
-    said = "--from", DRIFTED[1], "--to", ODD[0], "--except", ODD[0]
+    said = *DRIFT, "--except", DRIFTED[0]
     first = json.loads(ok(recalibrate(folder, *said, "--json")).out)
     before = registered(folder)
     again = json.loads(ok(recalibrate(folder, *said, "--json")).out)
     assert (again["already_registered"], again["version"], again["digest"]) == (True, first["version"], first["digest"])
     assert registered(folder) == before
+    plain = ok(recalibrate(folder, *said)).out
+    assert "is registered already as" in plain and "The new calibration" in plain
+    for name in DRIFTED[1:]:
+        assert name in plain
+    assert DRIFTED[0] not in plain
+    assert "3 of 3 batches were called shifted as a whole" in plain
+    for line in (
+        "Records: 450; left out: 0 unscorable",
+        "Threshold: ",
+        "False-alarm rate before: ",
+        "Next: vae-anomaly",
+    ):
+        assert line in plain
     other = json.loads(ok(recalibrate(folder, *said, "--json", reason="looked again")).out)
     assert other["version"] != first["version"]  # another statement
 

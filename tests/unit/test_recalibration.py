@@ -12,6 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from modality_samples import CASES, Case
+from modality_samples import fitted as fitted_to
+from modality_samples import records as records_of
 
 from vae_anomaly.batch import Records, concatenate
 from vae_anomaly.detector import Detector, Part
@@ -145,6 +148,22 @@ def test_segments_are_those_of_the_new_records(detector: Detector, fresh: Record
         mine = np.array([shop == other for other in fresh.values["shop"].to_pylist()])
         np.testing.assert_array_equal(part.calibration, np.sort(scores[mine]))
     assert {"north", "south"} <= set(threshold.segments)
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if str(c) in ("conv-image", "lstm-text", "conditional-table-context")], ids=str
+)
+def test_every_modality_can_be_calibrated_again(case: Case) -> None:
+    detector, found = fitted_to(case), records_of(case, 300, 2)
+    none = replace(found.between(slice(0, 3)), status=np.full(3, "unscorable:missing", dtype=object))
+    pieces = [none, found.between(slice(0, 1)), found.between(slice(1, 300))]
+    new = again(detector, [*pieces, found]).detector_now()
+    once = found.take(np.unique(content_hash(found), return_index=True)[1])
+    inputs = detector.encode(once)
+    expected = detector.scores(inputs, detector.reference.places(inputs))
+    np.testing.assert_array_equal(new.threshold.measured, np.sort(expected))
+    assert new.held_out is not None and new.held_out.records == 600
+    assert report_of(new, records_of(case, 300, 3)).shifts == ()
 
 
 # ---------------------------------------------------------------- what is said of the next batches

@@ -12,7 +12,7 @@ PURPOSE = (
     "It tells which records are rare among the normal ones that it learned from. A flag does not say that a record is"
     " wrong, and a promise about false alarms holds for normal records like those of its training."
 )
-FACTS = ("data digest", "config digest", "schema digest", "threshold", "normal_records", "registered by")
+FACTS = ("data digest", "config digest", "schema digest", "threshold", "normal_records", "weights_of", "registered by")
 
 
 def to_card(review: Review) -> str:
