@@ -230,7 +230,7 @@ class BatchSummary:
             muted=self.muted,
             precision=precision,
             discovery_rate=threshold.discovery_rate,
-            extrapolated=threshold.tail is not None,
+            extrapolated=threshold.tail.excesses if threshold.tail else None,
         )
 
     def _records(self) -> tuple[FlaggedRecord, ...]:

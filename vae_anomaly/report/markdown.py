@@ -134,7 +134,7 @@ def _promise(report: Report) -> list[str]:
             f"most {share} of what is flagged are false alarms"
         ]
     low, high = (percent(a) for a in report.alpha_range)
-    set_on = "extrapolated from" if report.extrapolated else "set on"
+    set_on = f"extrapolated from the {report.extrapolated:,} highest of" if report.extrapolated else "set on"
     unsure = ", not guaranteed" if report.extrapolated else ""
     return [
         f"{name}, {set_on} {report.calibration_records:,} calibration records for {percent(report.alpha)} false alarms "

@@ -247,8 +247,8 @@ class Report:
     discovery_rate : share of false alarms among the flagged that is kept on average, if that is the promise. Then the
         threshold is this batch's, NaN where it flags nothing; ``alpha`` is what it comes to, and what is said of the
         number of false alarms is an upper bound.
-    extrapolated : the threshold lies beyond what the calibration records hold, and so does all that is said of its
-        false alarms.
+    extrapolated : where the threshold lies beyond what the calibration records hold, how many of the highest scores
+        it, and all that is said of its false alarms, is extrapolated from.
     """
 
     monitor: str
@@ -279,7 +279,7 @@ class Report:
     muted: tuple[Muted, ...] = ()
     precision: Precision | None = None
     discovery_rate: float | None = None
-    extrapolated: bool = False
+    extrapolated: int | None = None
 
     @property
     def drifted(self) -> bool:
