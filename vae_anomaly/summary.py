@@ -268,7 +268,7 @@ class BatchSummary:
             precision=precision,
             discovery_rate=threshold.discovery_rate,
             detectors=len(self.detector.detectors),
-            extrapolated=threshold.tail is not None,
+            extrapolated=threshold.tail.excesses if threshold.tail else None,
             latent=self._latent([record.row_index for record in records]),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from vae_anomaly.scoring import read_report
 from vae_anomaly.store import sources
 from vae_anomaly.store.check import check
 from vae_anomaly.store.files import Store
-from vae_anomaly.thresholds import conformal, fdr
+from vae_anomaly.thresholds import conformal, fdr, pot
 
 FDR = "threshold: {method: fdr, q: 0.2}"
 
@@ -272,3 +273,54 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 
     monkeypatch.setattr(Detector, "detect", counting)
     return lambda: sum(rows)
+
+
+# ---------------------------------------------------------------- extrapolated
+
+
+def test_the_fit_says_small_rates_with_their_digits() -> None:
+    made = pot(np.random.default_rng(3).lognormal(size=1000), alpha=0.0005)
+    said = next(promised(made))
+    promise = made.promise
+    assert said == (
+        "False-alarm rate: target 0.0005, extrapolated from the 100 highest scores and not guaranteed, expected 0.05%,"
+        f" 95 % range {100 * promise.low:.2g}% to {promise.high:.2%} with 1,000 calibration records."
+    )
+    assert 1e-6 < promise.low < 0.0005 < 0.001 < promise.high
+
+
+def test_an_extrapolated_threshold_decides_and_is_called_one_and_can_be_left(tmp_path: Path) -> None:
+    sizes = MONITOR.replace("{validation: 0.15, calibration: 0.4}", "{validation: 0.1, calibration: 0.7}")
+    extrapolated = "threshold: {method: pot, alpha: 0.001}"
+    folder = write_monitor(tmp_path / "shops", sizes.replace("threshold: {alpha: 0.05}", extrapolated))
+    (tmp_path / "mlflow.yml").write_text('server: {tracking_uri: "sqlite:///state/mlflow.db"}\n')
+    with without_figures():
+        fit, review = cli("fit", folder), cli("review", folder, "--json")
+        assert cli("promote", folder, "--by", "ann", "--force", "--reason", "test").code == 0
+    words = "extrapolated from the 53 highest scores and not guaranteed"
+    assert f"False-alarm rate: target 0.001, {words}, expected 0.1" in fit.out
+    found = json.loads(review.out)
+    assert any(words in warning for warning in found["warnings"])
+    assert {gate["name"]: gate["passed"] for gate in found["gates"]}["supported alpha"]
+    deliver(folder, **{"day.parquet": broken(table(300, 31, frauds=30))})
+    assert cli("score", folder).code == 0
+    store, commit = Store(folder / "output"), committed(folder)["day.parquet"]
+    assert check(store) == []
+    rows, report = scores(folder, commit), read_report(store, commit.batch_id)
+    p, score, flag = (rows[name].to_numpy() for name in ("p_value", "score", "is_anomaly"))
+    assert 0 < flag.sum() == commit.flagged
+    assert (flag == (score > commit.threshold.value)).all() and set(p[flag]) == {commit.threshold.alpha} == {0.001}
+    assert np.nanmin(p[~flag]) >= 1 / (report.calibration_records + 1)
+    assert report.extrapolated == 53 and report.expected_flagged == pytest.approx(0.001 * commit.scored, rel=1e-3)
+    assert 0 <= report.alpha_range[0] < 0.001 < report.alpha_range[1]
+    page = (folder / "output" / "reports" / f"{commit.batch_id}.html").read_text()
+    assert "the threshold is extrapolated from the 53 highest of their scores, and not guaranteed" in page
+    # another rate needs no scores, one that is too far out names the records that it needs
+    text = (folder / "monitor.yml").read_text()
+    for wanted, code in (("threshold: {alpha: 0.05}", 0), ("threshold: {method: pot, alpha: 0.0001}", 2)):
+        (folder / "monitor.yml").write_text(text.replace(extrapolated, wanted))
+        said = cli("score", folder, "--backfill", "day", "day", "--reprocess", "all")
+        assert said.code == code
+        assert committed(folder)["day.parquet"].threshold.alpha == 0.05
+    assert "threshold.method pot with alpha 0.0001 must have 999 calibration records or more. Got " in said.errors[-1]
+    assert check(store) == []

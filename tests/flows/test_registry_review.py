@@ -28,7 +28,7 @@ from vae_anomaly.report import html
 from vae_anomaly.report.card import to_card
 from vae_anomaly.report.model import COMBINATION, Contribution, FlaggedRecord, Token
 from vae_anomaly.report.review import Alerts, Change, Gate, Measure, Replay, ReplayedBatch, to_html
-from vae_anomaly.thresholds import conformal
+from vae_anomaly.thresholds import conformal, pot
 from vae_anomaly.tracking import Tracker
 
 LIMITS = GatesConfig(min_corruption_recall=0.25)
@@ -121,6 +121,17 @@ WRONG = {
 @pytest.mark.parametrize("gate", WRONG)
 def test_each_gate_fails_by_its_own_fault(gate: str) -> None:
     assert [name for name, passed in verdicts(**WRONG[gate]).items() if not passed] == [gate]
+
+
+def test_a_rate_that_is_extrapolated_is_supported_as_far_as_that_goes() -> None:
+    made = pot(np.random.default_rng(1).exponential(size=1000), alpha=0.0001)
+    beyond = replace(DETECTOR, threshold=made)
+    assert verdicts(beyond)["supported alpha"]
+    assert not verdicts(replace(DETECTOR, threshold=replace(made, alpha=0.00009)))["supported alpha"]
+    assert not verdicts(replace(DETECTOR, threshold=replace(made, tail=None)))["supported alpha"]
+    (warning, *_) = registry_review._warnings(beyond, EVIDENCE)
+    assert "beyond its calibration records" in warning and "extrapolated" in warning
+    assert not any("extrapolated" in w for w in registry_review._warnings(DETECTOR, EVIDENCE))
 
 
 def test_without_records_what_needs_them_does_not_hold() -> None:

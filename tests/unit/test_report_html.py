@@ -415,7 +415,7 @@ def test_the_quality_of_an_image_or_text_column_has_its_row():
 def test_sums_are_stated_and_a_sum_that_is_not_the_score_is_said_to_be_another():
     parts = (Contribution("amount", 20.04, "912.5", "41.0 ± 3.2", 272.0), Contribution(COMBINATION, -3.5, "", ""))
     record = FlaggedRecord(17, "tx-17", 31.7, 0.25, contributions=parts, rest_nats=15.16)
-    made = replace(full_report("x"), records=(record,), calibration_records=99, detectors=1)
+    made = replace(full_report("x"), records=(record,), calibration_records=99, detectors=1, extrapolated=None)
     words = " ".join("".join(Page(to_html(made)).words).split())
     assert "sum, which is the score31.7" in words
     assert "all other parts (1 column)15.2" in words
@@ -423,6 +423,7 @@ def test_sums_are_stated_and_a_sum_that_is_not_the_score_is_said_to_be_another()
     assert "−3.5" in words
     assert "+272 sd" in words
     assert "stranger than 75 of 99 normal records" in words
+    assert "stranger than" not in "".join(Page(to_html(replace(made, extrapolated=25))).words)
     other = replace(made, records=(replace(record, rest_nats=5.0),))
     words = " ".join("".join(Page(to_html(other)).words).split())
     assert "sum of the parts; the score itself is 31.7" in words

@@ -194,7 +194,7 @@ SHOWN = replace(
     [
         report(),
         report(records=(SHOWN, RECORD)),
-        report(labelled={"anomalies": 4, "found": 3}, shifts=(SCORES,)),
+        report(labelled={"anomalies": 4, "found": 3}, shifts=(SCORES,), extrapolated=100),
         NOTICE,
     ],
 )
@@ -350,6 +350,9 @@ def test_what_is_promised_is_said_in_the_words_of_the_promise(written):
     assert "No threshold " in none and "n/a" not in none
     for text in (kept, none):
         assert rate not in text
+    beyond, known = written(report(extrapolated=100)), written(report())
+    assert "extrapolated from the 100 highest of " in beyond and "not guaranteed" in beyond and rate in beyond
+    assert "extrapolated" not in known
 
 
 def test_the_template_engine_is_loaded_only_to_render():

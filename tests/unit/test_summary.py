@@ -16,6 +16,7 @@ from vae_anomaly.batch import Detections, Records
 from vae_anomaly.detector import Detector
 from vae_anomaly.report.model import SCORE, Report
 from vae_anomaly.summary import SHOWN, BatchSummary
+from vae_anomaly.thresholds import pot
 
 
 def chunks(records: Records, size: int) -> list[Records]:
@@ -120,6 +121,20 @@ def test_cells_that_go_missing_are_told(detector: Detector, make_records: Callab
     (warned,) = [c for c in found.columns if c.warning]
     assert warned.column == column
     assert "of the cells are missing; in training" in warned.warning
+
+
+def test_a_threshold_beyond_all_scores_is_on_the_axis_and_those_below_it_are_compared(
+    detector: Detector, make_records: Callable[..., Records]
+) -> None:
+    records = make_records(400, 31)
+    normal = np.random.default_rng(1).choice(detector.scores(detector.encode(records)), 300)
+    normal += np.random.default_rng(2).normal(size=300) * 1e-6  # no ties
+    beyond = replace(detector, threshold=pot(normal, alpha=0.0004))
+    found = report(summarised(beyond, records))
+    assert found.extrapolated == 55 and not report(summarised(detector, records)).extrapolated
+    assert found.threshold_value == beyond.threshold.value
+    assert found.histogram.edges[0] <= found.threshold_value <= found.histogram.edges[-1]
+    assert not any(shift.column == SCORE for shift in found.shifts)
 
 
 def test_nothing_at_all_is_a_report_too(detector: Detector, odd: Records) -> None:

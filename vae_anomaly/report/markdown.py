@@ -173,7 +173,7 @@ def _promise(report: Report) -> list[str]:
             f" {percent(report.alpha)} false alarms; {count(report.expected_flagged)} expected in this batch"
         ]
     low, high = (percent(a) for a in report.alpha_range)
-    set_on = "extrapolated from" if report.extrapolated else "set on"
+    set_on = f"extrapolated from the {report.extrapolated:,} highest of" if report.extrapolated else "set on"
     unsure = ", not guaranteed" if report.extrapolated else ""
     return [
         f"{name}, {set_on} {report.calibration_records:,} calibration records for {percent(report.alpha)} false alarms "

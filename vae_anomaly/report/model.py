@@ -299,8 +299,8 @@ class Report:
         threshold is this batch's, NaN where it flags nothing; ``alpha`` is what it comes to, and what is said of the
         number of false alarms is an upper bound.
     detectors : how many there are. Of several each has a threshold and a scale of scores: none of them is shown.
-    extrapolated : the threshold lies beyond what the calibration records hold, and so does all that is said of its
-        false alarms.
+    extrapolated : where the threshold lies beyond what the calibration records hold, how many of the highest scores
+        it, and all that is said of its false alarms, is extrapolated from.
     latent : where ``records`` lie among normal ones: its flagged points are they, in their order.
     """
 
@@ -333,7 +333,7 @@ class Report:
     precision: Precision | None = None
     discovery_rate: float | None = None
     detectors: int = 1
-    extrapolated: bool = False
+    extrapolated: int | None = None
     latent: LatentMap | None = None
 
     @property
