@@ -1,13 +1,14 @@
 r"""The smallest change that makes a flagged record normal: it is searched, and checked by scoring the changed record.
 
-A record is cut into parts (columns, regions, tokens). Of the ``CANDIDATES`` parts that add most to its score every set
-of one is tried, then every set of two, up to ``MOST``, with each kind of replacement that the modality offers, until
-the detector does not flag the changed record; of the sets of that size the one with the lowest score is taken. Then
-every proper subset of the replacements is tried as it is, and the smallest that suffices is the change. So what is said
-of a change was measured, on a record of real values, by the detector as it decides.
+A record is cut into parts (columns, tokens; an image is one). Of the ``CANDIDATES`` parts that add most to its score
+every set of one is tried, then every set of two, up to ``MOST``, with each kind of replacement that the modality
+offers, until the detector does not flag the changed record; of the sets of that size the one with the lowest score is
+taken. Then every proper subset of the replacements is tried as it is, and the smallest that suffices is the change. So
+what is said of a change was measured, on a record of real values, by the detector as it decides.
 
 With S kinds of replacement and C candidates that is at most :math:`S \sum_{k=1}^3 \binom{C}{k}` records scored for each
-that is explained, and 7 for the subsets: 82 and 7 of a table. Of other parts a smaller change may exist.
+that is explained, and 7 for the subsets: 82 and 7 of a table, 14 and 7 of a line, 1 and 1
+of an image. Of other parts a smaller change may exist.
 
 Legend: N trials, P parts.
 """
