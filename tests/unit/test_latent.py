@@ -302,3 +302,23 @@ def test_an_unknown_context_comes_back_as_none_in_every_column() -> None:
     found = encoder.decode(vectors.numpy())
     assert found["region"].tolist() == ["south", None, "north"]
     assert found["load"][1] is None
+
+
+@pytest.mark.parametrize("method", ["latent", "pca"])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_projection_is_one_plane_for_whatever_is_looked_at(method: Any, size: int) -> None:
+    known, other = (np.random.default_rng(seed).normal(size=(50, size)) * np.arange(1, size + 1) for seed in (0, 1))
+    found = latent.projection(known, method)
+    assert np.array_equal(found.points(known), latent.plane(known, method).points)
+    assert np.allclose(found.points(np.concatenate([other, known]))[:50], found.points(other))
+    mirrored = latent.projection(np.concatenate([known, 2 * known.mean(0) - known]), method)
+    turned = latent.projection(np.concatenate([2 * known.mean(0) - known, known]), method)
+    assert np.allclose(mirrored.directions, turned.directions)  # the sign does not depend on the order
+    largest = found.directions[np.abs(found.directions).argmax(0), [0, 1]]
+    assert (largest >= 0).all()
+
+
+def test_a_frame_is_kept_to_and_turned_to_the_right_and_down() -> None:
+    points = np.array([[0.0, 0.0], [1.0, 2.0], [5.0, -9.0]])
+    assert latent.framed(points, np.zeros(2), np.array([1.0, 2.0])).tolist() == [[0, 1000], [1000, 0], [1000, 1000]]
+    assert latent.framed(points, np.zeros(2), np.array([1.0, 0.0]))[:, 1].tolist() == [500] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,8 @@ import pytest
 from vae_anomaly import drift, summary
 from vae_anomaly.batch import Detections, Records
 from vae_anomaly.detector import Detector
-from vae_anomaly.report.model import SCORE, Report
+from vae_anomaly.report import to_html, to_markdown
+from vae_anomaly.report.model import SCORE, Counterfactual, Report
 from vae_anomaly.summary import SHOWN, BatchSummary
 from vae_anomaly.thresholds import pot
 
@@ -88,6 +90,56 @@ def test_the_strangest_are_shown_first_and_ties_in_the_order_of_the_batch(detect
         assert record.record_id == many.record_ids[record.row_index]
         assert record.label == ("anomalous" if many.labels[record.row_index] else "normal")  # type: ignore[index]
         assert [len(n.values) for n in record.neighbours] == [len(record.contributions)] * 3
+
+
+def test_the_map_numbers_the_cards_among_a_cloud_that_is_the_detectors(detector: Detector, odd: Records) -> None:
+    found = report(summarised(detector, odd))
+    assert found.latent is not None
+    points, flagged = found.latent.points, found.latent.flagged
+    assert [len(flagged), len(points) - len(flagged)] == [len(found.records), summary.MAPPED]
+    assert len(set(flagged)) == len(flagged) and all(0 <= at <= 1000 for point in points for at in point)
+    again = report(summarised(detector, odd.take(np.array([found.records[0].row_index])))).latent
+    assert again is not None and len(again.flagged) == 1 and again.axes == found.latent.axes
+    numbers = re.findall(r"<circle cx=.(\d+). cy=.(\d+). .*?><text .*?>(\d+)</text>", to_html(found))
+    assert numbers == [(str(points[i][0]), str(points[i][1]), str(rank)) for rank, i in enumerate(flagged, 1)][::-1]
+
+
+def test_a_record_far_away_is_at_the_edge_and_does_not_shrink_the_cloud(detector: Detector, odd: Records) -> None:
+    """However far out a record lies the cloud keeps a third of the frame in each direction."""
+    latent = report(summarised(detector, odd)).latent
+    assert latent is not None
+    cloud = np.array([point for i, point in enumerate(latent.points) if i not in latent.flagged])
+    assert (np.ptp(cloud, axis=0) >= 333).all()
+
+
+def test_the_page_follows_from_the_json_alone(detector: Detector, odd: Records) -> None:
+    found = report(summarised(detector, odd))
+    read = Report.from_dict(json.loads(found.to_json()))
+    assert read == found and to_html(read) == to_html(found)
+    page = to_html(found)
+    assert page.count("would make it normal") == sum(
+        bool(record.counterfactual and record.counterfactual.replacements) for record in found.records
+    )
+    assert to_markdown(found).count("would make it normal") >= 5
+
+
+def test_reports_of_before_have_no_map_and_no_changes_and_can_be_read(detector: Detector, odd: Records) -> None:
+    found = report(summarised(detector, odd))
+    before = json.loads(found.to_json())
+    del before["latent"]
+    for record in before["records"]:
+        for name in ("threshold", "calibration_records", "counterfactual"):
+            del record[name]
+    page = to_html(Report.from_dict(before))
+    assert page.count('class="card"') == len(found.records)
+    assert "makes it normal" not in page and "would make it normal" not in page and "<circle" not in page
+
+
+def test_that_no_change_was_found_is_said(detector: Detector, odd: Records) -> None:
+    found = report(summarised(detector, odd))
+    none = replace(found, records=(replace(found.records[0], counterfactual=Counterfactual((), None, 3)),))
+    for said in (to_html(none), to_markdown(none)):
+        assert said.count("No change of up to 3 columns makes it normal") == 1
 
 
 def test_scores_are_thinned_and_not_lost(

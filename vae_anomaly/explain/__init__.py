@@ -37,13 +37,13 @@ class Explainer(NamedTuple):
 
     explain: Callable[[Detector, Records], list[Explanation]]
     reference_values: Callable[[Detector, int, Sequence[str]], tuple[str, ...]]
-    parts: Callable[[Detector, Records, Sequence[Explanation]], Parts] | None = None
+    parts: Callable[[Detector, Records, Sequence[Explanation]], Parts]
 
 
 EXPLAINERS: dict[str, Explainer] = {
     "table": Explainer(tabular.explain, tabular.reference_values, tabular.Columns),
-    "image": Explainer(image.explain, image.reference_values),
-    "text": Explainer(text.explain, text.reference_values),
+    "image": Explainer(image.explain, image.reference_values, image.WholeImages),
+    "text": Explainer(text.explain, text.reference_values, text.Tokens),
 }
 
 
@@ -56,15 +56,10 @@ def explain(detector: Detector, records: Records) -> list[Explanation]:
         return EXPLAINERS[detector.preprocessor.layout.modality].explain(detector, records)
 
 
-def counterfactuals(
-    detector: Detector, records: Records, explanations: Sequence[Explanation]
-) -> list[Counterfactual | None]:
-    """The smallest change found that makes each of flagged ``records`` normal; None where none is looked for."""
-    parts_of = EXPLAINERS[detector.preprocessor.layout.modality].parts
-    if parts_of is None or not len(records):
-        return [None] * len(records)
+def counterfactuals(detector: Detector, records: Records, explanations: Sequence[Explanation]) -> list[Counterfactual]:
+    """The smallest change found that makes each of flagged ``records`` normal."""
     with limited_threads(1):
-        parts = parts_of(detector, records, explanations)
+        parts = EXPLAINERS[detector.preprocessor.layout.modality].parts(detector, records, explanations)
         return [
             Counterfactual((), None, MOST)
             if change is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from vae_anomaly.explain.shared import (
     strongest,
 )
 from vae_anomaly.preprocessing.image import ImagePreprocessor
-from vae_anomaly.report.model import COMBINATION, Contribution
+from vae_anomaly.report.model import COMBINATION, Contribution, Replacement
 from vae_anomaly.report.pictures import picture
+from vae_anomaly.vae import Inputs
 
 ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
 
@@ -33,9 +35,7 @@ def explain(detector: Detector, records: Records) -> list[Explanation]:
     terms = detector.terms(inputs)
     share = latent_shares(detector, inputs, torch.from_numpy(nearest[:, 0]))
     terms += np.column_stack([share, -share.sum(1)])
-    found = np.asarray(records.values[preprocessor.column])
-    means = [over_chunks(m.vae, inputs, lambda e: e.expected()).numpy() for m in detector.members]
-    expected = preprocessor.decode(sum(means[1:], means[0]) / len(means))
+    found, expected = np.asarray(records.values[preprocessor.column]), _expected(detector, inputs)
     size = preprocessor.height, preprocessor.width
     contexts = context_reasons(preprocessor.context, records)
     return [
@@ -46,6 +46,52 @@ def explain(detector: Detector, records: Records) -> list[Explanation]:
         )
         for i in range(len(records))
     ]
+
+
+def _expected(detector: Detector, inputs: Inputs) -> np.ndarray:
+    """(B, H, W, C) uint8 reconstructions, the mean of the members'."""
+    assert isinstance(detector.preprocessor, ImagePreprocessor)
+    means = [over_chunks(m.vae, inputs, lambda e: e.expected()).numpy() for m in detector.members]
+    return detector.preprocessor.decode(sum(means[1:], means[0]) / len(means))
+
+
+@dataclass(frozen=True)
+class WholeImages:
+    """The images of flagged ``records`` as the only part that can be replaced, by the reconstruction that is shown
+    beside it; see :mod:`vae_anomaly.explain.counterfactual`."""
+
+    detector: Detector
+    records: Records
+    explanations: Sequence[Explanation]
+
+    @property
+    def count(self) -> int:
+        """One part."""
+        return 1
+
+    @property
+    def order(self) -> list[list[int]]:
+        """The part, of each record."""
+        return [[0]] * len(self.records)
+
+    @property
+    def _column(self) -> str:
+        assert isinstance(self.detector.preprocessor, ImagePreprocessor)
+        return self.detector.preprocessor.column
+
+    def donors(self, rows: np.ndarray, chosen: np.ndarray) -> list[Records]:
+        """The reconstructions."""
+        records = self.records.take(rows)
+        expected = _expected(self.detector, self.detector.encode(records))
+        return [replace(records, values={**records.values, self._column: expected})]
+
+    def changed(self, rows: np.ndarray, chosen: np.ndarray, donors: Records, at: np.ndarray) -> Records:
+        """The reconstructions ``at``: there is no other trial than that of the whole image."""
+        return donors.take(at)
+
+    def replacements(self, row: int, parts: Sequence[int], changed: Records) -> tuple[Replacement, ...]:
+        """The image, which is shown as a picture."""
+        return (Replacement(self._column, "", ""),)
 
 
 def _reasons(column: str, nats: np.ndarray, latent: float) -> list[Contribution]:

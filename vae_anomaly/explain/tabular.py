@@ -223,27 +223,49 @@ class Columns:
         records, found, at = self.records.take(rows), self._found.x.numpy()[rows], 0
         values = dict(records.values)
         for i, state in enumerate(self.states):
-            part, own = slice(at, at + state.size), records.values[state.column]
-            there = np.ones(len(rows), bool) if observed is None else observed[:, at] > 0
-            normal, known = _normal(state, x[:, part].astype(np.float64), found[:, part].astype(np.float64), own)
-            values[state.column] = _where(chosen[:, i] & there & known, normal, own)
-            if state.present_nats:
-                values[state.column] = _where(chosen[:, i] & ~there, _nothing(own), values[state.column])
+            part, here = slice(at, at + state.size), chosen[:, i]
+            if here.any():
+                own = _at(values[state.column], here)
+                there = np.ones(len(own), bool) if observed is None else observed[here, at] > 0
+                expected, before = (v[here, part].astype(np.float64) for v in (x, found))
+                normal, known = _normal(state, expected, before, own)
+                # a cell is left out only where that is the rule
+                missing = _nothing(own) if state.present_nats else own
+                put = _where(there, _where(known, normal, own), missing)
+                values[state.column] = _put(values[state.column], here, put)
             at += state.size
         return replace(records, values=values)
 
     def changed(self, rows: np.ndarray, chosen: np.ndarray, donors: Records, at: np.ndarray) -> Records:
         """The records ``rows`` with the ``chosen`` columns of ``donors``."""
-        records, others = self.records.take(rows), donors.take(at)
+        records = self.records.take(rows)
         values: dict[str, Any] = dict(records.values)
-        for i, state in enumerate(self.states):
-            values[state.column] = _where(chosen[:, i], others.values[state.column], values[state.column])
+        for i in np.flatnonzero(chosen.any(0)):
+            column, here = self.states[i].column, chosen[:, i]
+            normal = donors.values[column]
+            place = at[here]
+            values[column] = _put(
+                values[column], here, normal.take(pa.array(place)) if isinstance(normal, pa.Array) else normal[place]
+            )
         return replace(records, values=values)
 
     def replacements(self, row: int, parts: Sequence[int], changed: Records) -> tuple[Replacement, ...]:
         """Both values of each column as an analyst reads them; a number is shown as it was scored."""
         before = self.records.take(np.array([row]))
         return tuple(_replacement(self.states[i], before, changed) for i in parts)
+
+
+def _at(values: np.ndarray | pa.Array, here: np.ndarray) -> np.ndarray | pa.Array:
+    return values.filter(pa.array(here)) if isinstance(values, pa.Array) else values[here]
+
+
+def _put(values: np.ndarray | pa.Array, here: np.ndarray, others: np.ndarray | pa.Array) -> np.ndarray | pa.Array:
+    """``values`` (N,) with ``others``, in order, where ``here`` (N,)."""
+    if isinstance(values, pa.Array):
+        return pc.replace_with_mask(values, pa.array(here), others)
+    out = values.copy()
+    out[here] = others
+    return out
 
 
 def _where(mask: np.ndarray, values: np.ndarray | pa.Array, others: np.ndarray | pa.Array) -> np.ndarray | pa.Array:

@@ -91,10 +91,10 @@ class TokenDistribution:
         return self.entry_log_prob(x).mul(-2.0).clamp_min(0.0).sqrt()
 
     @torch.no_grad()
-    def guess(self, x: Tensor) -> Tensor:
-        """(B, T) the likeliest token at each position given the true ones before it."""
+    def guess(self, x: Tensor, among: Tensor | None = None) -> Tensor:
+        """(B, T) the likeliest token at each position given the true ones before it; of those ``among`` (V,) bool."""
         logits: Tensor = self.decoder.logits(self.z, x)
-        return logits.argmax(-1)
+        return (logits if among is None else logits.masked_fill(~among, -torch.inf)).argmax(-1)
 
 
 def _flat(t: Tensor, lead: torch.Size) -> Tensor:

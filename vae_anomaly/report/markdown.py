@@ -122,16 +122,21 @@ def _change(record: FlaggedRecord) -> str:
     change = record.counterfactual
     if change is None:
         return ""
+    limit = f", threshold {number(record.threshold)}" if record.threshold is not None else ""
+    measured = f"(score {number(change.score)}{limit})"
+    if record.kind == "image":
+        return (
+            f". The expected image is normal {measured}"
+            if change.replacements
+            else ". Nor is the expected image normal"
+        )
     if not change.replacements:
         return f". No change of up to {change.most:,} {record.kind}s makes it normal"
     parts = " and ".join(_replaced(one, record) for one in change.replacements[:_MAX_CHANGED])
-    limit = f", threshold {number(record.threshold)}" if record.threshold is not None else ""
-    return f". {parts} would make it normal (score {number(change.score)}{limit})"
+    return f". {parts} would make it normal {measured}"
 
 
 def _replaced(one: Replacement, record: FlaggedRecord) -> str:
-    if record.kind == "region":
-        return f"{code(one.part, 60)} as expected"
     values = " → ".join(code(value, 60) if value else "missing" for value in (one.found, one.normal))
     return values if record.kind == "token" else f"{code(one.part, 60)} {values}"
 

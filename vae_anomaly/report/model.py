@@ -75,8 +75,8 @@ class Token:
 
 @dataclass(frozen=True)
 class Replacement:
-    """A part of a record (a column, a token of a line, a region of an image) whose value ``found`` is replaced by a
-    ``normal`` one; a missing cell is the empty string, and so are both of a region."""
+    """A part of a record (a column, a token of a line, an image) whose value ``found`` is replaced by a ``normal`` one;
+    a missing cell is the empty string, and so are both of an image, which is replaced by its reconstruction."""
 
     part: str
     found: str
@@ -119,9 +119,9 @@ class FlaggedRecord:
     counterfactual: Counterfactual | None = None
 
     @property
-    def kind(self) -> Literal["column", "region", "token"]:
+    def kind(self) -> Literal["column", "image", "token"]:
         """What a part of the record is that may be changed."""
-        return "region" if self.picture else "token" if self.tokens else "column"
+        return "image" if self.picture else "token" if self.tokens else "column"
 
     @property
     def surprising(self) -> tuple[int, ...]:
