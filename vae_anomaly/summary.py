@@ -362,8 +362,10 @@ def flagged_records(detector: Detector, strangest: Strangest) -> tuple[FlaggedRe
     found = detector.decided(records, records.status, scores)
     part = np.zeros(len(records), np.int64) if found.part is None else found.part
     # each by the detector that scored it
-    explained: dict[int, tuple[Detector, Explanation, Counterfactual | None]] = {}
+    explained: dict[int, tuple[Detector, Explanation, Counterfactual]] = {}
     for own, mine in zip(detector.detectors, detector.routed(records), strict=True):
+        if not len(mine):
+            continue
         routed = records.take(mine)
         explanations = explain(own, routed)
         changes = counterfactuals(own, routed, explanations)
