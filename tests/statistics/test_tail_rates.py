@@ -119,12 +119,13 @@ def test_the_rates_are_the_documented_ones(name: str, times: int) -> None:
 
 
 @pytest.mark.statistics
-@pytest.mark.parametrize("n", [250, 10_000, 100_000])
-@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize(
+    ("name", "n"), [*((name, n) for name in SMOOTH for n in (250, 10_000)), ("Student t, 4 degrees", 100_000)]
+)
 def test_so_it_is_with_other_numbers_of_records(name: str, n: int) -> None:
-    found = extrapolations(SMOOTH[name], n, 10, 300)
+    found = extrapolations(SMOOTH[name], n, 10, 200)
     assert found.rates.mean() <= 2
-    assert found.above <= 0.05 + error(0.05, 300)
+    assert found.above <= 0.05 + error(0.05, 200)
 
 
 @pytest.mark.statistics
@@ -146,7 +147,7 @@ def test_normal_batches_have_no_more_flags_than_are_expected(name: str, times: i
 
 
 def certain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The most likely tail, and no other."""
+    """The most likely tail and no other: then the range is that of a beta distribution, as if the rest were exact."""
     every = tail._posterior
 
     def likeliest(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
