@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from vae_anomaly.errors import ConfigError, StoreError
 from vae_anomaly.grouping import waiting
 from vae_anomaly.report import to_html
 from vae_anomaly.report.groups import group_id, in_words
+from vae_anomaly.report.overview import Overview
 from vae_anomaly.store import commits
 from vae_anomaly.store.answers import Answer, add, entries
 from vae_anomaly.store.check import check
@@ -484,7 +486,9 @@ def test_the_overview_shows_what_is_open_first_and_who_has_the_rest(store: Store
         "2026-01-05T06:00:00Z",
         "2026-01-07T06:00:00Z",
     )
-    page = pages.overview_page(ledger, MONITOR, window(4))[1].decode()
+    overview, content = pages.overview_page(ledger, MONITOR, window(4))
+    assert Overview.from_dict(json.loads(overview.to_json())).to_json() == overview.to_json()
+    page = content.decode()
     assert all(word in page for word in (*(line.id for line in shown), "ann</bdi>, until 2026-01-09", "day-0.csv"))
     assert pages.overview_page(ledger, MONITOR, window(5))[0].groups == shown[:1]  # the acknowledgement has ended
     assert pages.overview_page(ledger, MONITOR, window(20))[0].groups == ()
