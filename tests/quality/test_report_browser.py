@@ -25,8 +25,11 @@ from vae_anomaly.report import (
     COMBINATION,
     ColumnQuality,
     Contribution,
+    Counterfactual,
     FlaggedRecord,
+    LatentMap,
     Neighbour,
+    Replacement,
     Report,
     ScoreHistogram,
     Token,
@@ -149,6 +152,10 @@ def sample_report() -> Report:
             contributions=tuple(shown),
             rest_nats=float(score[row] - sum(part.nats for part in shown)),
             neighbours=neighbours,
+            threshold=threshold,
+            counterfactual=Counterfactual(
+                tuple(Replacement(p.column, p.found, p.expected.split()[0]) for p in shown[:1] if p.expected), 9.5, 3
+            ),
         )
 
     beyond = (x.iloc[batch] > x.iloc[train].max()).mean()
@@ -317,6 +324,7 @@ def text_report() -> Report:
                     Neighbour(f"app-2:{40 + 3 * n}", 1.1 + 0.3 * n, (usual[n].format("deploy"), "")) for n in range(3)
                 ),
                 tokens=tuple(Token(w, float(v), note) for w, v, note in zip(words, nats, notes, strict=True)),
+                counterfactual=Counterfactual((Replacement("message", words[-1], "ssh2"),) if k else (), 8.5, 3),
             )
         )
     records.sort(key=lambda record: -record.score)
@@ -335,7 +343,9 @@ def long_report() -> Report:
     long = "W" * 400
     parts = tuple(Contribution(long, -2.0 if k == 7 else 9.0 - k, long, long, -1234567.0, long) for k in range(8))
     near = tuple(Neighbour(long, 1.0, (long,) * 8) for _ in range(5))
-    usual = FlaggedRecord(1, long, 1e6, 1e-6, long, parts, 0.0, near)
+    change = Counterfactual((Replacement(long, long, long), Replacement(long, "", long)), -1234567.0, 3)
+    usual = FlaggedRecord(1, long, 1e6, 1e-6, long, parts, 0.0, near, threshold=123456.0, counterfactual=change)
+    latent = LatentMap(tuple((37 * k % 1001, 61 * k % 1001) for k in range(350)), tuple(range(300, 350)), (long, long))
     tokens = tuple(Token(long, 1.7 * k, long if k % 2 else "") for k in range(9))
     strip, tower = (picture(np.zeros(s), np.ones(s), np.full(s, 1e5)) for s in ((4, 900), (900, 4)))
     shown = [replace(usual, tokens=tokens, picture=strip), replace(usual, picture=tower), replace(usual, tokens=tokens)]
@@ -357,6 +367,7 @@ def long_report() -> Report:
         calibration_records=1_000_000,
         score_name=long,
         columns=(ColumnQuality(long, "timestamp", 1.0, 1.0, 1.0, 1.0, long), ColumnQuality(long, "category")),
+        latent=latent,
         histogram=ScoreHistogram((0.0, 1e5, 2e6), (0.9, 0.1), (0.1, 0.9)),
         records=(usual, *shown),
         notes=(long,),
