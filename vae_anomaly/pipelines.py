@@ -41,6 +41,7 @@ from vae_anomaly.store.sources import (  # fmt: skip
     open_delivery,
     read_chunks,
     read_header,
+    unchanged,
 )
 from vae_anomaly.worker import read_records
 from vae_anomaly.workspace import Progress, Workspace, silent, user
@@ -205,7 +206,7 @@ def read_recent(
     Raises
     ------
     DataError
-        There are fewer such batches.
+        There are fewer such batches, or a file changes while it is read.
     StoreError
         The scores of one of them are lost or altered, or feedback is.
     """
@@ -217,8 +218,8 @@ def read_recent(
     for commit, delivery in delivered_batches(ws, [c for c in commits if c.scored], others, last=last):
         progress("reading recent batches", len(used), last)
         flags = [part["is_anomaly"].to_numpy() for part in read_scores(ws.store.root / commit.scores.file, FLAGS)]
-        records = concatenate(list(read_records(delivery, ws)))
-        delivery.assert_unchanged()
+        with unchanged(delivery):
+            records = concatenate(list(read_records(delivery, ws)))
         doubtful = np.concatenate(flags) & (not commit.drifted)
         for _, beyond in _absurd(records):
             doubtful |= beyond

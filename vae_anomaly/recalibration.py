@@ -21,7 +21,7 @@ from vae_anomaly.explain import compared
 from vae_anomaly.fitting import content_hash, require_segments, variation
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.records import Commit
-from vae_anomaly.store.sources import Delivery, list_inbox, open_delivery
+from vae_anomaly.store.sources import Delivery, changed_file, list_inbox, open_delivery
 from vae_anomaly.thresholds import Threshold, calibrated, false_alarms
 from vae_anomaly.training import limited_threads
 from vae_anomaly.worker import read_records
@@ -185,16 +185,14 @@ def _standing(ws: Workspace, ledger: Ledger, name: str) -> Commit | str:
 @contextmanager
 def _delivered(ws: Workspace, batch: Batch) -> Iterator[Delivery]:
     """The file of a batch, as it was committed; raises :class:`DataError` where it is not, or not to its end."""
-    problem = "the file must stay as it was committed while it is read. Got another content, or none."
-    changed = DataError("changed_file", problem, file=batch.name, remedy="Run it again when nobody writes that file.")
     try:
         with open_delivery(ws.monitor.source.inbox / batch.name, folders=ws.folders) as delivery:
             if delivery.sha256 != batch.commit.sha256:
-                raise changed
+                raise changed_file(batch.name)
             yield delivery
             delivery.assert_unchanged()
     except OSError as error:
-        raise changed from error
+        raise changed_file(batch.name) from error
 
 
 # ---- the calibration ----

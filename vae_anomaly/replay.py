@@ -23,7 +23,7 @@ from vae_anomaly.feedback import lessons
 from vae_anomaly.report.review import Alerts, Change, OnFeedback, Replay, ReplayedBatch
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.records import Commit
-from vae_anomaly.store.sources import Delivery, open_delivery
+from vae_anomaly.store.sources import Delivery, open_delivery, unchanged
 from vae_anomaly.summary import Strangest, Thinned, flagged_records
 from vae_anomaly.thresholds import Threshold, false_alarms
 from vae_anomaly.training import limited_threads
@@ -52,7 +52,7 @@ def replay(
     ConfigError
         The candidate does not support the threshold that monitor.yml asks for. A champion that does not decides by its
         own, which it was registered with.
-    DeliveryChanged
+    DataError
         A file changes while it is read.
     """
     tally = _Tally([decided_now(ws, candidate), *([_as_it_can(ws, champion)] if champion else [])])
@@ -60,9 +60,9 @@ def replay(
     left_out: Counter[str] = Counter()
     for commit, delivery in delivered_batches(ws, Ledger(ws.store).newest() if last else (), left_out, last=last):
         progress(f"replaying {commit.name}", len(batches), last)
-        tally.detectors = [_for_batch(ws, detector, delivery) for detector in tally.detectors]
-        batches.append(tally.replayed(commit, _detected(ws, tally, delivery)))
-        delivery.assert_unchanged()
+        with unchanged(delivery):
+            tally.detectors = [_for_batch(ws, detector, delivery) for detector in tally.detectors]
+            batches.append(tally.replayed(commit, _detected(ws, tally, delivery)))
     return replace(tally.result(batches, left_out), on_feedback=_on_feedback(ws, tally.detectors))
 
 

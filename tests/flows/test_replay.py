@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from vae_anomaly import scoring
 from vae_anomaly.batch import concatenate
 from vae_anomaly.config import FdrConfig, GatesConfig, MondrianConfig
 from vae_anomaly.detector import Detector
-from vae_anomaly.errors import ConfigError
+from vae_anomaly.errors import ConfigError, DataError
 from vae_anomaly.feedback import Remark, give, lessons
 from vae_anomaly.fitting import fit_detector
 from vae_anomaly.registry_review import evaluate_gates
@@ -235,6 +236,21 @@ def test_the_same_for_any_number_of_threads_and_chunks(
     other = Workspace(ws.monitor.model_copy(update={"execution": execution}), ws.mlflow)
     monkeypatch.setattr(Schema, "rows_at_once", property(lambda _: 7))
     assert timeless(replay(other, fitted("good"), serving, last=5)) == timeless(whole)
+
+
+def test_a_file_that_changes_meanwhile_is_named(
+    folder: Path, serving: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Workspace.open(shutil.copytree(folder.parent, tmp_path / "home") / folder.name)
+
+    def changing(delivery: Any, ws: Workspace) -> Any:
+        for records in read_records(delivery, ws):
+            deliver(made.monitor.path.parent, **{delivery.name: table(81, 4)})
+            yield records
+
+    monkeypatch.setattr("vae_anomaly.replay.read_records", changing)
+    with pytest.raises(DataError, match=r"changed_file: .* \[file '2026-01-04.parquet'\]"):
+        replay(made, serving, None, last=2)
 
 
 def test_the_last_ones_only(ws: Workspace, serving: Detector) -> None:

@@ -218,6 +218,26 @@ class DeliveryChanged(OSError):
     """The file changed while it was read; the next run may try again."""
 
 
+def changed_file(name: str) -> DataError:
+    """The file of this ``name`` is not, or no longer, what it was: for who cannot wait and try again."""
+    return DataError(
+        "changed_file",
+        "the file must stay as it was committed while it is read. Got another content, or none.",
+        file=name,
+        remedy="Run it again when nobody writes that file.",
+    )
+
+
+@contextmanager
+def unchanged(delivery: Delivery) -> Iterator[None]:
+    """Read ``delivery`` in the block; raises :class:`DataError` where it changes meanwhile."""
+    try:
+        yield
+        delivery.assert_unchanged()
+    except DeliveryChanged as error:
+        raise changed_file(delivery.name) from error
+
+
 @dataclass(frozen=True)
 class FileDelivery:
     """A regular file, open for reading, and the digest of its content."""
