@@ -512,3 +512,14 @@ def test_a_shift_is_told_first_and_the_flagged_records_of_that_batch_are_muted()
 def test_headline_fits_the_situation(changes, headline):
     page = to_html(replace(full_report("x"), **USUAL | changes))
     assert f'class="headline">{headline}</h2>' in page
+
+
+def test_a_card_speaks_of_the_threshold_that_decided_on_its_record():
+    """Where segments have thresholds of their own, that of all records says nothing of how far a record is beyond."""
+    axis = ScoreHistogram((0.0, 10.0, 20.0, 40.0), (0.9, 0.1, 0.0), (0.5, 0.3, 0.2))
+    made = replace(one_record(), histogram=axis, threshold_value=8.0, calibration_records=500)
+    record = replace(made.records[0], score=21.0, p_value=1 / 51)
+    own = replace(record, threshold=20.9, calibration_records=50)
+    said = [" ".join("".join(Page(to_html(replace(made, records=(r,)))).words).split()) for r in (record, own)]
+    assert "far beyond the threshold; stranger than 491 of 500 normal records" in said[0]
+    assert "just beyond the threshold; stranger than all 50 normal records" in said[1]
