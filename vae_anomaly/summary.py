@@ -368,7 +368,8 @@ def flagged_records(detector: Detector, strangest: Strangest) -> tuple[FlaggedRe
             continue
         routed = records.take(mine)
         explanations = explain(own, routed)
-        changes = counterfactuals(own, routed, explanations)
+        # of another segment it would be another detector's
+        changes = counterfactuals(replace(own, by=detector.by), routed, explanations)
         for i, explanation, change in zip(mine.tolist(), explanations, changes, strict=True):
             explained[i] = own, explanation, change
     out = []

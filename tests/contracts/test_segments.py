@@ -349,6 +349,9 @@ def report_of(detector: Detector, records: Records, known: Muting | None = None)
 def test_each_flagged_record_is_explained_by_the_detector_that_scored_it(several: Detector, records: Records) -> None:
     shop = shops(records)
     far = odd(records, np.concatenate([np.flatnonzero(shop == name)[:8] for name in {*shop}]))
+    new = far.take(np.flatnonzero(shop == "new"))  # the twin: of one detector alone the shop may be replaced
+    (card,) = report_of(several.detectors[0], new).records
+    assert card.counterfactual and {"b", "shop"} == {r.part for r in card.counterfactual.replacements}
     report = report_of(several, far)
     assert {record.detector for record in report.records} == {"", *NAMES}
     values = dict(zip(several.names, (own.threshold.value for own in several.detectors), strict=True))
@@ -364,6 +367,8 @@ def test_each_flagged_record_is_explained_by_the_detector_that_scored_it(several
         assert [part.nats for part in record.contributions] == pytest.approx(
             [reasons[part.column] for part in record.contributions], abs=1e-3
         )
+        # a record of another shop would be judged by another detector
+        assert record.counterfactual and "shop" not in {r.part for r in record.counterfactual.replacements}
         ids = [own.reference.record_ids[at] for at, _ in alone.neighbours]
         assert [neighbour.record_id for neighbour in record.neighbours] == ids
     assert "detector of" in to_html(report)

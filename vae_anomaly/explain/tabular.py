@@ -167,8 +167,8 @@ class Columns:
     or the likeliest value, of a reconstruction that does not see them, and is then repeated with what it gave), and the
     values of the nearest normal record. Both are values that a file can hold: within the range of training, counts as
     integers, categories that training knew, times nearest to the one found. The context, and the column that chooses
-    the threshold, stay as they are, and so does a missing time, of which nobody knows the date. A cell is made missing
-    only where that is the rule in training.
+    the threshold or the detector, stay as they are, and so does a missing time, of which nobody knows the date. A cell
+    is made missing only where that is the rule in training.
     """
 
     detector: Detector
@@ -188,7 +188,7 @@ class Columns:
     @property
     def order(self) -> list[list[int]]:
         """The columns of each record that may change, the one that adds most to its score first."""
-        by = self.detector.threshold.options.get("by")
+        by = self.detector.by or self.detector.threshold.options.get("by")
         place = {state.column: i for i, state in enumerate(self.states) if state.column != by}
         return [[place[r.column] for r in e.reasons if r.column in place] for e in self.explanations]
 
