@@ -247,3 +247,22 @@ def committed(folder: Path) -> dict[str, Any]:
 def scores(folder: Path, commit: Any) -> pa.Table:
     """The rows of its score file."""
     return pq.read_table(folder / "output" / commit.scores.file)
+
+
+def by_rows_and_workers(folder: Path, to: Path) -> list[dict[str, str]]:
+    """Score files and commits of copies of ``folder`` in ``to`` after a large batch, for one worker and for three."""
+    from store_samples import tree
+
+    from vae_anomaly.store.check import check
+    from vae_anomaly.store.files import Store
+
+    found = []
+    for workers in (1, 3):
+        shutil.copytree(folder.parent, home := to / str(workers))
+        deliver(home / folder.name, **{"other.parquet": broken(table(3000, 32, frauds=100))})
+        with shared_by(workers):
+            assert cli("score", home / folder.name).code == 0
+        kept = tree(home / folder.name / "output")
+        found.append({name: digest for name, digest in kept.items() if name.startswith(("scores", "commits"))})
+        assert check(Store(home / folder.name / "output")) == []
+    return found

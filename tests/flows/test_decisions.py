@@ -17,7 +17,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pytest
-from pipeline_samples import MONITOR, broken, cli, committed, copy, deliver, scores, shared_by, table, write_monitor
+from pipeline_samples import (
+    MONITOR,
+    broken,
+    by_rows_and_workers,
+    cli,
+    committed,
+    copy,
+    deliver,
+    scores,
+    shared_by,
+    table,
+    write_monitor,
+)
 from store_samples import tree
 from tracking_samples import without_figures
 
@@ -206,16 +218,8 @@ def test_each_segment_decides_by_its_own_threshold(segmented: tuple[Path, str]) 
 
 
 def test_segments_give_the_same_bytes_however_the_rows_arrive(segmented: tuple[Path, str], tmp_path: Path) -> None:
-    found = []
-    for workers in (1, 3):
-        shutil.copytree(segmented[0].parent, home := tmp_path / str(workers))
-        deliver(home / "shops", **{"other.parquet": broken(table(3000, 32, frauds=100))})
-        with shared_by(workers):
-            assert cli("score", home / "shops").code == 0
-        kept = tree(home / "shops" / "output")
-        found.append({name: digest for name, digest in kept.items() if name.startswith(("scores", "commits"))})
-        assert check(Store(home / "shops" / "output")) == []
-    assert found[0] == found[1] and len(found[0]) == 4
+    one, three = by_rows_and_workers(segmented[0], tmp_path)
+    assert one == three and len(one) == 4
 
 
 def test_an_altered_threshold_of_a_segment_is_found(segmented: tuple[Path, str], tmp_path: Path) -> None:

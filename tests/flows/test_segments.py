@@ -11,8 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pipeline_samples import MONITOR, broken, cli, committed, deliver, scores, shared_by, table, write_monitor
-from store_samples import tree
+from pipeline_samples import (
+    MONITOR,
+    broken,
+    by_rows_and_workers,
+    cli,
+    committed,
+    deliver,
+    scores,
+    table,
+    write_monitor,
+)
 from tracking_samples import without_figures
 
 from vae_anomaly.schema import check as contract
@@ -97,16 +106,8 @@ def test_a_review_shows_each_detector_and_holds_the_gates_by_the_worst(served: t
 
 
 def test_the_bytes_do_not_depend_on_how_the_rows_arrive(served: tuple[Path, str], tmp_path: Path) -> None:
-    found = []
-    for workers in (1, 3):
-        shutil.copytree(served[0].parent, home := tmp_path / str(workers))
-        deliver(home / "shops", **{"other.parquet": broken(table(3000, 32, frauds=100))})
-        with shared_by(workers):
-            assert cli("score", home / "shops").code == 0
-        kept = tree(home / "shops" / "output")
-        found.append({name: digest for name, digest in kept.items() if name.startswith(("scores", "commits"))})
-        assert check(Store(home / "shops" / "output")) == []
-    assert found[0] == found[1] and len(found[0]) == 4
+    one, three = by_rows_and_workers(served[0], tmp_path)
+    assert one == three and len(one) == 4
 
 
 def test_an_edited_alpha_decides_again_from_the_same_scores(served: tuple[Path, str], tmp_path: Path) -> None:
