@@ -25,6 +25,7 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 PROGRAM = Path(sys.executable).with_name("vae-anomaly")
 MONITOR = """\
@@ -266,3 +267,21 @@ def by_rows_and_workers(folder: Path, to: Path) -> list[dict[str, str]]:
         found.append({name: digest for name, digest in kept.items() if name.startswith(("scores", "commits"))})
         assert check(Store(home / folder.name / "output")) == []
     return found
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many records are scored from now on, each time; not those by which flagged ones are explained."""
+    from vae_anomaly import summary
+    from vae_anomaly.detector import Detector
+    from vae_anomaly.report.model import Counterfactual
+
+    rows: list[int] = []
+    detect = Detector.detect
+
+    def counting(self: Detector, records: Any) -> Any:
+        rows.append(len(records))
+        return detect(self, records)
+
+    monkeypatch.setattr(Detector, "detect", counting)
+    monkeypatch.setattr(summary, "counterfactuals", lambda _, found, __: [Counterfactual((), None, 0)] * len(found))
+    return rows

@@ -13,12 +13,11 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from pipeline_samples import Said, broken, cli, copy, deliver, table, write_monitor
+from pipeline_samples import Said, broken, cli, copy, counted, deliver, table, write_monitor
 from store_samples import tree, untimed
 from tracking_samples import without_figures
 
 from vae_anomaly import worker
-from vae_anomaly.detector import Detector
 from vae_anomaly.scoring import Backfill
 from vae_anomaly.store.check import check
 from vae_anomaly.store.commits import Ledger
@@ -157,11 +156,7 @@ def test_another_threshold_decides_again_and_computes_no_score(
     (folder / "monitor.yml").write_text(
         text.replace("threshold: {alpha: 0.05}", "threshold: {method: pac, alpha: 0.3}")
     )
-    computed = []
-    detect = Detector.detect
-    monkeypatch.setattr(
-        Detector, "detect", lambda self, records: computed.append(len(records)) or detect(self, records)
-    )
+    computed = counted(monkeypatch)
     for name in before:
         if lost == "gone":
             (folder / "output" / name).unlink()
