@@ -34,6 +34,7 @@ from benchmarks.common import processor, progress
 from vae_anomaly import pipelines
 from vae_anomaly.errors import ReviewError
 from vae_anomaly.feedback import Remark, give
+from vae_anomaly.pages import read_report
 from vae_anomaly.samples.files import random_stream
 from vae_anomaly.samples.tabular import payments_of, readings_of, write_payments, write_regions
 from vae_anomaly.scoring import load_champion, score
@@ -183,8 +184,8 @@ def payments_day(day: int) -> pa.Table | None:
         columns["fee"] = [100 * value for value in columns["fee"]]  # in cents
     if day in SALE:
         for row in range(ORDERS):
-            columns["items"][row * 50] = 700 + 10 * row
-            columns["label"][row * 50] = "expected"
+            columns["items"][50 * row] = 700 + 10 * row
+            columns["label"][50 * row] = "expected"
     made = pa.table({name: pa.array(values, table.schema.field(name).type) for name, values in columns.items()})
     return made.rename_columns(["total" if n == "amount" else n for n in made.column_names]) if day == RENAMED else made
 
@@ -425,12 +426,15 @@ def _anomalies(
 
 
 def _sale(payments: Monitor, commits: dict[int, Commit]) -> Line:
-    muted = {day: commits[day].muted for day in SALE if day > SALE[0]}
+    orders = {50 * i for i in range(ORDERS)}  # their rows
+    days = [day for day in SALE if day > SALE[0]]
+    muted = [{m.row_index for m in read_report(payments.ws.store, commits[day].batch_id).muted} for day in days]
+    found, others = sum(len(rows & orders) for rows in muted), sum(len(rows - orders) for rows in muted)
     said = [e for e in entries(payments.ws.store) if e.verdict == "expected"]
     return Line(
         f"{ORDERS} unusual orders on each of {len(SALE)} days of a sale, answered once as expected",
-        f"{sum(muted.values())} of {ORDERS * len(muted)} muted on the days after",
-        len(said) == 1 and sum(muted.values()) >= 0.8 * ORDERS * len(muted),
+        f"{found} of {ORDERS * len(days)} muted on the days after, and {others} of the other records",
+        len(said) == 1 and found >= 0.8 * ORDERS * len(days) and others <= ORDERS,
     )
 
 

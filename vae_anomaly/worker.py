@@ -317,7 +317,10 @@ class Scorer:
             versions = np.array([part.version for part in detector.decider.parts], dtype=object)
             names = np.array(detector.names, dtype=object)
             origin = self._origin(ref, threshold)
-            summary = BatchSummary(detector, self.ws.monitor.drift.distance, self.muting)
+            muting = self.muting
+            if muting is not None and detector is not self.detector:  # the threshold is the batch's
+                muting = dataclasses.replace(muting, detector=detector)
+            summary = BatchSummary(detector, self.ws.monitor.drift.distance, muting)
             chunks = read_records(delivery, self.ws)
             writer = stack.enter_context(ScoreWriter(ledger.store, origin, segments=bool(detector.segments)))
             for records, found in self._detected(chunks) if known is None else _decided(detector, known(), chunks):

@@ -19,6 +19,7 @@ from pipeline_samples import Said, cli, copy, deliver, table
 
 from vae_anomaly import pipelines, worker
 from vae_anomaly.fitting import fit_detector
+from vae_anomaly.muting import Muting
 from vae_anomaly.store.check import check
 from vae_anomaly.store.commits import Ledger
 from vae_anomaly.store.feedback import entries, read_entry
@@ -91,6 +92,26 @@ def test_a_false_alarm_mutes_its_like_on_the_next_day_and_alerts_no_more(folder:
     scores = pq.read_table(folder / "output" / muted.scores.file)
     assert scores["is_anomaly"].to_pylist()[9] is True  # muted, and flagged all the same
     assert [f for f in check(Store(folder / "output")) if f.severity == "error"] == []
+
+
+def test_what_is_muted_would_be_flagged_by_the_threshold_of_its_batch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert say(folder, 5, "--as", "false-alarm").code == 0
+    deciding, matches = [], Muting.matches
+
+    def asked(self: Muting, records: Any) -> Any:
+        deciding.append(self.detector.threshold.version)
+        return matches(self, records)
+
+    monkeypatch.setattr(Muting, "matches", asked)
+    text = (folder / "monitor.yml").read_text()
+    (folder / "monitor.yml").write_text(text.replace("threshold: {alpha: 0.05}", "threshold: {method: fdr, q: 0.3}"))
+    usual = quiet(60, 62, folder)
+    deliver(folder, **{"day-2.parquet": odd(odd(odd(usual, 9), 19), 29)})  # three have a lower threshold than one
+    assert cli("score", folder).code == 0
+    commit = commit_of(folder, "day-2.parquet")
+    assert commit.flagged and deciding == [commit.threshold.version]
 
 
 @pytest.mark.parametrize("last", ["2020-01-01", "withdrawn"])
