@@ -22,7 +22,7 @@ from vae_anomaly.errors import ConfigError
 from vae_anomaly.pipelines import FitOutcome, Recent, usable
 from vae_anomaly.store.commits import Ledger, standing
 from vae_anomaly.store.records import Commit, Incident
-from vae_anomaly.tracking import HEAD, REFIT_ABOUT, REFIT_BATCHES, Resolved, Tracker
+from vae_anomaly.tracking import CALIBRATION, HEAD, REFIT_ABOUT, REFIT_BATCHES, Resolved, Tracker
 from vae_anomaly.watch import OF_LAST, stale_ids, waiting
 from vae_anomaly.workspace import Progress, Workspace, silent
 
@@ -219,7 +219,7 @@ def _unfinished(ws: Workspace, tracker: Tracker) -> Resolved | None:
         return None
     with tracker.explained():
         tags = tracker.tags(candidate)
-    if REFIT_BATCHES not in tags:
+    if REFIT_BATCHES not in tags or CALIBRATION in tags:  # who calibrated it again reviews it
         return None
     told = ws.store.file(ws.store.incidents, _waits(ws, candidate).batch_id, ".json").exists()
     return None if (told and "review.sha256" in tags) or _is_answered(ws, candidate) else candidate
