@@ -498,13 +498,15 @@ def _beside_training(detector: Detector, training: Records, *, seed: int) -> Ite
     Each of many small steps may pass its review; together they are seen here only.
     """
     drawn = np.random.default_rng(seed).permutation(len(training))[:BESIDE]
-    scores = detector.detect(training.take(drawn)).score
-    scores, threshold = scores[~np.isnan(scores)], detector.threshold
-    if len(scores):
-        flagged = threshold.for_batch(threshold.counts(scores)).flag(scores)
+    records, threshold = training.take(drawn), detector.threshold
+    found = detector.detect(records)
+    for_these = threshold.for_batch(threshold.counts(found.score))
+    found = replace(detector, threshold=for_these).decided(records, found.status, found.score)
+    scored = ~np.isnan(found.score)
+    if scored.any():
         yield (
-            f"Of {len(scores):,} normal records of source.training it flags {flagged.mean():.1%}: by as much as that is"
-            f" more than {threshold.alpha:.1%}, what is normal has moved away from them."
+            f"Of {scored.sum():,} normal records of source.training it flags {found.is_anomaly[scored].mean():.1%}: by"
+            f" as much as that is more than {threshold.alpha:.1%}, what is normal has moved away from them."
         )
 
 
