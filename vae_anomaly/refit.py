@@ -113,7 +113,7 @@ def due(ws: Workspace, now: float) -> Due:
     candidate = _candidate(tracker, ws)
     with tracker.explained():
         made = max(tracker.registered_at(one) for one in (champion, candidate or champion))
-        known = {tracker.tags(one).get(REFIT_BATCHES, "") for one in (champion, candidate or champion)}
+        fitted = [tracker.tags(one).get(REFIT_BATCHES, "").split() for one in (champion, candidate or champion)]
     told = _told(ws, champion.digest)
     asked = [_stale(told, made) if how.on_stale else _NOT_STALE, _scheduled(ws, how, made, now)]
     if not any(one.holds for one in asked):
@@ -125,7 +125,8 @@ def due(ws: Workspace, now: float) -> Due:
     if len(last) < how.batches:
         since = " since the batches shifted" if told[1] is not None else ""
         return Due(False, f"of the {how.batches:,} batches that are needed {len(last):,} have come{since}")
-    if _heads(last[: how.batches][::-1]) in known:
+    # by the last of them: one before it whose file is gone was not fitted to, and never will be
+    if any(len(heads) == how.batches and heads[-1] == last[0].sha256[:HEAD] for heads in fitted):
         return Due(False, "no batch has come since it was done")
     return next(one for one in asked if one.holds)
 

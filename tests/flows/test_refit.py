@@ -164,6 +164,18 @@ def test_the_same_batches_are_not_fitted_to_again(known: Known) -> None:
     assert due(asking.ws, later + DAY).holds
 
 
+def test_a_batch_whose_file_is_gone_makes_no_news_of_the_others(known: Known) -> None:
+    asking = known.asks(batches=2, cron="* * * * *")
+    made = registered(known)
+    heads = [known.day(i, made + i) for i in range(3)]
+    later = known.candidate(heads[0], heads[2])  # that between them could not be read again
+    decisions.reject(known.ws.monitor, known.ws.mlflow, by="ann", reason="too blind", now=later)
+    assert due(asking.ws, later + DAY).why == "no batch has come since it was done"
+    assert due(known.asks(batches=3, cron="* * * * *").ws, later + DAY).holds  # to another number of them it was not
+    known.day(3, made + 3)
+    assert due(asking.ws, later + DAY).holds
+
+
 def test_an_old_calibration_is_answered_by_one_version(known: Known) -> None:
     asking = known.asks(batches=2, on_stale=True)
     made = registered(known)
