@@ -389,7 +389,7 @@ def recalibrate(
     champion, model = load_version(ws, tracker, "champion")
     with tracker.explained():
         tags = tracker.tags(tracker.resolve(ws.monitor.name, model.version))
-    training = read_training(ws, progress).normal
+    training = _learned(ws, tags, progress)
     if is_as_fitted(tags, ws.monitor, champion, training):  # else any of them may have trained
         training = training.take(split(training, ws.recipe)["training"])
     made = recalibration.recalibrated(
@@ -460,25 +460,36 @@ def review(
     """
     from vae_anomaly import registry_review
     from vae_anomaly.replay import replay as replay_batches
-    from vae_anomaly.tracking import HEAD, REFIT_ABOUT, REFIT_BATCHES, Tracker
+    from vae_anomaly.tracking import REFIT_ABOUT, REFIT_BATCHES, Tracker
 
     ws.store.prepare(ws.monitor.name)
     tracker = Tracker(ws.mlflow)
     detector, model = load_version(ws, tracker, version or "candidate")
     with tracker.explained():
         tags = tracker.tags(tracker.resolve(ws.monitor.name, model.version))
-    learned, remarks = read_training(ws, progress).normal, []
+    learned, remarks = _learned(ws, tags, progress), []
     last = ws.mlflow.registry.review.replay if replay is None else replay
-    if heads := tags.get(REFIT_BATCHES, "").split():
-        remarks = [tags.get(REFIT_ABOUT, ""), *_beside_training(detector, learned, seed=ws.monitor.seed)]
+    if REFIT_BATCHES in tags:
+        training = read_training(ws, progress).normal
+        remarks = [tags.get(REFIT_ABOUT, ""), *_beside_training(detector, training, seed=ws.monitor.seed)]
         if last:
             remarks.append("Batches that it was fitted on may be among those that are scored again, which flatters it.")
-        of_then = [commit for commit in Ledger(ws.store).newest() if commit.sha256[:HEAD] in heads]
-        learned = read_recent(ws, of_then, len(heads), progress).training.normal
     progress("reviewing", 0, 1)
     return registry_review.review(ws.monitor, ws.mlflow, records=learned, recipe=ws.recipe, version=model.version,
                                   cache=ws.model_cache, now=time.time(), by=by or user(), remarks=remarks,
                                   replay=partial(replay_batches, ws, last=last, progress=progress))  # fmt: skip
+
+
+def _learned(ws: Workspace, tags: Mapping[str, str], progress: Progress) -> Records:
+    """The normal records that the weights of the version with these ``tags`` were fitted to: those of source.training,
+    or of the batches of a refit."""
+    from vae_anomaly.tracking import HEAD, REFIT_BATCHES
+
+    heads = tags.get(REFIT_BATCHES, "").split()
+    if not heads:
+        return read_training(ws, progress).normal
+    of_then = [commit for commit in Ledger(ws.store).newest() if commit.sha256[:HEAD] in heads]
+    return read_recent(ws, of_then, len(heads), progress).training.normal
 
 
 def _beside_training(detector: Detector, training: Records, *, seed: int) -> Iterator[str]:
@@ -487,13 +498,15 @@ def _beside_training(detector: Detector, training: Records, *, seed: int) -> Ite
     Each of many small steps may pass its review; together they are seen here only.
     """
     drawn = np.random.default_rng(seed).permutation(len(training))[:BESIDE]
-    scores = detector.detect(training.take(drawn)).score
-    scores, threshold = scores[~np.isnan(scores)], detector.threshold
-    if len(scores):
-        flagged = threshold.for_batch(threshold.counts(scores)).flag(scores)
+    records, threshold = training.take(drawn), detector.threshold
+    found = detector.detect(records)
+    for_these = threshold.for_batch(threshold.counts(found.score))
+    found = replace(detector, threshold=for_these).decided(records, found.status, found.score)
+    scored = ~np.isnan(found.score)
+    if scored.any():
         yield (
-            f"Of {len(scores):,} normal records of source.training it flags {flagged.mean():.1%}: by as much as that is"
-            f" more than {threshold.alpha:.1%}, what is normal has moved away from them."
+            f"Of {scored.sum():,} normal records of source.training it flags {found.is_anomaly[scored].mean():.1%}: by"
+            f" as much as that is more than {threshold.alpha:.1%}, what is normal has moved away from them."
         )
 
 

@@ -22,7 +22,7 @@ from vae_anomaly.errors import ConfigError
 from vae_anomaly.pipelines import FitOutcome, Recent, usable
 from vae_anomaly.store.commits import Ledger, standing
 from vae_anomaly.store.records import Commit, Incident
-from vae_anomaly.tracking import HEAD, REFIT_ABOUT, REFIT_BATCHES, Resolved, Tracker
+from vae_anomaly.tracking import CALIBRATION, HEAD, REFIT_ABOUT, REFIT_BATCHES, Resolved, Tracker
 from vae_anomaly.watch import OF_LAST, stale_ids, waiting
 from vae_anomaly.workspace import Progress, Workspace, silent
 
@@ -113,7 +113,7 @@ def due(ws: Workspace, now: float) -> Due:
     candidate = _candidate(tracker, ws)
     with tracker.explained():
         made = max(tracker.registered_at(one) for one in (champion, candidate or champion))
-        known = {tracker.tags(one).get(REFIT_BATCHES, "") for one in (champion, candidate or champion)}
+        fitted = [tracker.tags(one).get(REFIT_BATCHES, "").split() for one in (champion, candidate or champion)]
     told = _told(ws, champion.digest)
     asked = [_stale(told, made) if how.on_stale else _NOT_STALE, _scheduled(ws, how, made, now)]
     if not any(one.holds for one in asked):
@@ -125,7 +125,8 @@ def due(ws: Workspace, now: float) -> Due:
     if len(last) < how.batches:
         since = " since the batches shifted" if told[1] is not None else ""
         return Due(False, f"of the {how.batches:,} batches that are needed {len(last):,} have come{since}")
-    if _heads(last[: how.batches][::-1]) in known:
+    # by the last of them: one before it whose file is gone was not fitted to, and never will be
+    if any(len(heads) == how.batches and heads[-1] == last[0].sha256[:HEAD] for heads in fitted):
         return Due(False, "no batch has come since it was done")
     return next(one for one in asked if one.holds)
 
@@ -219,7 +220,7 @@ def _unfinished(ws: Workspace, tracker: Tracker) -> Resolved | None:
         return None
     with tracker.explained():
         tags = tracker.tags(candidate)
-    if REFIT_BATCHES not in tags:
+    if REFIT_BATCHES not in tags or CALIBRATION in tags:  # who calibrated it again reviews it
         return None
     told = ws.store.file(ws.store.incidents, _waits(ws, candidate).batch_id, ".json").exists()
     return None if (told and "review.sha256" in tags) or _is_answered(ws, candidate) else candidate

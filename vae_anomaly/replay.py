@@ -97,9 +97,9 @@ def _on_feedback(ws: Workspace, detectors: Sequence[Detector]) -> OnFeedback | N
     kinds = [records for records in (said.anomalies, said.false_alarms) if records is not None]
     if not kinds or any(detector.threshold.discovery_rate is not None for detector in detectors):
         return None
-    # a false alarm that joined a calibration may be a neighbour of itself
     ids = {str(id) for records in kinds for id in records.record_ids}
-    apart = [detector.without(ids) for detector in detectors]
+    # a false alarm that joined a calibration, or that a refit learned from under another id, may be its own neighbour
+    apart = [detector.without(ids | _equal(detector, said.false_alarms)) for detector in detectors]
     anomalies, false_alarms = (
         [np.zeros(0, bool) if records is None else detector.detect(records).is_anomaly for detector in apart]
         for records in (said.anomalies, said.false_alarms)
@@ -112,6 +112,15 @@ def _on_feedback(ws: Workspace, detectors: Sequence[Detector]) -> OnFeedback | N
         counts[1] if len(counts) == 2 else None,
         kept=int(np.logical_and.reduce(anomalies).sum()) if len(counts) == 2 else 0,
     )
+
+
+def _equal(detector: Detector, records: Records | None) -> set[str]:
+    """The ids of the reference records that are equal to one of ``records``."""
+    found: set[str] = set()
+    for own, mine in zip(detector.detectors, detector.routed(records), strict=True) if records else ():
+        places = own.reference.places(own.encode(records.take(mine))).tolist() if len(mine) else []
+        found |= {own.reference.record_ids[place] for place in places if place >= 0}
+    return found
 
 
 def _as_it_can(ws: Workspace, champion: Detector) -> Detector:

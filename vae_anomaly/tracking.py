@@ -73,6 +73,7 @@ Kind = Literal["train", "score", "review"]
 T = TypeVar("T")
 
 MODEL_DIGEST, REGISTERED_BY = "digest.model", "registered.by"
+CALIBRATION = "digest.calibration"  # of a version that was calibrated again
 # of a version that was fitted to committed batches: the heads of their sha256, the oldest first, and a sentence
 REFIT_BATCHES, REFIT_ABOUT, HEAD = "refit.batches", "refit.about", 12
 DETECTOR_FOLDER, PART = "artifacts/detector", ".part-"
@@ -295,11 +296,11 @@ class Tracker:
         """
         with self.explained():
             self._require_own_place()
-        kept = ("digest.schema", "digest.config", "digest.data")
+        kept = ("digest.schema", "digest.config", "digest.data", REFIT_BATCHES, REFIT_ABOUT)
         tags = {"monitor": monitor, "code.version": _public("vae-anomaly"), REGISTERED_BY: by}
         tags |= {key: fitted[key] for key in kept if key in fitted}
         tags |= {MODEL_DIGEST: detector.digest, "digest.threshold": detector.threshold.version}
-        tags |= {"digest.calibration": _listing_digest(batches), "verdict": said[:MAX_TAG]}
+        tags |= {CALIBRATION: _listing_digest(batches), "verdict": said[:MAX_TAG]}
         threshold, note = detector.threshold, f"{said} False-alarm rate: {detector.threshold.promise}."
 
         def details(run_id: str, model_id: str) -> None:

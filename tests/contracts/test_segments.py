@@ -17,7 +17,7 @@ import safetensors.torch
 import scipy.stats
 import torch
 
-from vae_anomaly import fitting
+from vae_anomaly import fitting, pipelines
 from vae_anomaly.artifact import FILES
 from vae_anomaly.batch import Records
 from vae_anomaly.detector import Detector, Part
@@ -29,7 +29,7 @@ from vae_anomaly.report.html import to_html
 from vae_anomaly.report.markdown import to_markdown
 from vae_anomaly.schema import Column, Schema
 from vae_anomaly.summary import BatchSummary
-from vae_anomaly.thresholds import false_alarms
+from vae_anomaly.thresholds import conformal, false_alarms
 from vae_anomaly.training import EpochLog, build_seeded
 
 RECIPE = Recipe(
@@ -393,3 +393,17 @@ def test_no_record_is_a_neighbour_of_itself_in_any_detector(several: Detector) -
     assert any(ids & set(own.reference.record_ids) for own in several.segments.values())
     for own in several.without(ids).detectors:
         assert not ids & set(own.reference.record_ids)
+
+
+# ---------------------------------------------------------------- review
+
+
+def test_how_far_it_has_gone_from_its_training_records_is_counted_as_it_decides(
+    several: Detector, records: Records
+) -> None:
+    low = replace(several.segments["north"], threshold=conformal(np.arange(50.0) - 1e6, alpha=0.05))
+    strict = replace(several, segments={**several.segments, "north": low})
+    flagged = strict.detect(records).is_anomaly
+    assert flagged.mean() > several.detect(records).is_anomaly.mean() + 0.1
+    (said,) = pipelines._beside_training(strict, records, seed=0)
+    assert said.startswith(f"Of {len(records):,} normal records of source.training it flags {flagged.mean():.1%}")

@@ -164,6 +164,18 @@ def test_the_same_batches_are_not_fitted_to_again(known: Known) -> None:
     assert due(asking.ws, later + DAY).holds
 
 
+def test_a_batch_whose_file_is_gone_makes_no_news_of_the_others(known: Known) -> None:
+    asking = known.asks(batches=2, cron="* * * * *")
+    made = registered(known)
+    heads = [known.day(i, made + i) for i in range(3)]
+    later = known.candidate(heads[0], heads[2])  # that between them could not be read again
+    decisions.reject(known.ws.monitor, known.ws.mlflow, by="ann", reason="too blind", now=later)
+    assert due(asking.ws, later + DAY).why == "no batch has come since it was done"
+    assert due(known.asks(batches=3, cron="* * * * *").ws, later + DAY).holds  # to another number of them it was not
+    known.day(3, made + 3)
+    assert due(asking.ws, later + DAY).holds
+
+
 def test_an_old_calibration_is_answered_by_one_version(known: Known) -> None:
     asking = known.asks(batches=2, on_stale=True)
     made = registered(known)
@@ -504,3 +516,31 @@ def test_it_is_looked_for_on_its_own_schedule_and_where_scores_may_have_found_a_
     assert asked(RefitConfig(batches=2, cron="0 3 * * 0")) == ["0 3 * * 0"]
     assert asked(RefitConfig(batches=2, cron="0 3 * * 0", on_stale=True)) == ["0 3 * * 0", "0 * * * *"]
     assert asked(RefitConfig(batches=2, cron="0 * * * *", on_stale=True)) == ["0 * * * *"]
+
+
+# ---- and calibrated again ----
+
+
+def test_a_refitted_champion_is_calibrated_again_without_what_trained_it(
+    ws: Workspace, story: dict[str, SimpleNamespace], plain: None
+) -> None:
+    from vae_anomaly.fitting import content_hash, split
+
+    tracker = Tracker(ws.mlflow)
+    name = tracker.registered_name(ws.monitor.name)
+    aliases = tracker.aliases(name)
+    tracker.client.set_registered_model_alias(name, "champion", "3")
+    try:
+        found = pipelines.recalibrate(ws, first=DAYS[4], last=DAYS[6], by="ann", reason="looked through")
+        commits = [commit for commit in Ledger(ws.store).newest() if commit.name in DAYS[4:7]]
+        learned = pipelines.read_recent(ws, commits, 3).training.normal
+        trained = len(np.unique(content_hash(learned.take(split(learned, ws.recipe)["training"]))))
+        assert found.made.left_out.trained == trained > 0
+        assert len(found.made.detector.threshold.measured) == found.made.rows - trained
+        assert again._unfinished(ws, tracker) is None  # it is no refit, and nobody but who made it reviews it
+        reviewed = pipelines.review(ws, version=found.registered.version, replay=0)
+        assert story["after a shift"].found.about in reviewed.warnings
+        assert not any("have changed since the fit" in warning for warning in reviewed.warnings)
+    finally:
+        for alias, version in aliases.items():
+            tracker.client.set_registered_model_alias(name, alias, version)

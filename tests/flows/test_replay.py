@@ -212,6 +212,17 @@ def test_a_record_that_joined_the_calibration_is_no_neighbour_of_itself(answered
     assert found is not None and found.candidate[1] == 1
 
 
+def test_nor_is_one_that_a_refit_learned_from_under_another_id(answered: Workspace, ws: Workspace) -> None:
+    learned = lessons(answered).false_alarms
+    assert learned is not None
+    records = check(table(400, 1), ws.schema, first_row=0, file="training")
+    named = replace(learned, record_ids=np.array([f"day.parquet {id}" for id in learned.record_ids], dtype=object))
+    again = fit_detector(records, ws.schema, ws.recipe, calibrating=named).detector
+    assert not again.detect(learned).is_anomaly.any()  # the twin: it is its own neighbour
+    found = replay(answered, again, None, last=0).on_feedback
+    assert found is not None and found.candidate[1] == 1
+
+
 def test_of_a_threshold_of_each_batch_a_record_alone_says_nothing(answered: Workspace, serving: Detector) -> None:
     by_batch = answered.monitor.model_copy(update={"threshold": FdrConfig(q=0.2)})
     assert replay(replace(answered, monitor=by_batch), serving, None, last=0).on_feedback is None
