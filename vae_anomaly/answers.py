@@ -187,7 +187,9 @@ def answer(ws: Workspace, reply: Reply, now: datetime) -> tuple[Group, Answer]:
         )
     group = found[reply.group]
     seen, _ = _newest(group)
-    times = {"seen": seen.isoformat(timespec="microseconds"), "at": now.isoformat(timespec="microseconds")}
+    # the last word stands, though the clock has gone back or stands still since the one before it
+    at = max(now, group.last.said_at + timedelta(microseconds=1)) if group.last else now
+    times = {"seen": seen.isoformat(timespec="microseconds"), "at": at.isoformat(timespec="microseconds")}
     entry = Answer(group.cause, reply.verdict, until, by, note, **times)
     add(ledger.store, entry)
     return group, entry

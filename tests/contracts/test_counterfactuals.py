@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import modality_samples as samples
 import numpy as np
@@ -20,6 +21,9 @@ import pytest
 from vae_anomaly.batch import Records, concatenate
 from vae_anomaly.detector import Detector
 from vae_anomaly.explain import EXPLAINERS, counterfactual, counterfactuals, explain
+from vae_anomaly.explain.text import Tokens
+from vae_anomaly.likelihoods.tokens import SPECIAL
+from vae_anomaly.preprocessing.text import TextPreprocessor, pieces
 from vae_anomaly.report.model import Counterfactual, FlaggedRecord, Replacement
 from vae_anomaly.schema import check
 from vae_anomaly.summary import Strangest, flagged_records
@@ -264,3 +268,18 @@ def test_a_changed_image_or_line_is_normal(case: samples.Case) -> None:
                 assert one.found in before and change is not None
                 assert one.normal in change.changed.values["line"][0].as_py().split()
                 assert one.normal in detector.preprocessor.vocabulary  # type: ignore[union-attr]
+
+
+def test_a_changed_line_reads_as_it_did_but_for_what_is_replaced() -> None:
+    preprocessor = TextPreprocessor("line", 8, ("number", "address"), ("server", "===", "a"), 1.0)
+    lines = ["one a two", "16383 signs before z", 16383 * "=" + "z", "DB10.0.0.110.0.0.1a0xff@key", "@\t::10xffDBse"]
+    parts = Tokens(cast(Any, SimpleNamespace(preprocessor=preprocessor)), cast(Any, None), ())
+    changed = 0
+    for line in lines:
+        before = [piece.token for piece in pieces(line, preprocessor.replace)]
+        for i in range(len(before)):
+            new = parts._line(line, np.array([i]), np.full(len(before), SPECIAL))
+            after = [piece.token for piece in pieces(new, preprocessor.replace)]
+            assert after in (before, [*before[:i], "server", *before[i + 1 :]]), (line[-40:], i)
+            changed += new != line
+    assert changed >= 7  # of ordinary lines each token is replaced

@@ -413,6 +413,18 @@ def test_an_answer_is_of_what_was_there_and_has_an_end(store: Store) -> None:
     assert {e.verdict for e in entries(store)} == {"acknowledged", "resolved"}
 
 
+@pytest.mark.parametrize("later", [timedelta(0), timedelta(hours=-1)], ids=["stands still", "goes back"])
+def test_the_last_answer_stands_whatever_the_clock_does(store: Store, later: timedelta) -> None:
+    scored_batch(store, 0, "day-0.csv")
+    (group,) = found(store).values()
+    now = START + timedelta(2)
+    for i in range(6):
+        verdict = "resolved" if i % 2 else "acknowledged"
+        answer(workspace(store), Reply(group.id, verdict, "ann", str(i)), now + i * later)
+        (after,) = found(store).values()
+        assert after.last and (after.last.verdict, after.last.note) == (verdict, str(i))
+
+
 @pytest.mark.parametrize(
     ("reply", "words"),
     [

@@ -130,10 +130,13 @@ class Tokens:
         return replace(records, values={**records.values, column: pa.array(lines, pa.string())})
 
     def _line(self, line: str, places: np.ndarray, ids: np.ndarray) -> str:
-        words = [piece.text for piece in pieces(line, self._preprocessor.replace)]
+        """``line`` with those tokens at ``places``; as it is where written so it would read as other tokens besides."""
+        found = pieces(line, self._preprocessor.replace)
+        words, tokens = [piece.text for piece in found], [piece.token for piece in found]
         for i in places:
-            words[i] = self._preprocessor.vocabulary[ids[i] - SPECIAL]
-        return " ".join(words)
+            words[i] = tokens[i] = self._preprocessor.vocabulary[ids[i] - SPECIAL]
+        changed = " ".join(words)
+        return changed if [piece.token for piece in pieces(changed, self._preprocessor.replace)] == tokens else line
 
     def replacements(self, row: int, parts: Sequence[int], changed: Records) -> tuple[Replacement, ...]:
         """Both tokens at each position."""
