@@ -117,7 +117,9 @@ def _on_feedback(ws: Workspace, detectors: Sequence[Detector]) -> OnFeedback | N
 def _equal(detector: Detector, records: Records | None) -> set[str]:
     """The ids of the reference records that are equal to one of ``records``."""
     found: set[str] = set()
-    for own, mine in zip(detector.detectors, detector.routed(records), strict=True) if records else ():
+    if records is None:
+        return found
+    for own, mine in zip(detector.detectors, detector.routed(records), strict=True):
         places = own.reference.places(own.encode(records.take(mine))).tolist() if len(mine) else []
         found |= {own.reference.record_ids[place] for place in places if place >= 0}
     return found
