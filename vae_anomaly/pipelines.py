@@ -387,6 +387,7 @@ def recalibrate(
     by, reason, tracker = words("--by", by), words("--reason", reason), Tracker(ws.mlflow)
     batches = recalibration.named_batches(ws, first, last, but)
     champion, model = load_version(ws, tracker, "champion")
+    recalibration.require_one(champion)
     with tracker.explained():
         tags = tracker.tags(tracker.resolve(ws.monitor.name, model.version))
     training = _learned(ws, tags, progress)

@@ -198,6 +198,15 @@ def _delivered(ws: Workspace, batch: Batch) -> Iterator[Delivery]:
 # ---- the calibration ----
 
 
+def require_one(detector: Detector) -> None:
+    """Raise :class:`ConfigError` for a detector that has others for segments."""
+    if detector.segments:
+        raise ConfigError(
+            f"the champion must be one detector to be calibrated again. Got one for each {detector.by}. Fit again, as"
+            " `vae-anomaly refit` does."
+        )
+
+
 def recalibrated(
     ws: Workspace,
     detector: Detector,
@@ -217,15 +226,10 @@ def recalibrated(
     Raises
     ------
     ConfigError
-        So many records cannot hold what the threshold promises, or there is a detector for each segment.
+        So many records cannot hold what the threshold promises.
     DataError
         None of them is left, or a file changes while it is read.
     """
-    if detector.segments:
-        raise ConfigError(
-            f"the champion must be one detector to be calibrated again. Got one for each {detector.by}. Fit again, as"
-            " `vae-anomaly refit` does."
-        )
     require_segments(ws.recipe, ws.schema)
     total = sum(batch.commit.rows for batch in batches)
     known = np.zeros(0, np.uint64) if anomalies is None else content_hash(anomalies)

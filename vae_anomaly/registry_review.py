@@ -173,8 +173,8 @@ def _feedback_gates(found: OnFeedback | None, limits: GatesConfig) -> Iterator[G
     if found is None or found.champion is None or not found.champion[0]:
         return
     explanation = (
-        f"Share of the {found.champion[0]:,} records that the champion flags and that people confirmed to be"
-        " anomalies, which this version flags, too."
+        f"Share of the records that the champion flags and people confirmed to be anomalies, {found.champion[0]:,} in"
+        " all, that this version flags, too."
     )
     share = found.kept / found.champion[0]
     yield Gate("confirmed anomalies kept", share, "at least", limits.min_alerts_kept, explanation, "share")

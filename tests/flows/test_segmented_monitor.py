@@ -110,6 +110,12 @@ def test_the_bytes_do_not_depend_on_how_the_rows_arrive(served: tuple[Path, str]
     assert one == three and len(one) == 4
 
 
+def test_detectors_of_several_segments_are_not_calibrated_again(served: tuple[Path, str]) -> None:
+    said = cli("recalibrate", served[0], "--from", "day.parquet", "--by", "ann", "--reason", "looked through")
+    (line,) = said.errors
+    assert said.code == 2 and "must be one detector to be calibrated again. Got one for each shop" in line
+
+
 def test_an_edited_alpha_decides_again_from_the_same_scores(served: tuple[Path, str], tmp_path: Path) -> None:
     shutil.copytree(served[0].parent, home := tmp_path / "home")
     folder, again = home / "shops", ("score", home / "shops", "--backfill", "day", "day", "--reprocess", "all")
