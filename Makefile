@@ -25,7 +25,7 @@ test-faults: $(STAMP)
 	$(BIN)/python -m pytest -s -m faults
 
 test-statistics: $(STAMP)
-	$(BIN)/python -m pytest tests/contracts/test_thresholds.py tests/statistics
+	$(BIN)/python -m pytest tests/contracts/test_thresholds.py tests/contracts/test_segments.py tests/unit/test_watch.py tests/statistics
 
 quarter: $(STAMP)
 	$(BIN)/python -m benchmarks.quarter
