@@ -503,7 +503,7 @@ def decided_now(ws: Workspace, detector: Detector) -> Detector:
                 f"threshold.method must be conformal for a detector with segments. Got {threshold.kind!r}. Fit, review"
                 " and promote a detector without, or restore threshold."
             )
-        own = {name: decided_now(ws, of) for name, of in detector.segments.items()}
+        own = {name: _decided_of(ws, f"{detector.by} {name!r:.60}", of) for name, of in detector.segments.items()}
         general = decided_now(ws, detector.detectors[0])
         same = all(own[name] is of for name, of in detector.segments.items()) and general is detector.detectors[0]
         return detector if same else dataclasses.replace(detector, threshold=general.threshold, segments=own)
@@ -518,6 +518,13 @@ def decided_now(ws: Workspace, detector: Detector) -> Detector:
     if wanted.version == detector.threshold.version:
         return detector
     return dataclasses.replace(detector, threshold=wanted)
+
+
+def _decided_of(ws: Workspace, segment: str, detector: Detector) -> Detector:
+    try:
+        return decided_now(ws, detector)
+    except ConfigError as error:
+        raise ConfigError(f"{segment}: {error}") from error
 
 
 def read_records(delivery: Delivery, ws: Workspace, first: int = 0) -> Iterator[Records]:

@@ -129,7 +129,7 @@ def test_an_edited_alpha_decides_again_from_the_same_scores(served: tuple[Path, 
     assert not {*before.threshold.segments} & {*after.threshold.segments}
     # what its calibration does not support, or what is no threshold for several detectors, is refused in a line
     for text, said in (
-        (SEGMENTS.replace("alpha: 0.05", "alpha: 0.01"), "threshold.alpha must be at least 1 / (n + 1)"),
+        (SEGMENTS.replace("alpha: 0.05", "alpha: 0.01"), "': threshold.alpha must be at least 1 / (n + 1)"),
         (MONITOR.replace("{alpha: 0.05}", "{method: fdr, q: 0.1}"), "must be conformal for a detector with segments"),
         (SEGMENTS.replace("{alpha: 0.05}", "{method: fdr, q: 0.1}"), "must be conformal where there are segments"),
         (MONITOR + "segments: {by: amount}\n", "segments.by must name a category or boolean column. Got 'amount'"),
