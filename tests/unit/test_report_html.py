@@ -517,7 +517,7 @@ def test_headline_fits_the_situation(changes, headline):
 def test_a_card_speaks_of_the_threshold_that_decided_on_its_record():
     """Where segments have thresholds of their own, that of all records says nothing of how far a record is beyond."""
     axis = ScoreHistogram((0.0, 10.0, 20.0, 40.0), (0.9, 0.1, 0.0), (0.5, 0.3, 0.2))
-    made = replace(one_record(), histogram=axis, threshold_value=8.0, calibration_records=500)
+    made = replace(one_record(), histogram=axis, threshold_value=8.0, calibration_records=500, extrapolated=None)
     record = replace(made.records[0], score=21.0, p_value=1 / 51)
     own = replace(record, threshold=20.9, calibration_records=50)
     said = [" ".join("".join(Page(to_html(replace(made, records=(r,)))).words).split()) for r in (record, own)]
