@@ -10,9 +10,10 @@ import importlib
 import logging
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect import Flow, Task
@@ -25,6 +26,7 @@ from prefect.states import Failed
 
 from flows.server import local_server
 from vae_anomaly.errors import ConfigError, VaeAnomalyError
+from vae_anomaly.store.files import Busy, Store
 from vae_anomaly.workspace import Progress, Workspace, silent
 
 _log = logging.getLogger(__name__)
@@ -70,6 +72,16 @@ def work(
         if isinstance(error, VaeAnomalyError):
             return Failed(name=REFUSED, message=str(error))
         raise
+
+
+def alone(store: Store, folder: Path, function: Callable[[], T]) -> T | None:
+    """What ``function`` gives, holding the lock of a ``folder``; None where another process holds it."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(store.lock(folder, patience=0))
+        except Busy:
+            return None
+        return function()
 
 
 def failure(name: str, message: str) -> State[Any]:

@@ -16,7 +16,6 @@ It is a run of its own beside those that score, waits for none of them and holds
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
 from typing import Any
 
 from prefect import flow, task
@@ -25,10 +24,9 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows import train
-from flows.job import failure, in_process, work
+from flows.job import alone, failure, in_process, work
 from flows.server import RUNNER, bind_to_parent
 from vae_anomaly.refit import Due, Refit, refit_if_due
-from vae_anomaly.store.files import Busy
 from vae_anomaly.workspace import Progress, Workspace, silent
 
 NICENESS = 10  # of a run that nobody waits for
@@ -57,12 +55,7 @@ def refit_flow(monitor: str, mlflow: str | None = None) -> Any:
 def refit_alone(ws: Workspace, progress: Progress) -> Refit | Due | None:
     """Fit again where that is due, unless another run does: None then. The kernel holds the lock."""
     store = ws.store.prepare(ws.monitor.name)
-    with ExitStack() as held:
-        try:
-            held.enter_context(store.lock(store.incidents, patience=0))
-        except Busy:
-            return None
-        return refit_if_due(ws, progress)
+    return alone(store, store.incidents, lambda: refit_if_due(ws, progress))
 
 
 def run(ws: Workspace, progress: Progress = silent) -> Refit | Due | None:

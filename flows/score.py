@@ -17,7 +17,6 @@ No state holds the next run back, for each run takes its work from what lies in 
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
 from typing import Any
 
 from prefect import flow, task
@@ -25,11 +24,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.job import failure, from_this_process, in_process, publish, work, worth_a_retry
+from flows.job import alone, failure, from_this_process, in_process, publish, work, worth_a_retry
 from flows.server import RUNNER, bind_to_parent
 from vae_anomaly import scoring
 from vae_anomaly.scoring import ScoreOutcome
-from vae_anomaly.store.files import Busy
 from vae_anomaly.workspace import Progress, Workspace, silent
 
 
@@ -58,12 +56,7 @@ def score_flow(monitor: str, mlflow: str | None = None) -> Any:
 def score_alone(ws: Workspace, progress: Progress) -> ScoreOutcome | None:
     """Score unless another scheduled run does: None then. The kernel holds the lock, so no dead run can keep it."""
     store = ws.store.prepare(ws.monitor.name)
-    with ExitStack() as held:
-        try:
-            held.enter_context(store.lock(store.root, patience=0))
-        except Busy:
-            return None
-        return scoring.score(ws, progress)
+    return alone(store, store.root, lambda: scoring.score(ws, progress))
 
 
 def _final(counts: Any) -> State[Any]:

@@ -40,6 +40,11 @@ class Records:
         scorable: np.ndarray = self.status == OK
         return scorable
 
+    @property
+    def normal(self) -> np.ndarray:
+        """(B,) bool: what a fit uses, the rows that are scorable and not labelled as anomalies."""
+        return self.scorable if self.labels is None else self.scorable & ~self.labels
+
     def take(self, index: np.ndarray) -> Records:
         """The rows at the positions ``index`` (integers); ``first_row`` is kept as it is."""
         index = np.asarray(index, dtype=np.int64)

@@ -135,7 +135,7 @@ def fit_detector(
     ConfigError
         An unknown model, score or option, or an alpha that the calibration set does not support.
     """
-    normal = records.scorable if records.labels is None else records.scorable & ~records.labels
+    normal = records.normal
     records = records.take(np.flatnonzero(normal))
     doubted = np.zeros(len(records), bool) if doubtful is None else doubtful[normal]
     if len(records) < MIN_RECORDS:

@@ -155,10 +155,12 @@ def _taught(ws: Workspace, training: Training) -> Training:
     from vae_anomaly.fitting import content_hash
 
     learned, kept, doubtful = lessons(ws), np.ones(len(training.records), bool), training.doubtful
-    if learned.anomalies is not None:
-        kept = ~np.isin(content_hash(training.records), content_hash(learned.anomalies))
-    if doubtful is not None and learned.false_alarms is not None:
-        doubtful = doubtful & ~np.isin(content_hash(training.records), content_hash(learned.false_alarms))
+    if learned.digest:  # somebody said something
+        content = content_hash(training.records)
+        if learned.anomalies is not None:
+            kept = ~np.isin(content, content_hash(learned.anomalies))
+        if doubtful is not None and learned.false_alarms is not None:
+            doubtful = doubtful & ~np.isin(content, content_hash(learned.false_alarms))
     digests = dict(training.digests) | ({"feedback": learned.digest} if learned.digest else {})
     records = training.records if kept.all() else training.records.take(np.flatnonzero(kept))
     doubtful = None if doubtful is None else doubtful[kept]
@@ -168,7 +170,7 @@ def _taught(ws: Workspace, training: Training) -> Training:
 def _sane(records: Records, file: str) -> Records:
     """The records; raises :class:`DataError` for a normal one with a number that would blind its column."""
     for column, beyond in _absurd(records):
-        far = np.flatnonzero(usable(records) & beyond)
+        far = np.flatnonzero(records.normal & beyond)
         if far.size:
             raise DataError(
                 "absurd_value",
@@ -308,13 +310,7 @@ def fit_on(
 
 def normal_records(records: Records) -> Records:
     """The rows that a fit uses: scorable and not labelled as anomalies."""
-    return records.take(np.flatnonzero(usable(records)))
-
-
-def usable(records: Records) -> np.ndarray:
-    """(B,) bool: those rows."""
-    mask: np.ndarray = records.scorable if records.labels is None else records.scorable & ~records.labels
-    return mask
+    return records.take(np.flatnonzero(records.normal))
 
 
 def example_frame(ws: Workspace, rows: int = 5) -> Any:

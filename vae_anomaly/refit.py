@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 from vae_anomaly import decisions, pipelines
 from vae_anomaly.config import RefitConfig
 from vae_anomaly.errors import ConfigError
-from vae_anomaly.pipelines import FitOutcome, Recent, usable
+from vae_anomaly.pipelines import FitOutcome, Recent
 from vae_anomaly.store.commits import Ledger, standing
 from vae_anomaly.store.records import Commit, Incident
 from vae_anomaly.tracking import CALIBRATION, HEAD, REFIT_ABOUT, REFIT_BATCHES, Resolved, Tracker
@@ -200,7 +200,7 @@ def _is_answered(ws: Workspace, candidate: Resolved) -> bool:
 def _tags(recent: Recent) -> dict[str, str]:
     """What a version says of the batches that it was fitted to."""
     commits, records = recent.commits, recent.training
-    doubtful = 0 if records.doubtful is None else int((records.doubtful & usable(records.records)).sum())
+    doubtful = 0 if records.doubtful is None else int((records.doubtful & records.records.normal).sum())
     shifted = sum(commit.drifted for commit in commits)
     about = (
         f"Fitted to {len(commits):,} batches, from {commits[0].name} to {commits[-1].name}, of which {shifted:,} have"

@@ -259,15 +259,13 @@ class _Tally:
     def _cards(self, i: int) -> tuple[Change, ...]:
         """The strangest records that only the detector ``i`` flags, without pictures, neighbours and what would make
         them normal: it is a page of changes, and the batch's report has them."""
-        records = flagged_records(self.detectors[i], self._only[i])
+        records = flagged_records(self.detectors[i], self._only[i], changes=False)
         _, (_, rows, _, scores, p_values) = self._only[i].top or (None, (np.zeros(0),) * 5)
         batches = np.searchsorted(self._starts, rows, side="right") - 1
         return tuple(
             Change(
                 batch=self._names[batch],
-                record=replace(
-                    card, row_index=int(row) - self._starts[batch], picture=None, neighbours=(), counterfactual=None
-                ),
+                record=replace(card, row_index=int(row) - self._starts[batch], picture=None, neighbours=()),
                 other_score=None if np.isnan(score) else float(score),
                 other_p_value=None if np.isnan(p_value) else float(p_value),
             )

@@ -354,23 +354,24 @@ class BatchSummary:
         return notes
 
 
-def flagged_records(detector: Detector, strangest: Strangest) -> tuple[FlaggedRecord, ...]:
-    """The records that ``detector`` flags, with their reasons."""
+def flagged_records(detector: Detector, strangest: Strangest, *, changes: bool = True) -> tuple[FlaggedRecord, ...]:
+    """The records that ``detector`` flags, with their reasons and, with ``changes``, what would make them normal."""
     if strangest.top is None:
         return ()
     records, (scores, rows, *_) = strangest.top
     found = detector.decided(records, records.status, scores)
     part = np.zeros(len(records), np.int64) if found.part is None else found.part
     # each by the detector that scored it
-    explained: dict[int, tuple[Detector, Explanation, Counterfactual]] = {}
+    explained: dict[int, tuple[Detector, Explanation, Counterfactual | None]] = {}
     for own, mine in zip(detector.detectors, detector.routed(records), strict=True):
         if not len(mine):
             continue
         routed = records.take(mine)
         explanations = explain(own, routed)
-        # of another segment it would be another detector's
-        changes = counterfactuals(replace(own, by=detector.by), routed, explanations)
-        for i, explanation, change in zip(mine.tolist(), explanations, changes, strict=True):
+        found_normal: Sequence[Counterfactual | None] = [None] * len(mine)
+        if changes:  # of another segment it would be another detector's
+            found_normal = counterfactuals(replace(own, by=detector.by), routed, explanations)
+        for i, explanation, change in zip(mine.tolist(), explanations, found_normal, strict=True):
             explained[i] = own, explanation, change
     out = []
     for i, (own, explanation, change) in sorted(explained.items()):
